@@ -1,0 +1,31 @@
+// Merging of partial posteriors.
+#include <cmath>
+
+#include "pyels.h"
+
+namespace pyels {
+
+void merge(Partial& into, const Partial& from) {
+  for (std::int64_t p = 0; p < into.pixels; ++p) {
+    if (from.s[p] == 0.0) continue;  // empty: m is -inf, and -inf - -inf below would be NaN
+    const double m = std::max(into.m[p], from.m[p]);
+    const double a = std::exp(into.m[p] - m), b = std::exp(from.m[p] - m);  // exp(-inf) = 0 when into is empty
+    if (into.full) {
+      // e refers to m as well: moving m to m' turns (log w - m) into (log w - m) + (m - m').
+      const double shift_a = into.s[p] == 0.0 ? 0.0 : into.m[p] - m, shift_b = from.m[p] - m;
+      into.e[p] = a * (into.e[p] + into.s[p] * shift_a) + b * (from.e[p] + from.s[p] * shift_b);
+      if (from.top[p] > into.top[p] || (from.top[p] == into.top[p] && from.source[p] < into.source[p])) {
+        into.top[p] = from.top[p];
+        into.source[p] = from.source[p];
+      }
+    }
+    into.s[p] = a * into.s[p] + b * from.s[p];
+    for (std::int64_t c = 0; c < into.channels; ++c) {
+      double& y = into.y[c * into.pixels + p];
+      y = a * y + b * from.y[c * into.pixels + p];
+    }
+    into.m[p] = m;
+  }
+}
+
+}  // namespace pyels

@@ -1,0 +1,108 @@
+// The whole C++ interface: what is computed, from what, into what. No Python, torch or CUDA types.
+//
+// For every query pixel p and every source patch i in S(p), with centre c_i and window phi_i,
+//
+//     log w_i = - || x[window(p)] - alpha * phi_i ||^2 / (2 sigma^2)
+//
+// and the result is the partial posterior of each pixel (struct Partial). Letters in shape comments are the ones used
+// in Python: N images, B queries, C channels, H rows, W columns, k window size.
+#pragma once
+
+#include <cstdint>
+#include <limits>
+#include <stdexcept>
+#include <vector>
+
+namespace pyels {
+
+// What a query compares: the whole image, or the k x k window around the pixel.
+enum class Window : int { image = 0, square = 1 };
+
+// The source set S(p): where in each bank image the patches compared with pixel p lie.
+enum class Sources : int {
+  same_position = 0,  // at p; windows are clipped at the border                              (IS, LS)
+  circular = 1,       // everywhere; windows wrap around                                      (ES, ELS)
+  interior = 2,       // where the window lies wholly inside; the query's window wraps around (ELS)
+  zeros = 3           // where the window overhangs the border as p's does; windows clipped   (ELS)
+};
+
+struct Problem {
+  // Bank. Exactly one of the two pointers is set; uint8 v stands for v / 127.5 - 1.
+  const std::uint8_t* pixels_uint8 = nullptr;  // (N, C, H, W)
+  const float* pixels_float = nullptr;         // (N, C, H, W)
+  std::int64_t images = 0;                     // N
+  std::int64_t channels = 0, height = 0, width = 0;
+  const std::int64_t* order = nullptr;  // (N) image numbers, those of one class side by side; null: 0 .. N-1
+
+  // Queries. Query b is compared with the images order[begin[b]] .. order[end[b] - 1].
+  std::int64_t queries = 0;             // B
+  const float* x = nullptr;             // (B, C, H, W)
+  const double* alpha = nullptr;        // (B)
+  const double* sigma = nullptr;        // (B)
+  const std::int64_t* begin = nullptr;  // (B)
+  const std::int64_t* end = nullptr;    // (B)
+
+  Window window = Window::square;
+  Sources sources = Sources::zeros;
+  std::int64_t patch_size = 1;  // k, odd; of no meaning to Window::image
+
+  int threads = 1;
+  bool full = false;                  // also fill the last three arrays of Partial
+  bool (*interrupted)() = nullptr;    // asked a few times a second by the calling thread; true stops the work
+};
+
+// The partial posterior of each pixel over a part of the bank. It is a monoid: `merge` below is associative, and the
+// neutral element is what `Partial(pixels, channels, full)` makes. Posterior mean = y / s.
+struct Partial {
+  std::int64_t pixels = 0, channels = 0;  // pixels = H * W
+  bool full = false;
+  std::vector<double> m;  // (H, W)    exponent that s, y and e refer to: near the largest log w, -inf when empty
+  std::vector<double> s;  // (H, W)    sum of exp(log w - m)
+  std::vector<double> y;  // (C, H, W) sum of exp(log w - m) * centre
+  std::vector<double> e;                  // (H, W) sum of exp(log w - m) * (log w - m)
+  std::vector<double> top;                // (H, W) largest log w
+  std::vector<std::int64_t> source;       // (H, W) its patch: image * H * W + row * W + column, -1 when empty
+
+  Partial(std::int64_t pixels_, std::int64_t channels_, bool full_)
+      : pixels(pixels_), channels(channels_), full(full_) {
+    clear();
+  }
+
+  void clear() {
+    const double none = -std::numeric_limits<double>::infinity();
+    const auto n = static_cast<std::size_t>(pixels);
+    m.assign(n, none);
+    s.assign(n, 0.0);
+    y.assign(n * static_cast<std::size_t>(channels), 0.0);
+    if (full) {
+      e.assign(n, 0.0);
+      top.assign(n, none);
+      source.assign(n, -1);
+    }
+  }
+};
+
+// The one merge: into := into + from. Of two equally heavy patches the one with the lower number is the source.
+void merge(Partial& into, const Partial& from);
+
+// Receives the finished partial posterior of query b; called from the calling thread, b ascending.
+struct Sink {
+  virtual ~Sink() = default;
+  virtual void take(std::int64_t b, const Partial& partial) = 0;
+};
+
+struct Interrupted : std::runtime_error {
+  Interrupted() : std::runtime_error("interrupted") {}
+};
+
+// The definition in double precision, one pair after the other: what every engine is tested against.
+void reference_engine(const Problem& problem, Sink& sink);
+
+// The exact float32 engine. Bit-identical for any number of threads and any batch.
+void cpu_engine(const Problem& problem, Sink& sink);
+
+// The instruction sets this CPU can run, best first, and the one in use (environment variable PYELS_ISA, else the best).
+std::vector<const char*> available_isas();
+const char* isa_in_use();
+
+}  // namespace pyels

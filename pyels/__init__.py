@@ -1,0 +1,36 @@
+"""pyels: what a convolutional diffusion model draws, in closed form.
+
+The equivariant local score machine of Kamb & Ganguli (ICML 2025, arXiv 2412.20292) and its siblings, exact and fast.
+"""
+
+from importlib.metadata import version
+
+from pyels import datasets, metrics, presets
+from pyels.bank import PatchBank
+from pyels.denoiser import Denoiser
+from pyels.machines import ELS, ES, IS, LS, Machine
+from pyels.nets import NetworkDenoiser, ResNet
+from pyels.posterior import PartialPosterior, Posterior
+from pyels.sampling import sample
+from pyels.schedules import make_schedule
+
+__version__ = version("pyels")
+
+__all__ = [
+    "ELS",
+    "ES",
+    "IS",
+    "LS",
+    "Denoiser",
+    "Machine",
+    "NetworkDenoiser",
+    "PartialPosterior",
+    "PatchBank",
+    "Posterior",
+    "ResNet",
+    "datasets",
+    "make_schedule",
+    "metrics",
+    "presets",
+    "sample",
+]

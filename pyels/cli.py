@@ -1,0 +1,367 @@
+"""The command line: `pyels demo | sample | info`."""
+
+from __future__ import annotations
+
+import json
+import platform
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import click
+import torch
+from tqdm import tqdm
+
+import pyels
+from pyels import _core, comparison, datasets, plots, presets, runs
+from pyels.engines import ENGINES, default_threads
+from pyels.files import write_json, write_tensors
+from pyels.machines import ELS, ES, IS, LS, Machine
+from pyels.sampling import SOLVERS, Step
+from pyels.schedules import SCHEDULES
+
+INTERRUPTED = 130
+
+_engine_option = click.option("--engine", type=click.Choice(ENGINES), default="auto", show_default=True)
+_threads_option = click.option("--threads", type=int, help="Number of threads [default: all CPUs this process may use]")
+_json_option = click.option("--json", "as_json", is_flag=True, help="Print the result as JSON on standard output.")
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the program: bad input ends it with status 2 and one line on standard error."""
+    try:
+        sys.exit(program.main(args=arguments, prog_name="pyels", standalone_mode=False) or 0)
+    except click.exceptions.NoArgsIsHelpError as error:
+        click.echo(error.format_message(), err=True)
+        sys.exit(2)
+    except click.ClickException as error:
+        _fail(error.format_message())
+    except (ValueError, TypeError, OSError, ImportError, MemoryError) as error:
+        _fail(str(error) or type(error).__name__)
+    except (click.Abort, KeyboardInterrupt):
+        click.echo("pyels: interrupted; the same command goes on after the last finished sample", err=True)
+        sys.exit(INTERRUPTED)
+
+
+def _fail(message: str) -> None:
+    click.echo("pyels: error: " + " ".join(message.split()), err=True)
+    sys.exit(2)
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(pyels.__version__, prog_name="pyels")
+def program() -> None:
+    """What a convolutional diffusion model draws, in closed form."""
+
+
+# ---- demo ----------------------------------------------------------------------------------------------------------
+
+
+@program.command()
+@click.option("--num", type=int, default=10, show_default=True, help="Number of seeds, classes 0, 1, 2 .. in turn.")
+@click.option("--seed", type=int, default=0, show_default=True, help="First seed.")
+@click.option("--out", type=click.Path(path_type=Path), default=Path("pyels-demo"), show_default=True)
+@_engine_option
+@_threads_option
+@_json_option
+def demo(num: int, seed: int, out: Path, engine: str, threads: int | None, as_json: bool) -> None:
+    """A trained network and the machines draw from the same noise.
+
+    Uses the Fashion-MNIST images and the small ResNet that come with the package; needs no network and no training.
+    Writes demo.png, report.json and demo.safetensors to the output folder.
+    """
+    _check_num(num)
+    bank = datasets.load(datasets.EMBEDDED)
+    network, record = comparison.load_demo_network()
+    sizes = record["calibration"]["patch_sizes"]
+    contenders = {
+        "network": comparison.Contender(network),
+        "els": comparison.Contender(ELS(bank, engine=engine, threads=threads), sizes),
+        "ls": comparison.Contender(LS(bank, engine=engine, threads=threads), sizes),
+        "is": comparison.Contender(IS(bank, engine=engine, threads=threads)),
+    }
+    seeds = [seed + i for i in range(num)]
+    labels = [i % 10 for i in range(num)]
+    settings = {"command": "demo", "version": pyels.__version__, "seeds": seeds, "labels": labels}
+    with _step_bar(num * len(sizes) * len(contenders)) as bar:
+        images = comparison.compare(
+            contenders, bank, seeds, labels, len(sizes), out, settings, on_step=lambda step: bar.update()
+        )
+    machines = ["els", "ls", "is"]
+    report = comparison.report(images, "network", machines, seeds)
+    report["labels"] = labels
+
+    r = {machine: [f"r = {v:.2f}" for v in report["per_seed"][machine]["pearson_r"]] for machine in machines}
+    plots.draw_rows(
+        out / "demo.png",
+        [
+            plots.Row("noise", images["noise"] / 2),
+            plots.Row("trained\nnetwork", images["network"]),
+            plots.Row("ELS machine", images["els"], r["els"]),
+            plots.Row("LS machine", images["ls"], r["ls"]),
+            plots.Row("IS machine", images["is"], r["is"]),
+            plots.Row("nearest\ntraining image", images["nearest"]),
+        ],
+        [f"seed {s}" for s in seeds],
+    )
+    write_tensors(out / "demo.safetensors", {**images, "labels": torch.tensor(labels)})
+    write_json(out / "report.json", report)
+    runs.finished(out)
+    if as_json:
+        click.echo(json.dumps(report, indent=2))
+        return
+    click.echo(f"median over {num} seeds, each machine against the trained network:")
+    click.echo(f"{'':4} {'pearson_r':>10} {'pearson_r2':>11} {'r2_score':>9}")
+    for machine in machines:
+        m = report["median"][machine]
+        click.echo(f"{machine.upper():4} {m['pearson_r']:10.3f} {m['pearson_r2']:11.3f} {m['r2_score']:9.3f}")
+    click.echo(f"ELS closer to the network than IS: {report['els_beats_is']:.0%} of seeds")
+    click.echo(f"picture: {out / 'demo.png'}")
+
+
+# ---- sample --------------------------------------------------------------------------------------------------------
+
+
+@program.command("sample")
+@click.option("--dataset", default=datasets.EMBEDDED, show_default=True, help="A name (see `pyels info`) or a path.")
+@click.option("--machine", "kind", type=click.Choice(["is", "es", "ls", "els"]), default="els", show_default=True)
+@click.option("--boundary", type=click.Choice(ELS.boundaries), help="Of ELS.  [default: zeros]")
+@click.option("--patch-size", type=int, help="One window size for all steps, odd.")
+@click.option(
+    "--patch-sizes",
+    help="One size a step, cleanest first, as 3,3,5,..; a preset's name; or kamb2025[:NAME] to step as the paper's "
+    "released code.  [default: the preset of the data set]",
+)
+@click.option("--steps", type=int, help="Number of steps.  [default: 20, or as many as --patch-sizes]")
+@click.option("--schedule", type=click.Choice(SCHEDULES), default="cosine", show_default=True)
+@click.option("--solver", type=click.Choice(SOLVERS), default="ddim", show_default=True)
+@click.option("--num", type=int, default=4, show_default=True, help="Number of samples.")
+@click.option("--labels", help="Classes, as 0,1,7,9; repeated in turn over the samples.  [default: all images]")
+@click.option("--seed", type=int, default=0, show_default=True, help="Sample i is drawn from the noise of seed + i.")
+@click.option("--limit", type=int, help="Use only the first so many images.")
+@_engine_option
+@_threads_option
+@click.option("--out", type=click.Path(path_type=Path), default=Path("pyels-samples"), show_default=True)
+@_json_option
+def sample_command(
+    dataset: str,
+    kind: str,
+    boundary: str | None,
+    patch_size: int | None,
+    patch_sizes: str | None,
+    steps: int | None,
+    schedule: str,
+    solver: str,
+    num: int,
+    labels: str | None,
+    seed: int,
+    limit: int | None,
+    engine: str,
+    threads: int | None,
+    out: Path,
+    as_json: bool,
+) -> None:
+    """Draw samples with a machine.
+
+    Writes samples.png, samples.safetensors (noise, samples, labels) and run.json to the output folder. A run that was
+    stopped goes on after its last finished sample when the command is repeated.
+    """
+    _check_num(num)
+    classes = None if labels is None else _integers("--labels", labels)
+    if kind != "els" and boundary is not None:
+        raise ValueError(f"--boundary {boundary} was given, but only machine els has one")
+    bank = datasets.load(dataset, limit=limit)
+    machine = _machine(kind, bank, boundary or "zeros", engine, threads)
+    stepping = _stepping(machine, dataset, boundary or "zeros", patch_size, patch_sizes, steps, schedule)
+    per_sample = None if classes is None else [classes[i % len(classes)] for i in range(num)]
+    for c in set(per_sample or []):
+        bank.class_range(c)
+    settings: dict[str, Any] = {
+        "command": "sample",
+        "version": pyels.__version__,
+        "dataset": dataset if dataset in datasets.NAMES else str(Path(dataset).resolve()),
+        "limit": limit,
+        "bank": {"images": len(bank), "shape": list(bank.shape), "crc32": bank.fingerprint()},
+        "machine": kind,
+        "boundary": (boundary or "zeros") if kind == "els" else None,
+        **stepping,
+        "solver": solver,
+        "num": num,
+        "labels": per_sample,
+        "seed": seed,
+        "engine": machine.engine,
+        "isa": _core.isa_in_use(),
+    }
+    started, pairs = time.perf_counter(), 0
+
+    def one(i: int) -> dict[str, torch.Tensor]:
+        nonlocal pairs
+        label = None if per_sample is None else torch.tensor([per_sample[i]])
+
+        def on_step(step: Step) -> None:
+            nonlocal pairs
+            pairs += machine.pairs(label, step.level.patch_size)
+            bar.update()
+
+        noise = runs.noise_of_seed(seed + i, bank.shape)
+        drawn = pyels.sample(machine, noise[None], labels=label, solver=solver, callback=on_step, **stepping)
+        return {"noise": noise, "samples": drawn[0]}
+
+    n_steps = stepping["steps"] if isinstance(stepping["steps"], int) else len(stepping["steps"])
+    with _step_bar(num * n_steps) as bar:
+        images = runs.resumable(out, settings, num, one)
+    seconds = time.perf_counter() - started
+    if per_sample is not None:
+        images["labels"] = torch.tensor(per_sample)
+    captions = [f"seed {seed + i}" + (f", class {per_sample[i]}" if per_sample else "") for i in range(num)]
+    plots.draw_grid(out / "samples.png", images["samples"], captions)
+    write_tensors(out / "samples.safetensors", images)
+    result = {**settings, "threads": machine.threads, "seconds": round(seconds, 3), "pairs": pairs}
+    write_json(out / "run.json", result)
+    runs.finished(out)
+    if as_json:
+        click.echo(json.dumps(result, indent=2))
+    else:
+        rate = f"{pairs:.3g} pairs, {pairs / seconds:.3g} pairs/s" if solver != "heun" else f"{n_steps} steps of 2"
+        click.echo(f"{num} samples in {seconds:.1f} s ({rate}); picture: {out / 'samples.png'}")
+
+
+def _machine(kind: str, bank: pyels.PatchBank, boundary: str, engine: str, threads: int | None) -> Machine:
+    if kind == "els":
+        return ELS(bank, boundary=boundary, engine=engine, threads=threads)
+    if kind == "ls":
+        return LS(bank, engine=engine, threads=threads)
+    return (IS if kind == "is" else ES)(bank, engine=engine, threads=threads)
+
+
+def _stepping(
+    machine: Machine,
+    dataset: str,
+    boundary: str,
+    patch_size: int | None,
+    patch_sizes: str | None,
+    steps: int | None,
+    schedule: str,
+) -> dict[str, Any]:
+    """steps, schedule and patch_sizes of `pyels.sample`."""
+    n = 20 if steps is None else steps
+    if n < 1:
+        raise ValueError(f"--steps must be at least 1, got {n}")
+    if isinstance(machine, (IS, ES)):
+        if patch_size is not None or patch_sizes is not None:
+            raise ValueError("machines is and es compare whole images: leave out --patch-size and --patch-sizes")
+        return {"steps": n, "schedule": schedule, "patch_sizes": None}
+    if patch_size is not None and patch_sizes is not None:
+        raise ValueError("give either --patch-size or --patch-sizes, not both")
+    if patch_size is not None:
+        sizes = [patch_size] * n
+    elif patch_sizes is not None and patch_sizes[:1].isdigit():
+        sizes = _integers("--patch-sizes", patch_sizes)
+        if steps is not None and steps != len(sizes):
+            raise ValueError(f"--patch-sizes has {len(sizes)} entries for {steps} steps; give one for each")
+    else:
+        preset, _, name = (patch_sizes or "").partition(":")
+        released = preset == "kamb2025"
+        if not released and preset:
+            name = preset
+        name = name or _default_preset(dataset, boundary)
+        sizes = presets.patch_sizes(name, n)
+        if released:
+            if schedule != "cosine":
+                raise ValueError(f"kamb2025 steps with the cosine schedule, but --schedule is {schedule}")
+            _check_sizes(machine, sizes[1:])
+            return presets.kamb2025(name, n)
+    _check_sizes(machine, sizes)
+    return {"steps": len(sizes), "schedule": schedule, "patch_sizes": sizes}
+
+
+def _default_preset(dataset: str, boundary: str) -> str:
+    base = "fashion-mnist" if dataset == datasets.EMBEDDED else dataset
+    padding = "circular" if boundary in ("circular", "interior") else "zeros"
+    for name in (f"{base}-resnet-{padding}", f"{base}-resnet-zeros"):
+        if name in presets.PATCH_SIZES:
+            return name
+    raise ValueError(
+        f"--patch-size or --patch-sizes is needed for data set {dataset}: give numbers, or one of "
+        f"{', '.join(presets.PATCH_SIZES)}"
+    )
+
+
+def _check_sizes(machine: Machine, sizes: Sequence[int]) -> None:
+    """Fail on a bad size before the first step, not at the step that uses it."""
+    for k in sizes:
+        machine.check_size(k)
+
+
+# ---- info ----------------------------------------------------------------------------------------------------------
+
+
+@program.command()
+@click.option("--dataset", help="Describe this data set, by name or path.")
+@_json_option
+def info(dataset: str | None, as_json: bool) -> None:
+    """What this installation can do, or what a data set holds."""
+    if dataset is not None:
+        bank = datasets.load(dataset)
+        counts = {str(c): bank.class_range(c)[1] - bank.class_range(c)[0] for c in bank.classes}
+        result: dict[str, Any] = {
+            "dataset": dataset,
+            "images": len(bank),
+            "shape": list(bank.shape),
+            "dtype": str(bank.images.dtype).removeprefix("torch."),
+            "megabytes": round(bank.images.numel() * bank.images.element_size() / 1e6, 1),
+            "images_per_class": counts,
+        }
+    else:
+        result = {
+            "pyels": pyels.__version__,
+            "python": platform.python_version(),
+            "torch": torch.__version__,
+            "engines": ["cpu", "reference"],
+            "isa": _core.isa_in_use(),
+            "isas": _core.available_isas(),
+            "threads": default_threads(),
+            "datasets": {name: _where(name) for name in datasets.NAMES},
+            "presets": list(presets.PATCH_SIZES),
+        }
+    if as_json:
+        click.echo(json.dumps(result, indent=2))
+        return
+    for key, value in result.items():
+        if isinstance(value, dict):
+            value = ", ".join(f"{k}: {v}" for k, v in value.items())
+        elif isinstance(value, list):
+            value = ", ".join(map(str, value))
+        click.echo(f"{key:17} {value}")
+
+
+def _where(name: str) -> str:
+    if name == datasets.EMBEDDED:
+        return "with the package"
+    found = [str(folder) for folder in datasets.search_folders(name) if folder.is_dir()]
+    return found[0] if found else "not here; downloaded when first used"
+
+
+# ---- helpers -------------------------------------------------------------------------------------------------------
+
+
+def _check_num(num: int) -> None:
+    if num < 1:
+        raise ValueError(f"--num must be at least 1, got {num}")
+
+
+def _integers(option: str, text: str) -> list[int]:
+    try:
+        return [int(part) for part in text.split(",")]
+    except ValueError:
+        raise ValueError(f"{option} must be integers separated by commas, such as 3,3,5, got {text!r}") from None
+
+
+def _step_bar(total: int) -> tqdm[Any]:
+    return tqdm(total=total, desc="sampling", unit="step", file=sys.stderr)
+
+
+if __name__ == "__main__":
+    main()

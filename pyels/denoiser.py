@@ -1,0 +1,136 @@
+"""What machines and networks have in common: a posterior mean, and all that follows from it."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+
+import torch
+from torch import Tensor
+
+# Beyond this, squared distances of float32 pixels leave no digits for the weights.
+LARGEST_PIXEL = 1e6
+
+
+class Denoiser(ABC):
+    """Anything that estimates the clean image x0 from x = alpha * x0 + sigma * noise."""
+
+    @abstractmethod
+    def denoise(
+        self,
+        x: Tensor,
+        alpha: float | Tensor,
+        sigma: float | Tensor,
+        labels: Tensor | None = None,
+        patch_size: int | None = None,
+    ) -> Tensor:
+        """The estimate x0_hat (B, C, H, W) float32."""
+
+    def eps(
+        self,
+        x: Tensor,
+        alpha: float | Tensor,
+        sigma: float | Tensor,
+        labels: Tensor | None = None,
+        patch_size: int | None = None,
+    ) -> Tensor:
+        """The estimated noise (x - alpha * x0_hat) / sigma, (B, C, H, W) float32; arguments as in `denoise`."""
+        return eps_from_x0(self.denoise(x, alpha, sigma, labels, patch_size), x, alpha, sigma)
+
+    def score(
+        self,
+        x: Tensor,
+        alpha: float | Tensor,
+        sigma: float | Tensor,
+        labels: Tensor | None = None,
+        patch_size: int | None = None,
+    ) -> Tensor:
+        """The estimated score (alpha * x0_hat - x) / sigma^2, (B, C, H, W) float32; arguments as in `denoise`."""
+        return -self.eps(x, alpha, sigma, labels, patch_size) / _column(sigma)
+
+
+def eps_from_x0(x0: Tensor, x: Tensor, alpha: float | Tensor, sigma: float | Tensor) -> Tensor:
+    """The noise that an estimate of x0 implies."""
+    return (x - _column(alpha) * x0) / _column(sigma)
+
+
+def _column(level: float | Tensor) -> float | Tensor:
+    if isinstance(level, Tensor) and level.dim() == 1:
+        return level.float()[:, None, None, None]
+    return float(level)
+
+
+# ---- Checks shared by machines and networks. Each says what was given, what is allowed, and what to do. -------------
+
+
+def check_query(x: Tensor, shape: tuple[int, int, int] | None = None, channels: int | None = None) -> Tensor:
+    """x as a contiguous (B, C, H, W) float32 tensor."""
+    if not isinstance(x, Tensor):
+        raise TypeError(f"x must be a torch.Tensor, got {type(x).__name__}; use torch.from_numpy for arrays")
+    if x.dtype != torch.float32:
+        raise TypeError(f"x must be float32, got {x.dtype}; convert it with x.float()")
+    if x.dim() != 4:
+        raise ValueError(f"x must have shape (B, C, H, W), got {tuple(x.shape)}")
+    if shape is not None and tuple(x.shape[1:]) != shape:
+        raise ValueError(f"x has images of shape {tuple(x.shape[1:])}, but the bank's are {shape}")
+    if channels is not None and x.shape[1] != channels:
+        raise ValueError(f"x has {x.shape[1]} channels, but the network takes {channels}")
+    if not torch.isfinite(x).all():
+        raise ValueError("x holds NaN or infinite pixels")
+    if x.numel() and float(x.abs().max()) > LARGEST_PIXEL:
+        raise ValueError(
+            f"x reaches {float(x.abs().max()):.3g}; allowed is up to {LARGEST_PIXEL:g} "
+            "(images lie in [-1, 1], noise a few sigma beyond)"
+        )
+    return x.contiguous()
+
+
+def check_level(name: str, value: float | Tensor, batch: int) -> Tensor:
+    """alpha or sigma as a (B,) float64 tensor."""
+    if isinstance(value, bool) or not isinstance(value, (int, float, Tensor)):
+        try:
+            value = float(value)  # numpy scalars
+        except (TypeError, ValueError):
+            raise TypeError(f"{name} must be a number or a tensor of shape (B,), got {type(value).__name__}") from None
+    levels = torch.as_tensor(value, dtype=torch.float64).cpu()
+    if levels.dim() == 0:
+        levels = levels.expand(batch)
+    if levels.shape != (batch,):
+        raise ValueError(f"{name} must be a number or have shape ({batch},), got {tuple(levels.shape)}")
+    if not torch.isfinite(levels).all():
+        raise ValueError(f"{name} must be finite, got {value}")
+    if name == "sigma" and not (levels > 0).all():
+        raise ValueError(f"sigma must be positive, got {float(levels.min()):g}")
+    if name == "alpha" and not (levels >= 0).all():
+        raise ValueError(f"alpha must not be negative, got {float(levels.min()):g}")
+    return levels.contiguous()
+
+
+def check_labels(labels: Tensor | None, batch: int) -> Tensor | None:
+    """labels as a (B,) int64 tensor."""
+    if labels is None:
+        return None
+    labels = torch.as_tensor(labels)
+    if labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool:
+        raise TypeError(f"labels must be integers, got {labels.dtype}")
+    if labels.shape != (batch,):
+        raise ValueError(f"labels must have shape ({batch},), one for each image of x, got {tuple(labels.shape)}")
+    return labels.to(device="cpu", dtype=torch.int64).contiguous()
+
+
+def check_patch_size(k: int | None, height: int, width: int, wraps: bool) -> int:
+    """k as an odd positive int that the boundary allows."""
+    if k is None:
+        raise ValueError("patch_size is missing: give it to the machine or to the call (an odd number of pixels)")
+    if isinstance(k, bool) or not hasattr(k, "__index__"):
+        raise TypeError(f"patch_size must be an int, got {type(k).__name__}")
+    k = k.__index__()
+    if k < 1 or k % 2 == 0:
+        raise ValueError(f"patch_size must be odd and positive, got {k}")
+    if wraps and k > min(height, width):
+        raise ValueError(
+            f"patch_size {k} is larger than the {height}x{width} image, which boundaries 'circular' and 'interior' "
+            f"do not allow; use at most {min(height, width)}, or boundary 'zeros'"
+        )
+    if k > 2**31 - 1:
+        raise ValueError(f"patch_size must be at most {2**31 - 1}, got {k}")
+    return k

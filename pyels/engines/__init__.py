@@ -1,0 +1,40 @@
+"""Choosing the engine that evaluates a machine."""
+
+from __future__ import annotations
+
+import logging
+import os
+
+from pyels.engines.native import partial_posterior
+
+__all__ = ["ENGINES", "choose_engine", "default_threads", "partial_posterior"]
+
+ENGINES = ("auto", "reference", "cpu", "cuda", "faiss")
+_log = logging.getLogger("pyels")
+
+
+def choose_engine(name: str) -> str:
+    """The engine that `name` stands for; logs why at level INFO.
+
+    "auto"       the fastest exact engine for the bank's device: "cpu"
+    "cpu"        exact, float32, multi-threaded
+    "reference"  the definition in float64, single-threaded and slow: the oracle the others are tested against
+
+    Raises ValueError for an unknown name, ImportError for an engine that this installation lacks.
+    """
+    if name not in ENGINES:
+        raise ValueError(f"engine must be one of {', '.join(ENGINES)}, got {name!r}")
+    if name in ("cuda", "faiss"):
+        raise ImportError(f"this version of pyels has no {name!r} engine; use engine='auto' or 'cpu'")
+    if name == "auto":
+        _log.info("engine cpu: the bank is in CPU memory")
+        return "cpu"
+    _log.info("engine %s: asked for", name)
+    return name
+
+
+def default_threads() -> int:
+    """The number of CPUs that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1

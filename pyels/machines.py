@@ -1,0 +1,263 @@
+"""The machines: which window a pixel compares, and with which patches.
+
+For every output pixel p (Kamb & Ganguli, ICML 2025, arXiv 2412.20292):
+
+    x0_hat(p) = sum_{i in S(p)} w_i * centre(phi_i) / sum_{i in S(p)} w_i
+    log w_i   = - || x[window(p)] - alpha * phi_i ||^2 / (2 sigma^2)
+
+A machine is no more than a declaration of the window and of the source set S(p); engines evaluate any of them.
+"""
+
+from __future__ import annotations
+
+from enum import IntEnum
+
+import torch
+from torch import Tensor
+
+from pyels.bank import PatchBank
+from pyels.denoiser import Denoiser, check_labels, check_level, check_patch_size, check_query
+from pyels.engines import choose_engine, default_threads, partial_posterior
+from pyels.posterior import PartialPosterior, Posterior
+
+
+class Window(IntEnum):
+    """What a query compares: the whole image, or a k x k square around the pixel. Numbered as in csrc/pyels.h."""
+
+    IMAGE = 0
+    SQUARE = 1
+
+
+class Sources(IntEnum):
+    """Where in each image the patches of S(p) lie. Numbered as in csrc/pyels.h."""
+
+    SAME_POSITION = 0
+    CIRCULAR = 1
+    INTERIOR = 2
+    ZEROS = 3
+
+    @property
+    def wraps(self) -> bool:
+        return self in (Sources.CIRCULAR, Sources.INTERIOR)
+
+
+class Machine(Denoiser):
+    """A closed-form denoiser over a bank of images. Use the subclasses `IS`, `ES`, `LS` and `ELS`."""
+
+    window: Window
+    sources: Sources
+
+    def __init__(
+        self, bank: PatchBank, patch_size: int | None = None, engine: str = "auto", threads: int | None = None
+    ) -> None:
+        if not isinstance(bank, PatchBank):
+            raise TypeError(f"bank must be a pyels.PatchBank, got {type(bank).__name__}; use PatchBank(images, labels)")
+        self.bank = bank
+        self.patch_size = None if patch_size is None else self.check_size(patch_size)
+        self.engine = choose_engine(engine)
+        if threads is not None and (isinstance(threads, bool) or not isinstance(threads, int)):
+            raise TypeError(f"threads must be an int, got {type(threads).__name__}")
+        if threads is not None and threads < 1:
+            raise ValueError(f"threads must be at least 1, got {threads}")
+        self.threads = default_threads() if threads is None else threads
+
+    def __repr__(self) -> str:
+        size = "" if self.window is Window.IMAGE else f", patch_size={self.patch_size}"
+        return f"{type(self).__name__}({self.bank!r}{size}, engine={self.engine!r})"
+
+    def denoise(
+        self,
+        x: Tensor,
+        alpha: float | Tensor,
+        sigma: float | Tensor,
+        labels: Tensor | None = None,
+        patch_size: int | None = None,
+    ) -> Tensor:
+        """The posterior mean x0_hat.
+
+        Parameters
+        ----------
+        x           (B, C, H, W) float32 noisy images alpha * x0 + sigma * noise
+        alpha       signal level >= 0, a number or (B,)
+        sigma       noise level > 0, a number or (B,)
+        labels      (B,) integers: restrict each query to the bank images of its class; None: all images
+        patch_size  odd window size in pixels, instead of the machine's own
+
+        Returns
+        -------
+        (B, C, H, W) float32; each image as if it had been computed alone
+
+        Raises
+        ------
+        TypeError, ValueError  wrong dtype or shape, NaN or infinite pixels, sigma <= 0, alpha < 0, a class without
+                               images, a patch size that is even, not positive, or larger than the boundary allows
+        """
+        return self.partial(x, alpha, sigma, labels, patch_size, full=False).mean()
+
+    def posterior(
+        self,
+        x: Tensor,
+        alpha: float | Tensor,
+        sigma: float | Tensor,
+        labels: Tensor | None = None,
+        patch_size: int | None = None,
+    ) -> Posterior:
+        """The mean with log-evidence, entropy and heaviest source of every pixel; arguments as in `denoise`."""
+        return self.partial(x, alpha, sigma, labels, patch_size).finish()
+
+    def partial(
+        self,
+        x: Tensor,
+        alpha: float | Tensor,
+        sigma: float | Tensor,
+        labels: Tensor | None = None,
+        patch_size: int | None = None,
+        full: bool = True,
+    ) -> PartialPosterior:
+        """The posterior as a mergeable part of that over a larger bank; arguments as in `denoise`.
+
+        Image numbers in `source` count from the start of this machine's bank.
+        """
+        x = check_query(x, shape=self.bank.shape)
+        batch = len(x)
+        alphas, sigmas = check_level("alpha", alpha, batch), check_level("sigma", sigma, batch)
+        labels = check_labels(labels, batch)
+        k = 1 if self.window is Window.IMAGE else self.check_size(self.patch_size if patch_size is None else patch_size)
+        if self.window is Window.IMAGE and patch_size is not None:
+            self.check_size(patch_size)
+        begin, end = self._ranges(labels, batch)
+        m, s, y, e, top, source = partial_posterior(
+            self.bank.images,
+            self.bank.order if labels is not None else torch.empty(0, dtype=torch.int64),
+            begin,
+            end,
+            x,
+            alphas,
+            sigmas,
+            self.engine,
+            int(self.window),
+            int(self.sources),
+            k,
+            self.threads,
+            full,
+        )
+        count = (end - begin).double()[:, None, None] * self._positions(k)
+        return PartialPosterior(m, s, y, count, *((e, top, source) if full else ()))
+
+    def pairs(self, labels: Tensor | None, patch_size: int | None = None, batch: int = 1) -> int:
+        """The number of pairs (query pixel, source patch) that one call of `denoise` evaluates."""
+        labels = check_labels(labels, batch)
+        begin, end = self._ranges(labels, batch)
+        k = 1 if self.window is Window.IMAGE else self.check_size(self.patch_size if patch_size is None else patch_size)
+        return int((end - begin).sum() * self._positions(k).sum())
+
+    def check_size(self, patch_size: int | None) -> int:
+        """The patch size as an int, if this machine can take it; raises TypeError or ValueError if it cannot."""
+        _, height, width = self.bank.shape
+        return check_patch_size(patch_size, height, width, self.sources.wraps)
+
+    def _ranges(self, labels: Tensor | None, batch: int) -> tuple[Tensor, Tensor]:
+        """Where each query's images begin and end in the bank's order, (B,) int64 both."""
+        if labels is None:
+            return torch.zeros(batch, dtype=torch.int64), torch.full((batch,), len(self.bank), dtype=torch.int64)
+        ranges = [self.bank.class_range(c) for c in labels.tolist()]
+        return torch.tensor([begin for begin, _ in ranges]), torch.tensor([end for _, end in ranges])
+
+    def _positions(self, k: int) -> Tensor:
+        """The number of places in one image that S(p) draws on, (H, W) float64."""
+        _, height, width = self.bank.shape
+
+        def along(n: int) -> Tensor:
+            positions = torch.ones(n, dtype=torch.float64)
+            if self.sources is Sources.CIRCULAR:
+                positions[:] = n
+            elif self.sources is Sources.INTERIOR:
+                positions[:] = n - k + 1
+            elif self.sources is Sources.ZEROS and n >= k:
+                positions[k // 2 : n - k // 2] = n - k + 1
+            return positions
+
+        return along(height)[:, None] * along(width)[None, :]
+
+
+class _WholeImageMachine(Machine):
+    window = Window.IMAGE
+
+    def __init__(self, bank: PatchBank, engine: str = "auto", threads: int | None = None) -> None:
+        super().__init__(bank, None, engine, threads)
+
+    def check_size(self, patch_size: int | None) -> int:
+        raise ValueError(
+            f"patch_size {patch_size} was given, but {type(self).__name__} compares whole images; leave it out"
+        )
+
+
+class IS(_WholeImageMachine):
+    """The ideal score machine: whole images, N sources. It reproduces training images, and nothing else.
+
+    Parameters
+    ----------
+    bank     the training images
+    engine   "auto", "cpu" or "reference"; see `pyels.engines.choose_engine`
+    threads  number of threads, by default the CPUs this process may use; results do not depend on it
+    """
+
+    sources = Sources.SAME_POSITION
+
+
+class ES(_WholeImageMachine):
+    """The equivariant score machine: whole images, wrapped around; all N*H*W translates are sources.
+
+    Parameters as of `IS`.
+    """
+
+    sources = Sources.CIRCULAR
+
+
+class LS(Machine):
+    """The local score machine: k x k windows, clipped at the border; the N patches at the same position are sources.
+
+    Parameters
+    ----------
+    bank        the training images
+    patch_size  window size k, odd; may be left out if every call gives one
+    engine      "auto", "cpu" or "reference"; see `pyels.engines.choose_engine`
+    threads     number of threads, by default the CPUs this process may use; results do not depend on it
+    """
+
+    window = Window.SQUARE
+    sources = Sources.SAME_POSITION
+
+
+class ELS(Machine):
+    """The equivariant local score machine: k x k windows; patches from everywhere are sources.
+
+    Parameters
+    ----------
+    bank        the training images
+    patch_size  window size k, odd; may be left out if every call gives one
+    boundary    "zeros"     windows clipped at the border; a pixel meets the patches whose windows overhang the border
+                            by the same four amounts as its own (appendix B.2, "boundary-broken ELS")
+                "circular"  windows wrap around; all N*H*W patches are sources (section 3.3)
+                "interior"  as the released code: the query's window wraps around, patches lie wholly inside
+    engine      "auto", "cpu" or "reference"; see `pyels.engines.choose_engine`
+    threads     number of threads, by default the CPUs this process may use; results do not depend on it
+    """
+
+    window = Window.SQUARE
+    sources = Sources.ZEROS
+    boundaries = ("zeros", "circular", "interior")
+
+    def __init__(
+        self,
+        bank: PatchBank,
+        patch_size: int | None = None,
+        boundary: str = "zeros",
+        engine: str = "auto",
+        threads: int | None = None,
+    ) -> None:
+        if boundary not in self.boundaries:
+            raise ValueError(f"boundary must be one of {', '.join(self.boundaries)}, got {boundary!r}")
+        self.boundary = boundary
+        self.sources = Sources[boundary.upper()]
+        super().__init__(bank, patch_size, engine, threads)

@@ -1,0 +1,110 @@
+"""The posterior over patches of every pixel, whole and in parts."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Posterior:
+    """What a machine knows about every pixel: x0 ~ centre_i with probability w_i / sum w over the source set S(p).
+
+    Attributes
+    ----------
+    mean           (B, C, H, W) float32  posterior mean x0_hat
+    log_evidence   (B, H, W)    float32  log mean_i w_i, nats
+    entropy        (B, H, W)    float32  entropy of the weights, nats; 0 = one patch, log |S(p)| = all alike
+    source         (B, H, W, 3) int64    image, row and column of the heaviest patch (the first of equally heavy ones)
+    source_weight  (B, H, W)    float32  its normalised weight
+    """
+
+    mean: Tensor
+    log_evidence: Tensor
+    entropy: Tensor
+    source: Tensor
+    source_weight: Tensor
+
+
+@dataclass(frozen=True)
+class PartialPosterior:
+    """Posterior of every pixel over part of a bank: sums of w_i = exp(log w_i), relative to exp(m).
+
+    Partial posteriors of disjoint parts of a bank merge to that of their union, in any grouping: they form a monoid
+    whose neutral element has m = -inf, s = 0, y = 0. `e`, `top` and `source` are None unless the machine was asked for
+    the full posterior.
+
+    Attributes
+    ----------
+    m       (B, H, W)    float64  exponent the sums refer to, near the largest log w; -inf when empty
+    s       (B, H, W)    float64  sum of exp(log w - m)
+    y       (B, C, H, W) float64  sum of exp(log w - m) * centre
+    count   (B, H, W)    float64  number of patches in S(p)
+    e       (B, H, W)    float64  sum of exp(log w - m) * (log w - m)
+    top     (B, H, W)    float64  largest log w
+    source  (B, H, W)    int64    its patch, (image * H + row) * W + column; -1 when empty
+    """
+
+    m: Tensor
+    s: Tensor
+    y: Tensor
+    count: Tensor
+    e: Tensor | None = None
+    top: Tensor | None = None
+    source: Tensor | None = None
+
+    def merge(self, other: PartialPosterior) -> PartialPosterior:
+        """The partial posterior of both parts together; of equally heavy patches the lower number is the source."""
+        if self.m.shape != other.m.shape or (self.e is None) != (other.e is None):
+            raise ValueError("partial posteriors to merge must be of the same queries, and both full or both not")
+        m = torch.maximum(self.m, other.m)
+
+        def rescaled(part: PartialPosterior) -> tuple[Tensor, Tensor]:
+            empty = part.s == 0
+            shift = torch.where(empty, 0.0, part.m - m)  # -inf - -inf would be NaN
+            return torch.where(empty, 0.0, shift.exp()), shift
+
+        (a, shift_a), (b, shift_b) = rescaled(self), rescaled(other)
+        s = a * self.s + b * other.s
+        y = a[:, None] * self.y + b[:, None] * other.y
+        count = self.count + other.count
+        if self.e is None or self.top is None or self.source is None:
+            return PartialPosterior(m, s, y, count)
+        assert other.e is not None
+        assert other.top is not None
+        assert other.source is not None
+        e = a * (self.e + shift_a * self.s) + b * (other.e + shift_b * other.s)
+        lower = (other.source >= 0) & (other.source < self.source)
+        other_wins = (other.top > self.top) | ((other.top == self.top) & lower)
+        return PartialPosterior(
+            m,
+            s,
+            y,
+            count,
+            e,
+            torch.where(other_wins, other.top, self.top),
+            torch.where(other_wins, other.source, self.source),
+        )
+
+    def mean(self) -> Tensor:
+        """Posterior mean (B, C, H, W) float32."""
+        return (self.y / self.s[:, None]).float()
+
+    def finish(self) -> Posterior:
+        """All fields of the posterior. Needs a full partial posterior."""
+        if self.e is None or self.top is None or self.source is None:
+            raise ValueError("this partial posterior holds only the mean; ask the machine for a full one")
+        log_s = self.s.log()
+        height, width = self.m.shape[1:]
+        source = torch.stack(
+            [self.source // (height * width), self.source // width % height, self.source % width], dim=-1
+        )
+        return Posterior(
+            mean=self.mean(),
+            log_evidence=(self.m + log_s - self.count.log()).float(),
+            entropy=(log_s - self.e / self.s).clamp(min=0).float(),
+            source=source,
+            source_weight=(self.top - self.m - log_s).exp().clamp(max=1).float(),
+        )

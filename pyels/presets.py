@@ -1,0 +1,57 @@
+"""Patch sizes that Kamb & Ganguli calibrated to their networks, and the stepping of their released code."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+# Calibrated sizes at t = 1/20, 2/20 .. 20/20, by data set, network and its padding (facts read from the paper's
+# released files).
+PATCH_SIZES: dict[str, tuple[int, ...]] = {
+    "cifar10-resnet-circular": (3, 3, 3, 3, 5, 5, 5, 5, 7, 7, 7, 9, 9, 11, 11, 13, 13, 15, 15, 15),
+    "cifar10-resnet-zeros": (3, 3, 3, 3, 5, 5, 5, 7, 7, 7, 7, 9, 9, 11, 11, 13, 15, 17, 17, 17),
+    "cifar10-unet-zeros": (3, 3, 3, 3, 5, 5, 5, 5, 7, 7, 7, 7, 9, 9, 11, 13, 13, 15, 17, 25),
+    "celeba-resnet-zeros": (3, 3, 3, 5, 5, 5, 5, 5, 7, 7, 9, 9, 9, 11, 11, 11, 13, 15, 19, 19),
+    "celeba-unet-zeros": (3, 3, 3, 3, 3, 3, 3, 5, 5, 5, 5, 5, 7, 7, 9, 9, 9, 13, 19, 27),
+    "fashion-mnist-resnet-zeros": (3, 3, 5, 5, 7, 7, 9, 9, 9, 11, 11, 11, 13, 13, 13, 15, 15, 15, 17, 17),
+    "fashion-mnist-unet-zeros": (3, 3, 5, 5, 7, 7, 7, 9, 11, 11, 11, 13, 15, 15, 21, 23, 25, 25, 25, 25),
+    "mnist-resnet-circular": (3, 3, 5, 5, 5, 7, 7, 9, 9, 9, 11, 11, 11, 11, 9, 9, 7, 7, 3, 3),
+    "mnist-resnet-zeros": (3, 3, 5, 5, 5, 7, 7, 7, 9, 9, 11, 11, 11, 11, 13, 15, 15, 15, 15, 15),
+    "mnist-unet-zeros": (3, 3, 3, 5, 5, 7, 7, 7, 9, 9, 9, 11, 13, 15, 17, 21, 23, 23, 25, 27),
+}
+
+
+def patch_sizes(name: str, steps: int = 20) -> list[int]:
+    """Calibrated sizes for `pyels.sample(..., steps=steps)`, the cleanest step first.
+
+    For other than 20 steps, the size at t is that of the next of the 20 calibrated times at or above t.
+    Raises ValueError for an unknown name; the names are the keys of `PATCH_SIZES`.
+    """
+    sizes = _sizes(name)
+    return [sizes[math.ceil(i * len(sizes) / steps) - 1] for i in range(1, steps + 1)]
+
+
+def kamb2025(name: str, steps: int = 20) -> dict[str, Any]:
+    """Arguments that make `pyels.sample` step as the paper's released code does, to reproduce published figures.
+
+    That code starts its machine one step late, at t = (n-1)/n, from the same noise, and reads the size calibrated for
+    t = (i+1)/n at t = i/n:
+
+        pyels.sample(machine, noise, **pyels.presets.kamb2025("fashion-mnist-resnet-zeros"))
+    """
+    return shifted(patch_sizes(name, steps))
+
+
+def shifted(sizes: Sequence[int]) -> dict[str, Any]:
+    """`kamb2025` for sizes of your own, calibrated at t = 1/n .. n/n."""
+    n = len(sizes)
+    if n < 2:
+        raise ValueError(f"stepping as the released code does needs at least 2 sizes, got {n}")
+    return {"steps": [i / n for i in range(1, n)], "patch_sizes": list(sizes[1:]), "schedule": "cosine"}
+
+
+def _sizes(name: str) -> tuple[int, ...]:
+    if name not in PATCH_SIZES:
+        raise ValueError(f"preset must be one of {', '.join(PATCH_SIZES)}, got {name!r}")
+    return PATCH_SIZES[name]

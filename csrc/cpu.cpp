@@ -137,7 +137,11 @@ struct Plan {
   const Kernel& kernel;
   std::int32_t radius_rows, radius_columns;  // beyond these a window holds the whole axis wherever it stands
   AxisPlan rows, columns;
-  std::int64_t pixels, blocks_per_flush;
+  std::int64_t pixels;
+  std::int32_t rows_per_call;  // of displacements
+
+  // About so many float32 terms may meet in one sum before it is moved into double.
+  static constexpr std::int64_t max_terms = 128;
 
   explicit Plan(const Problem& problem)
       : a(problem),
@@ -147,9 +151,7 @@ struct Plan {
         rows(a, static_cast<std::int32_t>(a.height), radius_rows),
         columns(a, static_cast<std::int32_t>(a.width), radius_columns),
         pixels(a.height * a.width) {
-    // About this many float32 terms may meet in one sum before it is moved into double.
-    const std::int64_t terms = 512;
-    blocks_per_flush = std::max<std::int64_t>(1, terms / displacements());
+    rows_per_call = static_cast<std::int32_t>(std::clamp<std::int64_t>(max_terms / columns.size(), 1, rows.size()));
   }
 
   std::int64_t displacements() const { return std::int64_t{rows.size()} * columns.size(); }
@@ -184,18 +186,17 @@ class Worker {
         a_(plan.a),
         lanes_(plan.kernel.lanes),
         states_(plan.whole_image() ? 1 : plan.pixels),
+        unit_(a_.pixels_uint8 ? 1 / 127.5 : 1.0),
         panel_(aligned<float>(a_.channels * plan.pixels * lanes_)),
         bias_(aligned<float>(lanes_)),
-        reference_(aligned<float>(states_)),
+        reference_(aligned<double>(states_)),
         s_(aligned<float>(states_ * lanes_)),
         y_(aligned<float>(a_.channels * plan.pixels * lanes_)),
         e_(aligned<float>(a_.full ? states_ * lanes_ : 1)),
-        best_(aligned<float>(a_.full ? states_ * lanes_ : 1)),
+        best_(aligned<double>(a_.full ? states_ * lanes_ : 1)),
         best_at_(aligned<std::int32_t>(a_.full ? states_ * lanes_ : 1)),
         scratch_(aligned<float>(kernel_scratch(a_.height, a_.width) * lanes_)),
-        flushed_(plan.pixels, a_.channels, a_.full) {
-    for (int v = 0; v < 256; ++v) uint8_value_[v] = static_cast<float>(v / 127.5 - 1.0);
-  }
+        flushed_(plan.pixels, a_.channels, a_.full) {}
 
   // Adds the images of one segment of query b to `total`.
   template <class Stop>
@@ -203,17 +204,27 @@ class Worker {
     const std::int64_t blocks = plan_.blocks(b), segments = plan_.segments(b);
     const std::int64_t first = segment * blocks / segments, last = (segment + 1) * blocks / segments;
     KernelTask task = make_task(b);
-    for (std::int64_t start = first; start < last; start += plan_.blocks_per_flush) {
-      clear();
-      const std::int64_t end = std::min(last, start + plan_.blocks_per_flush);
-      for (std::int64_t block = start; block < end; ++block) {
+    // The reference stays from flush to flush, so that weights are measured against the whole segment's maximum.
+    std::fill_n(reference_.get(), states_, -std::numeric_limits<double>::infinity());
+    clear();
+    std::int64_t terms = 0, first_block = first;
+    for (std::int64_t block = first; block < last; ++block) {
+      fill_panel(b, block);
+      for (std::int32_t row = 0; row < plan_.rows.size(); row += plan_.rows_per_call) {
         if (stop()) return;
-        fill_panel(b, block);
-        task.at = static_cast<std::int32_t>((block - start) * plan_.pixels);
+        task.rows = plan_.rows.axes() + row;
+        task.n_rows = std::min(plan_.rows_per_call, plan_.rows.size() - row);
+        task.at = static_cast<std::int32_t>((block - first_block) * plan_.pixels);
         plan_.kernel.accumulate(task);
+        terms += std::int64_t{task.n_rows} * task.n_columns;
+        const bool last_call = block + 1 == last && row + task.n_rows == plan_.rows.size();
+        if (terms < Plan::max_terms && !last_call) continue;
+        flush(b, first_block);
+        merge(total, flushed_);
+        clear();
+        terms = 0;
+        first_block = block;
       }
-      flush(b, start);
-      merge(total, flushed_);
     }
   }
 
@@ -222,17 +233,20 @@ class Worker {
     KernelTask t{};
     t.channels = a_.channels, t.height = a_.height, t.width = a_.width;
     t.x = a_.x + b * a_.channels * plan_.pixels;
-    t.alpha = static_cast<float>(a_.alpha[b]);
+    t.alpha = a_.alpha[b] * unit_;
     // The cap keeps scale * distance finite; at sigma below 1e-9 the nearest patch has all the weight anyway.
-    t.scale = static_cast<float>(std::min(0.5 / (a_.sigma[b] * a_.sigma[b]), 1e18));
+    t.scale = std::min(0.5 / (a_.sigma[b] * a_.sigma[b]), 1e18);
+    // float32 distances err by 5e-8 of log w (rounding of sums) and by 8e-8 * sqrt(scale * log w) (rounding of pixels);
+    // either is kept below 3e-5. Beyond 1e5 nats it is no longer sure which weights stand out.
+    t.exact_above = static_cast<float>(std::min(600.0 / t.scale, 1.4e5 / (t.scale * t.scale)));
+    t.always_exact_above = static_cast<float>(1e5 / t.scale);
     // All weights left out together are less than 1e-8 of the sum.
     t.skip = static_cast<float>(
         std::min(80.0, std::log(static_cast<double>(plan_.images(b) * plan_.displacements())) + std::log(1e8)));
     t.panel = panel_.get(), t.bias = bias_.get();
     t.whole_image = plan_.whole_image();
     t.k_rows = 2 * plan_.radius_rows + 1, t.k_columns = 2 * plan_.radius_columns + 1;
-    t.rows = plan_.rows.axes(), t.columns = plan_.columns.axes();
-    t.n_rows = plan_.rows.size(), t.n_columns = plan_.columns.size();
+    t.columns = plan_.columns.axes(), t.n_columns = plan_.columns.size();
     t.full = a_.full;
     t.reference = reference_.get(), t.s = s_.get(), t.y = y_.get();
     t.e = e_.get(), t.best = best_.get(), t.best_at = best_at_.get();
@@ -241,13 +255,11 @@ class Worker {
   }
 
   void clear() {
-    const float none = -std::numeric_limits<float>::infinity();
-    std::fill_n(reference_.get(), states_, none);
     std::fill_n(s_.get(), states_ * lanes_, 0.0f);
     std::fill_n(y_.get(), a_.channels * plan_.pixels * lanes_, 0.0f);
     if (!a_.full) return;
     std::fill_n(e_.get(), states_ * lanes_, 0.0f);
-    std::fill_n(best_.get(), states_ * lanes_, none);
+    std::fill_n(best_.get(), states_ * lanes_, -std::numeric_limits<double>::infinity());
     std::fill_n(best_at_.get(), states_ * lanes_, 0);
   }
 
@@ -266,7 +278,7 @@ class Worker {
         for (std::int64_t i = 0; i < size; ++i) to[i * lanes_] = 0.0f;
       } else if (a_.pixels_uint8) {
         const std::uint8_t* from = a_.pixels_uint8 + image(b, block, lane) * size;
-        for (std::int64_t i = 0; i < size; ++i) to[i * lanes_] = uint8_value_[from[i]];
+        for (std::int64_t i = 0; i < size; ++i) to[i * lanes_] = static_cast<float>(from[i]) - 127.5f;
       } else {
         const float* from = a_.pixels_float + image(b, block, lane) * size;
         for (std::int64_t i = 0; i < size; ++i) to[i * lanes_] = from[i];
@@ -287,13 +299,13 @@ class Worker {
       out.m[p] = reference_[state];
       out.s[p] = lane_sum(s_.get() + state * lanes_);
       for (std::int64_t c = 0; c < a_.channels; ++c)
-        out.y[c * plan_.pixels + p] = lane_sum(y_.get() + (c * plan_.pixels + p) * lanes_);
+        out.y[c * plan_.pixels + p] = unit_ * lane_sum(y_.get() + (c * plan_.pixels + p) * lanes_);
       if (!a_.full) continue;
       out.e[p] = lane_sum(e_.get() + state * lanes_);
       out.top[p] = -std::numeric_limits<double>::infinity();
       out.source[p] = -1;
       for (int lane = 0; lane < lanes_; ++lane) {
-        const float log_w = best_[state * lanes_ + lane];
+        const double log_w = best_[state * lanes_ + lane];
         if (log_w < out.top[p] || std::isinf(log_w)) continue;
         const std::int64_t at = best_at_[state * lanes_ + lane];
         const std::int64_t source =
@@ -315,11 +327,14 @@ class Worker {
   const Plan& plan_;
   const Problem& a_;
   const std::int64_t lanes_, states_;
-  Aligned<float> panel_, bias_, reference_, s_, y_, e_, best_;
+  const double unit_;  // of the panel: uint8 v is v - 127.5, exactly, in units of 1 / 127.5
+  Aligned<float> panel_, bias_;
+  Aligned<double> reference_;
+  Aligned<float> s_, y_, e_;
+  Aligned<double> best_;
   Aligned<std::int32_t> best_at_;
   Aligned<float> scratch_;
   Partial flushed_;
-  float uint8_value_[256];
 };
 
 }  // namespace

@@ -8,8 +8,9 @@
 // keeps full float32 relative accuracy; a box sum by doubling adds in the same order at every place, so equal windows
 // get equal distances bit for bit.
 //
-// Layout: L bank images side by side in the lanes of a vector; x is broadcast. Precision: float32 throughout; the
-// caller moves the state into double before rounding of long sums could show.
+// Layout: L bank images side by side in the lanes of a vector; x is broadcast. Precision: float32. Where its error in
+// the log-weight could show (a large distance, and a weight that stands out), the one distance is evaluated again in
+// double. The caller moves the state into double before rounding of long sums could show.
 //
 // Weights are summed relative to `reference`, which follows the running maximum lazily: it is raised only when a
 // log-weight exceeds it by more than `kHeadroom`, so sums stay below exp(kHeadroom) * terms, far from overflow.
@@ -32,13 +33,14 @@ constexpr int kLanes = 4;
 
 typedef float Vec __attribute__((vector_size(kLanes * 4)));
 typedef std::int32_t IntVec __attribute__((vector_size(kLanes * 4)));
+typedef double DoubleVec __attribute__((vector_size(kLanes * 8)));
 
 constexpr float kHeadroom = 30.0f;
+constexpr float kStandsOut = 0.25f;           // of the weight that the lane has gathered so far
+constexpr float kLeastFactor = 1.0f - 5e-7f;  // a distance may be too large by this relative error
 
 Vec load(const float* at) { return *reinterpret_cast<const Vec*>(at); }
 void store(float* at, Vec v) { *reinterpret_cast<Vec*>(at) = v; }
-IntVec load(const std::int32_t* at) { return *reinterpret_cast<const IntVec*>(at); }
-void store(std::int32_t* at, IntVec v) { *reinterpret_cast<IntVec*>(at) = v; }
 
 bool any(IntVec mask) {
 #if defined(__AVX512F__)
@@ -60,8 +62,10 @@ float largest(Vec v) {
   return m;
 }
 
-// exp(x) for -87 < x < 88, relative error below 2e-7: 2^n times a polynomial on |f| <= ln(2) / 2.
+// exp(max(x, -87)) for x < 88, relative error below 2e-7: 2^n times a polynomial on |f| <= ln(2) / 2.
 Vec exponential(Vec x) {
+  const Vec least = Vec{} - 87.0f;
+  x = x > least ? x : least;
   constexpr float magic = 12582912.0f;  // 1.5 * 2^23: adding it rounds to an integer, left in the low mantissa bits
   const Vec shifted = x * 1.44269504f + magic;
   const Vec n = shifted - magic;
@@ -79,11 +83,12 @@ Vec exponential(Vec x) {
 void map_row(const KernelTask& t, const Axis& row, const Axis& column, std::int32_t row_i, float* out) {
   for (std::int32_t i = 0; i < column.map_size; ++i) store(out + i * kLanes, Vec{});
   if (row_i < row.map_begin || row_i >= row.map_end) return;
+  const float alpha = static_cast<float>(t.alpha);
   for (std::int64_t c = 0; c < t.channels; ++c) {
     const float* x = t.x + (c * t.height + row.map_query[row_i]) * t.width;
     const float* phi = t.panel + (c * t.height + row.map_source[row_i]) * t.width * kLanes;
     for (std::int32_t i = column.map_begin; i < column.map_end; ++i) {
-      const Vec difference = x[column.map_query[i]] - t.alpha * load(phi + column.map_source[i] * kLanes);
+      const Vec difference = x[column.map_query[i]] - alpha * load(phi + column.map_source[i] * kLanes);
       store(out + i * kLanes, load(out + i * kLanes) + difference * difference);
     }
   }
@@ -112,16 +117,43 @@ void window_sums(float* a, std::int64_t n, std::int64_t count, std::int64_t stri
   }
 }
 
+// The window of one output: places of the map, rows i .. i + rows - 1, columns j .. j + columns - 1.
+struct MapWindow {
+  const Axis &row, &column;
+  std::int32_t i, rows, j, columns;
+};
+
+// Its log-weights in double: the same terms, one after the other.
+void exact_log_weights(const KernelTask& t, const MapWindow& window, DoubleVec& log_w) {
+  const Axis &row = window.row, &column = window.column;
+  const auto later = [](std::int32_t a, std::int32_t b) { return a > b ? a : b; };
+  const auto sooner = [](std::int32_t a, std::int32_t b) { return a < b ? a : b; };
+  const std::int32_t i_end = sooner(row.map_end, window.i + window.rows);
+  const std::int32_t j_end = sooner(column.map_end, window.j + window.columns);
+  DoubleVec sum{};
+  for (std::int64_t c = 0; c < t.channels; ++c)
+    for (std::int32_t i = later(row.map_begin, window.i); i < i_end; ++i) {
+      const float* x = t.x + (c * t.height + row.map_query[i]) * t.width;
+      const float* phi = t.panel + (c * t.height + row.map_source[i]) * t.width * kLanes;
+      for (std::int32_t j = later(column.map_begin, window.j); j < j_end; ++j) {
+        const DoubleVec pixel = __builtin_convertvector(load(phi + column.map_source[j] * kLanes), DoubleVec);
+        const DoubleVec difference = static_cast<double>(x[column.map_query[j]]) - t.alpha * pixel;
+        sum += difference * difference;
+      }
+    }
+  log_w = -t.scale * sum;
+}
+
 // Moves the state at index p to a higher reference.
-void raise_reference(const KernelTask& t, std::int64_t p, std::int64_t y_first, std::int64_t y_count, float reference) {
-  const float old = t.reference[p];
-  Vec factor{};
-  if (old - reference > -87.0f) factor = exponential(Vec{} + (old - reference));
+void raise_reference(const KernelTask& t, std::int64_t p, std::int64_t y_first, std::int64_t y_count,
+                     double reference) {
+  const double down = t.reference[p] - reference;  // -inf while the state is empty
+  const Vec factor = down > -87.0 ? exponential(Vec{} + static_cast<float>(down)) : Vec{};
   const Vec s = load(t.s + p * kLanes);
-  if (t.full && factor[0] > 0.0f)
-    store(t.e + p * kLanes, factor * (load(t.e + p * kLanes) + s * (old - reference)));
-  else if (t.full)
-    store(t.e + p * kLanes, Vec{});
+  if (t.full) {
+    const float shift = down > -87.0 ? static_cast<float>(down) : 0.0f;
+    store(t.e + p * kLanes, factor * (load(t.e + p * kLanes) + s * shift));
+  }
   store(t.s + p * kLanes, factor * s);
   const std::int64_t pixels = t.height * t.width;
   for (std::int64_t c = 0; c < t.channels; ++c)
@@ -132,31 +164,63 @@ void raise_reference(const KernelTask& t, std::int64_t p, std::int64_t y_first, 
   t.reference[p] = reference;
 }
 
-// Adds log-weights of one displacement to s, e and best at state index p and gives the weights; false when none matters.
-// y, whose pixels are y_first .. y_first + y_count - 1, is the caller's to add to.
+// Adds log-weights of one displacement to s, e and best at state index p and gives the weights; false when none
+// matters. y, whose pixels are y_first .. y_first + y_count - 1, is the caller's to add to.
 template <bool full>
 bool weigh(const KernelTask& t, std::int64_t p, std::int64_t y_first, std::int64_t y_count, std::int32_t at,
-           Vec distance, Vec& w) {
-  const Vec log_w = load(t.bias) - t.scale * distance;
-  Vec relative = log_w - t.reference[p];  // +inf while the state is empty; NaN for a lane without an image
-  IntVec matters = relative > -t.skip;
+           Vec distance, const MapWindow& window, Vec& w) {
+  const float scale = static_cast<float>(t.scale);
+  const Vec bias = load(t.bias);
+  // Which lanes may matter, given the error of the distance. The reference is -inf while the state is empty.
+  const IntVec matters = bias + (t.skip - static_cast<float>(t.reference[p])) > (scale * kLeastFactor) * distance;
   if (!any(matters)) return false;
-  if (any(relative > kHeadroom)) {
-    raise_reference(t, p, y_first, y_count, largest(log_w));
-    relative = log_w - t.reference[p];
-    matters = relative > -t.skip;
-  }
+
   const Vec zero{};
-  relative = matters ? relative : zero;
+  const auto relative_to_reference = [&] {  // one rounding, in the fused multiply-add
+    const Vec relative = -static_cast<float>(t.reference[p]) - scale * distance;
+    return matters ? relative : zero;
+  };
+  Vec relative = relative_to_reference();
+  if (any(relative > kHeadroom)) {
+    const float top = largest(bias - scale * distance);
+    raise_reference(t, p, y_first, y_count, static_cast<double>(top));
+    relative = relative_to_reference();
+  }
   w = matters ? exponential(relative) : zero;
-  store(t.s + p * kLanes, load(t.s + p * kLanes) + w);
+
+  Vec s = load(t.s + p * kLanes);
+  DoubleVec log_w{};
+  IntVec exact = matters & (distance > t.exact_above);
+  if (__builtin_expect(any(exact), false)) {
+    if (!full) exact &= (w > kStandsOut * s) | (distance > t.always_exact_above);
+    if (any(exact)) {
+      exact_log_weights(t, window, log_w);
+      DoubleVec from_reference = log_w - t.reference[p];
+      const Vec rounded = __builtin_convertvector(from_reference, Vec);
+      if (any(exact & (rounded > kHeadroom))) {
+        double top = t.reference[p];
+        for (int i = 0; i < kLanes; ++i) top = exact[i] && log_w[i] > top ? log_w[i] : top;
+        raise_reference(t, p, y_first, y_count, top);
+        relative = relative_to_reference();
+        from_reference = log_w - top;
+        s = load(t.s + p * kLanes);
+      }
+      relative = exact ? __builtin_convertvector(from_reference, Vec) : relative;
+      w = matters ? exponential(relative) : zero;
+    }
+  }
+  store(t.s + p * kLanes, s + w);
   if (full) {
     store(t.e + p * kLanes, load(t.e + p * kLanes) + w * relative);
-    const Vec best = load(t.best + p * kLanes);
-    const IntVec best_at = load(t.best_at + p * kLanes), here = IntVec{} + at;
-    const IntVec better = matters & ((log_w > best) | ((log_w == best) & (here < best_at)));
-    store(t.best + p * kLanes, better ? log_w : best);
-    store(t.best_at + p * kLanes, better ? here : best_at);
+    // The heaviest source is decided by log-weights that do not depend on the reference, so that ties stay ties.
+    const Vec rounded = -scale * distance;
+    for (int i = 0; i < kLanes; ++i) {
+      if (!matters[i]) continue;
+      const double weight = exact[i] ? log_w[i] : static_cast<double>(rounded[i]);
+      double& best = t.best[p * kLanes + i];
+      std::int32_t& best_at = t.best_at[p * kLanes + i];
+      if (weight > best || (weight == best && at < best_at)) best = weight, best_at = at;
+    }
   }
   return true;
 }
@@ -186,8 +250,9 @@ void whole_image(const KernelTask& t, const Axis& row, const Axis& column) {
   for (std::int32_t j = 0; j < column.outputs; ++j)
     if (column.p[j] == 0) origin_column = column.q[j];
   const std::int32_t at = t.at + origin_row * static_cast<std::int32_t>(t.width) + origin_column;
+  const MapWindow window{row, column, 0, row.map_size, 0, column.map_size};
   Vec w;
-  if (!weigh<full>(t, 0, 0, t.height * t.width, at, distance, w)) return;
+  if (!weigh<full>(t, 0, 0, t.height * t.width, at, distance, window, w)) return;
   for (std::int32_t i = 0; i < row.outputs; ++i)
     for (std::int32_t j = 0; j < column.outputs; ++j)
       add_centres(t, row.p[i] * t.width + column.p[j], row.q[i] * t.width + column.q[j], w);
@@ -208,8 +273,9 @@ void square_windows(const KernelTask& t, const Axis& row, const Axis& column) {
     for (std::int32_t j = 0; j < outputs; ++j) {
       const std::int32_t p = row.p[i] * static_cast<std::int32_t>(t.width) + column.p[j];
       const std::int32_t q = row.q[i] * static_cast<std::int32_t>(t.width) + column.q[j];
+      const MapWindow window{row, column, i, t.k_rows, j, t.k_columns};
       Vec w;
-      if (weigh<full>(t, p, p, 1, t.at + q, load(distances + (i * outputs + j) * kLanes), w))
+      if (weigh<full>(t, p, p, 1, t.at + q, load(distances + (i * outputs + j) * kLanes), window, w))
         add_centres(t, p, q, w);
     }
 }

@@ -21,10 +21,12 @@ struct Axis {
 struct KernelTask {
   std::int64_t channels, height, width;
   const float* x;      // (C, H, W)
-  float alpha;
-  float scale;         // log w = bias - scale * squared distance; 1 / (2 sigma^2)
+  double alpha;        // signal level, times the value of one panel unit
+  double scale;        // log w = bias - scale * squared distance; 1 / (2 sigma^2)
   float skip;          // weights below exp(-skip) of the running maximum are taken as zero
-  const float* panel;  // (C, H, W)[L] bank pixels
+  float exact_above;         // squared distances beyond this are found again in double where the weight stands out,
+  float always_exact_above;  // and beyond this wherever the weight may matter
+  const float* panel;  // (C, H, W)[L] bank pixels, in units that make them exact
   const float* bias;   // [L] 0, or -inf for a lane without an image
 
   bool whole_image;    // one weight for all outputs of a displacement, from the sum over the whole map
@@ -36,11 +38,11 @@ struct KernelTask {
   std::int32_t at;     // number of this panel's first source pixel, for `best_at`
 
   // State: weights refer to exp(reference). With whole_image, all but y have a single entry instead of (H, W).
-  float* reference;        // (H, W)
+  double* reference;       // (H, W)
   float* s;                // (H, W)[L]
   float* y;                // (C, H, W)[L]
   float* e;                // (H, W)[L] sum of w * (log w - reference)
-  float* best;             // (H, W)[L] largest log w
+  double* best;            // (H, W)[L] largest log w
   std::int32_t* best_at;   // (H, W)[L] its source pixel, counted from the panel where `at` was 0
 
   float* scratch;      // kernel_scratch(...)[L]

@@ -85,14 +85,14 @@ class Machine(Denoiser):
 
         Returns
         -------
-        (B, C, H, W) float32; each image as if it had been computed alone
+        (B, C, H, W) float32 (float64 from engine "reference"); each image as if it had been computed alone
 
         Raises
         ------
         TypeError, ValueError  wrong dtype or shape, NaN or infinite pixels, sigma <= 0, alpha < 0, a class without
                                images, a patch size that is even, not positive, or larger than the boundary allows
         """
-        return self.partial(x, alpha, sigma, labels, patch_size, full=False).mean()
+        return self.partial(x, alpha, sigma, labels, patch_size, full=False).mean(self._dtype)
 
     def posterior(
         self,
@@ -103,7 +103,7 @@ class Machine(Denoiser):
         patch_size: int | None = None,
     ) -> Posterior:
         """The mean with log-evidence, entropy and heaviest source of every pixel; arguments as in `denoise`."""
-        return self.partial(x, alpha, sigma, labels, patch_size).finish()
+        return self.partial(x, alpha, sigma, labels, patch_size).finish(self._dtype)
 
     def partial(
         self,
@@ -150,6 +150,10 @@ class Machine(Denoiser):
         begin, end = self._ranges(labels, batch)
         k = 1 if self.window is Window.IMAGE else self.check_size(self.patch_size if patch_size is None else patch_size)
         return int((end - begin).sum() * self._positions(k).sum())
+
+    @property
+    def _dtype(self) -> torch.dtype:
+        return torch.float64 if self.engine == "reference" else torch.float32
 
     def check_size(self, patch_size: int | None) -> int:
         """The patch size as an int, if this machine can take it; raises TypeError or ValueError if it cannot."""

@@ -14,11 +14,13 @@ class Posterior:
 
     Attributes
     ----------
-    mean           (B, C, H, W) float32  posterior mean x0_hat
-    log_evidence   (B, H, W)    float32  log mean_i w_i, nats
-    entropy        (B, H, W)    float32  entropy of the weights, nats; 0 = one patch, log |S(p)| = all alike
-    source         (B, H, W, 3) int64    image, row and column of the heaviest patch (the first of equally heavy ones)
-    source_weight  (B, H, W)    float32  its normalised weight
+    mean           (B, C, H, W) posterior mean x0_hat
+    log_evidence   (B, H, W)    log mean_i w_i, nats
+    entropy        (B, H, W)    entropy of the weights, nats; 0 = one patch, log |S(p)| = all alike
+    source         (B, H, W, 3) image, row and column of the heaviest patch (the first of equally heavy ones); int64
+    source_weight  (B, H, W)    its normalised weight
+
+    All float32, or float64 from engine "reference".
     """
 
     mean: Tensor
@@ -88,11 +90,11 @@ class PartialPosterior:
             torch.where(other_wins, other.source, self.source),
         )
 
-    def mean(self) -> Tensor:
-        """Posterior mean (B, C, H, W) float32."""
-        return (self.y / self.s[:, None]).float()
+    def mean(self, dtype: torch.dtype = torch.float32) -> Tensor:
+        """Posterior mean (B, C, H, W)."""
+        return (self.y / self.s[:, None]).to(dtype)
 
-    def finish(self) -> Posterior:
+    def finish(self, dtype: torch.dtype = torch.float32) -> Posterior:
         """All fields of the posterior. Needs a full partial posterior."""
         if self.e is None or self.top is None or self.source is None:
             raise ValueError("this partial posterior holds only the mean; ask the machine for a full one")
@@ -102,9 +104,9 @@ class PartialPosterior:
             [self.source // (height * width), self.source // width % height, self.source % width], dim=-1
         )
         return Posterior(
-            mean=self.mean(),
-            log_evidence=(self.m + log_s - self.count.log()).float(),
-            entropy=(log_s - self.e / self.s).clamp(min=0).float(),
+            mean=self.mean(dtype),
+            log_evidence=(self.m + log_s - self.count.log()).to(dtype),
+            entropy=(log_s - self.e / self.s).clamp(min=0).to(dtype),
             source=source,
-            source_weight=(self.top - self.m - log_s).exp().clamp(max=1).float(),
+            source_weight=(self.top - self.m - log_s).exp().clamp(max=1).to(dtype),
         )

@@ -160,9 +160,8 @@ def sample(
         raise ValueError(f"eta is an option of solver 'ddim', but solver is {solver!r}")
 
     def estimate(x: Tensor, level: Level) -> Tensor:
-        if level.patch_size is None:
-            return denoiser.denoise(x, level.alpha, level.sigma, labels=labels)
-        return denoiser.denoise(x, level.alpha, level.sigma, labels=labels, patch_size=level.patch_size)
+        x0 = denoiser.denoise(x, level.alpha, level.sigma, labels=labels, patch_size=level.patch_size)
+        return x0.to(x.dtype)
 
     on_step = callback or (lambda step: None)
     x = noise * max(1.0, levels[0].sigma)

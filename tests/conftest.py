@@ -1,0 +1,28 @@
+import os
+from pathlib import Path
+
+import pytest
+from helpers import make_bank
+
+import pyels
+
+
+@pytest.fixture(scope="session")
+def fashion():
+    """The embedded 6,000 Fashion-MNIST images."""
+    return pyels.datasets.load("fashion-mnist-6000")
+
+
+@pytest.fixture(scope="session")
+def shared():
+    """The folder with reference cases and further real images, where there is one beside the checkout."""
+    folder = Path(os.environ.get("PYELS_SHARED", Path(__file__).parents[2] / "shared"))
+    if not folder.is_dir():
+        pytest.skip("no folder of reference cases beside the checkout")
+    return folder
+
+
+@pytest.fixture
+def small():
+    """A bank of 12 random 1x9x8 images in three classes of 5, 4 and 3."""
+    return make_bank(12, (1, 9, 8), labels=[0, 1, 2, 0, 1, 2, 0, 1, 2, 0, 1, 0])

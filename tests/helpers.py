@@ -1,0 +1,37 @@
+"""What several tests need."""
+
+import numpy as np
+import torch
+
+import pyels
+
+
+def make_bank(n, shape, labels=None, dtype=torch.uint8, seed=0):
+    """A bank of random images with some structure: neighbouring pixels are alike."""
+    generator = np.random.default_rng(seed)
+    c, h, w = shape
+    coarse = generator.integers(0, 256, (n, c, h // 2 + 1, w // 2 + 1))
+    fine = np.clip(np.kron(coarse, np.ones((2, 2)))[..., :h, :w] + generator.integers(-40, 41, (n, c, h, w)), 0, 255)
+    images = torch.from_numpy(fine.astype(np.uint8))
+    if dtype == torch.float32:
+        images = images.float() / 127.5 - 1
+    return pyels.PatchBank(images, labels)
+
+
+def noisy(bank, alpha, sigma, batch=1, seed=0):
+    """Queries alpha * image + sigma * noise; alpha and sigma are numbers or (B,) tensors."""
+    noise = torch.randn((batch, *bank.shape), generator=torch.Generator().manual_seed(seed))
+    x0 = bank.read(torch.arange(batch) % len(bank))
+    column = (-1, 1, 1, 1)
+    return torch.as_tensor(alpha).float().reshape(column) * x0 + torch.as_tensor(sigma).float().reshape(column) * noise
+
+
+MACHINES = {
+    "IS": lambda bank, k, **options: pyels.IS(bank, **options),
+    "ES": lambda bank, k, **options: pyels.ES(bank, **options),
+    "LS": lambda bank, k, **options: pyels.LS(bank, k, **options),
+    "ELS-circular": lambda bank, k, **options: pyels.ELS(bank, k, "circular", **options),
+    "ELS-interior": lambda bank, k, **options: pyels.ELS(bank, k, "interior", **options),
+    "ELS-zeros": lambda bank, k, **options: pyels.ELS(bank, k, "zeros", **options),
+}
+WRAPPING = ("ELS-circular", "ELS-interior")

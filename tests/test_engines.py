@@ -1,0 +1,188 @@
+"""The cpu engine against the float64 oracle in C++, and that against the one in Python."""
+
+import pytest
+import torch
+from helpers import MACHINES, WRAPPING, make_bank, noisy
+
+import pyels
+from pyels import _core, reference
+from pyels.schedules import make_schedule
+
+COSINE = make_schedule("cosine")
+TIMES = [i / 20 for i in (1, 2, 4, 7, 10, 13, 16, 19, 20)]
+ALPHAS = torch.tensor([COSINE.alpha(t) for t in TIMES], dtype=torch.float64)
+SIGMAS = torch.tensor([COSINE.sigma(t) for t in TIMES], dtype=torch.float64)
+
+# Worst seen in all tests below: mean 4e-5, entropy 2e-4, source_weight 4e-5, log_evidence 2e-5 (at sigma = 1e-3).
+BOUNDS = {"mean": 1e-4, "entropy": 1e-3, "source_weight": 2e-4, "log_evidence": 5e-5}
+
+
+def sizes(kind, shape):
+    """Patch sizes that straddle the image, where the boundary allows."""
+    if kind in ("IS", "ES"):
+        return [1]
+    return [k for k in (1, 3, 5, 9, 17, 33) if kind not in WRAPPING or k <= min(shape[1:])]
+
+
+def posteriors(kind, bank, k, x, alpha, sigma, labels=None):
+    return (
+        MACHINES[kind](bank, k).posterior(x, alpha, sigma, labels),
+        MACHINES[kind](bank, k, engine="reference").posterior(x, alpha, sigma, labels),
+    )
+
+
+def check(ours, oracle):
+    """Every field; log-evidence to float32's relative accuracy, since it reaches many thousand nats."""
+    assert ours.mean.dtype == torch.float32
+    errors = {
+        field: float((getattr(ours, field) - getattr(oracle, field)).abs().max())
+        for field in ("mean", "entropy", "source_weight")
+    }
+    scale = 1 + oracle.log_evidence.abs()
+    errors["log_evidence"] = float(((ours.log_evidence - oracle.log_evidence).abs() / scale).max())
+    if "PYELS_RECORD" in __import__("os").environ: __import__("pathlib").Path("/tmp/exp/rec/"+__import__("uuid").uuid4().hex).write_text(__import__("os").environ["PYTEST_CURRENT_TEST"].replace(" ","_")+" "+" ".join(f"{k}={v:.2e}" for k,v in errors.items())+"\n")
+    for field, bound in BOUNDS.items():
+        assert errors[field] < bound, (field, errors[field])
+    # Where the heaviest patch is clearly the heaviest, it is found.
+    clear = oracle.source_weight > 0.51
+    assert (ours.source[clear] == oracle.source[clear]).all()
+
+
+@pytest.mark.parametrize("kind", MACHINES)
+@pytest.mark.parametrize("shape", [(1, 16, 16), (3, 11, 14), (4, 13, 7)], ids=str)
+def test_every_field_matches_oracle_at_all_noise_levels(kind, shape):
+    bank = make_bank(17, shape, dtype=torch.float32 if shape[0] == 4 else torch.uint8)
+    x = noisy(bank, ALPHAS, SIGMAS, batch=len(TIMES))
+    for k in sizes(kind, shape):
+        check(*posteriors(kind, bank, k, x, ALPHAS, SIGMAS))
+
+
+@pytest.mark.parametrize("isa", _core.available_isas())
+@pytest.mark.parametrize("kind", MACHINES)
+@pytest.mark.parametrize("n", [1, 3, 4, 5, 15, 16, 17, 33])
+def test_every_instruction_set_at_bank_sizes_across_its_lanes(monkeypatch, isa, kind, n):
+    monkeypatch.setenv("PYELS_ISA", isa)
+    assert _core.isa_in_use() == isa
+    bank = make_bank(n, (1, 8, 9))
+    x = noisy(bank, ALPHAS, SIGMAS, batch=len(TIMES))
+    for k in sizes(kind, (1, 8, 9)):
+        check(*posteriors(kind, bank, k, x, ALPHAS, SIGMAS))
+
+
+def test_unknown_instruction_set_is_refused(monkeypatch, small):
+    monkeypatch.setenv("PYELS_ISA", "pentium")
+    with pytest.raises(ValueError, match="PYELS_ISA is 'pentium'"):
+        pyels.IS(small).denoise(noisy(small, 0.6, 0.8), 0.6, 0.8)
+
+
+@pytest.mark.parametrize("kind", MACHINES)
+def test_real_images_batch_of_16_with_mixed_labels(fashion, kind):
+    bank = fashion[:60]
+    generator = torch.Generator().manual_seed(1)
+    labels = bank.labels[torch.randint(60, (16,), generator=generator)]
+    times = torch.linspace(0.05, 1, 16).tolist()
+    alpha = torch.tensor([COSINE.alpha(t) for t in times])
+    sigma = torch.tensor([COSINE.sigma(t) for t in times])
+    x = noisy(bank, alpha, sigma, batch=16)
+    ours, oracle = posteriors(kind, bank, 7, x, alpha, sigma, labels)
+    check(ours, oracle)
+    assert (bank.labels[ours.source[..., 0]] == labels[:, None, None]).all()
+    # Batch composition does not matter, to the last bit.
+    together = MACHINES[kind](bank, 7).denoise(x, alpha, sigma, labels)
+    for b in range(16):
+        alone = MACHINES[kind](bank, 7).denoise(x[b : b + 1], alpha[b], sigma[b], labels[b : b + 1])
+        assert torch.equal(alone[0], together[b])
+
+
+@pytest.mark.parametrize("kind", MACHINES)
+@pytest.mark.parametrize("sigma", [1e-3, 1e3, 1e-12, 1e5])
+@pytest.mark.parametrize("alpha", [0.0, 1.0])
+def test_extreme_noise(kind, sigma, alpha):
+    bank = make_bank(20, (1, 10, 10))
+    x = noisy(bank, alpha, sigma, batch=2).clamp(-1e6, 1e6)
+    if alpha == 0:  # all weights alike, whatever the noise
+        x = torch.zeros_like(x)
+    for k in (3, 7):
+        ours, oracle = posteriors(kind, bank, k, x, alpha, sigma)
+        for field in (ours.mean, ours.log_evidence, ours.entropy, ours.source_weight):
+            assert torch.isfinite(field).all()
+        if sigma >= 1e-3:
+            check(ours, oracle)
+        else:  # distances beyond the digits of the pixels: any of the nearest patches
+            assert float(ours.mean.abs().max()) <= 1
+
+
+def test_error_is_at_most_twice_that_of_plain_float32_torch(fashion):
+    """IS and LS, whose plain evaluation is a few lines, at the lowest noise level."""
+    bank, k = fashion[:500], 9
+    alpha, sigma = COSINE.alpha(0.05), COSINE.sigma(0.05)
+    x = noisy(bank, alpha, sigma, batch=4)
+    images = bank.read(slice(None))
+
+    def plain_ls(dtype):
+        difference = (x.to(dtype)[:, None] - alpha * images.to(dtype)[None]).square()  # (B, N, 1, H, W)
+        kernel = torch.ones(1, 1, k, k, dtype=dtype)
+        distance = torch.nn.functional.conv2d(difference.flatten(0, 1), kernel, padding=k // 2).unflatten(0, (4, 500))
+        return (torch.softmax(-distance / (2 * sigma**2), dim=1) * images.to(dtype)).sum(dim=1)
+
+    def plain_is(dtype):
+        difference = (x.to(dtype)[:, None] - alpha * images.to(dtype)[None]).square().sum(dim=(2, 3, 4))
+        return torch.einsum("bn,nchw->bchw", torch.softmax(-difference / (2 * sigma**2), dim=1), images.to(dtype))
+
+    for machine, plain in ((pyels.LS(bank, k), plain_ls), (pyels.IS(bank), plain_is)):
+        exact = plain(torch.float64)
+        ours = float((machine.denoise(x, alpha, sigma) - exact).abs().max())
+        theirs = float((plain(torch.float32) - exact).abs().max())
+        assert ours <= 2 * theirs + 2e-7  # seen: LS 3e-6 against 6e-6, IS 2e-8 against 2e-8
+
+
+def test_long_sums_keep_their_digits():
+    """2.6 million patches that weigh alike: the mean is the bank's."""
+    images = (torch.rand(10_000, 1, 16, 16, generator=torch.Generator().manual_seed(0)) * 255).to(torch.uint8)
+    bank = pyels.PatchBank(images)
+    mean = pyels.ELS(bank, 3, "circular").denoise(torch.zeros(1, 1, 16, 16), 1.0, 1e3)
+    expected = bank.read(slice(None)).double().mean()
+    assert float((mean - expected).abs().max()) < 2e-6  # worst seen 3e-7
+
+
+@pytest.mark.parametrize("kind", MACHINES)
+def test_oracle_in_cpp_matches_oracle_in_python(kind):
+    bank = make_bank(6, (2, 7, 6), labels=[0, 0, 0, 1, 1, 1])
+    labels = torch.tensor([1, 0])
+    x = noisy(bank, 0.6, 0.8, batch=2)
+    for k in sizes(kind, (2, 7, 6)):
+        machine = MACHINES[kind](bank, k, engine="reference")
+        cpp, python = machine.posterior(x, 0.6, 0.8, labels), reference.posterior(machine, x, 0.6, 0.8, labels)
+        for field in ("mean", "log_evidence", "entropy", "source_weight"):
+            assert float((getattr(cpp, field) - getattr(python, field)).abs().max()) < 1e-11  # worst seen 1e-13
+        assert torch.equal(cpp.source, python.source)
+
+
+def test_reference_engine_keeps_float64(small):
+    machine = pyels.ELS(small, 3, engine="reference")
+    x = noisy(small, 0.6, 0.8)
+    assert machine.denoise(x, 0.6, 0.8).dtype == torch.float64
+    assert machine.eps(x, 0.6, 0.8).dtype == torch.float64
+    assert pyels.sample(machine, x, steps=2).dtype == torch.float32
+
+
+def test_operator_passes_torch_opcheck(small):
+    from pyels.engines import partial_posterior
+
+    x = noisy(small, 0.6, 0.8, batch=2)
+    level = torch.full((2,), 0.8, dtype=torch.float64)
+    begin, end = torch.tensor([0, 5]), torch.tensor([5, 9])
+    for full in (False, True):
+        torch.library.opcheck(
+            partial_posterior, (small.images, small.order, begin, end, x, level, level, "cpu", 1, 3, 3, 2, full)
+        )
+
+
+def test_eps_score_and_x0_are_consistent(small):
+    machine = pyels.ELS(small, 3)
+    alpha, sigma = torch.tensor([0.6, 0.9]), torch.tensor([0.8, 0.3])
+    x = noisy(small, alpha, sigma, batch=2)
+    x0, eps, score = machine.denoise(x, alpha, sigma), machine.eps(x, alpha, sigma), machine.score(x, alpha, sigma)
+    a, s = alpha[:, None, None, None], sigma[:, None, None, None]
+    torch.testing.assert_close(a * x0 + s * eps, x)
+    torch.testing.assert_close(score, (a * x0 - x) / s**2)

@@ -13,8 +13,8 @@ TIMES = [i / 20 for i in (1, 2, 4, 7, 10, 13, 16, 19, 20)]
 ALPHAS = torch.tensor([COSINE.alpha(t) for t in TIMES], dtype=torch.float64)
 SIGMAS = torch.tensor([COSINE.sigma(t) for t in TIMES], dtype=torch.float64)
 
-# Worst seen in all tests below: mean 4e-5, entropy 2e-4, source_weight 4e-5, log_evidence 2e-5 (at sigma = 1e-3).
-BOUNDS = {"mean": 1e-4, "entropy": 1e-3, "source_weight": 2e-4, "log_evidence": 5e-5}
+# Worst seen in the tests below: mean 1.9e-5, entropy 4.4e-5, source_weight 1.7e-5, log_evidence 7e-6.
+BOUNDS = {"mean": 1e-4, "entropy": 2e-4, "source_weight": 1e-4, "log_evidence": 3e-5}
 
 
 def sizes(kind, shape):
@@ -40,7 +40,6 @@ def check(ours, oracle):
     }
     scale = 1 + oracle.log_evidence.abs()
     errors["log_evidence"] = float(((ours.log_evidence - oracle.log_evidence).abs() / scale).max())
-    if "PYELS_RECORD" in __import__("os").environ: __import__("pathlib").Path("/tmp/exp/rec/"+__import__("uuid").uuid4().hex).write_text(__import__("os").environ["PYTEST_CURRENT_TEST"].replace(" ","_")+" "+" ".join(f"{k}={v:.2e}" for k,v in errors.items())+"\n")
     for field, bound in BOUNDS.items():
         assert errors[field] < bound, (field, errors[field])
     # Where the heaviest patch is clearly the heaviest, it is found.

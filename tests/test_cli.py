@@ -154,8 +154,8 @@ def test_output_folder_that_cannot_be_made(bank_file, tmp_path, capsys):
 def test_unwritable_output_folder():
     """As a user without rights, which root becomes for the purpose."""
     code = (
-        "import os, sys, pyels.cli; os.getuid() == 0 and os.setuid(65534); "
-        "pyels.cli.main(['sample', '--dataset', sys.argv[1], '--patch-size', '3', '--out', '/pyels-has-no-rights-here'])"
+        "import os, sys, pyels.cli; pyels.datasets.load(sys.argv[1]); os.getuid() == 0 and os.setuid(65534); "
+        "pyels.cli.main(['sample', '--dataset', sys.argv[1], '--patch-size', '3', '--out', '/no-rights-here'])"
     )
     with tempfile.TemporaryDirectory() as folder:
         Path(folder).chmod(0o755)
@@ -164,7 +164,7 @@ def test_unwritable_output_folder():
             [sys.executable, "-c", code, str(Path(folder) / "bank.npz")], capture_output=True, text=True, check=False
         )
     assert ended.returncode == 2
-    assert re.search(r"pyels: error: .*Permission denied: '/pyels-has-no-rights-here", ended.stderr.splitlines()[-1])
+    assert re.search(r"pyels: error: .*Permission denied: '/no-rights-here", ended.stderr.splitlines()[-1])
     assert "Traceback" not in ended.stderr
 
 

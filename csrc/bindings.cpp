@@ -44,7 +44,7 @@ void partial_posterior(const std::string& engine, std::uintptr_t pixels, bool is
                        std::array<std::uintptr_t, 6> out) {
   pyels::Problem a;
   (is_uint8 ? void(a.pixels_uint8 = at<const std::uint8_t>(pixels)) : void(a.pixels_float = at<const float>(pixels)));
-  a.images = bank_shape[0], a.channels = bank_shape[1], a.height = bank_shape[2], a.width = bank_shape[3];
+  a.channels = bank_shape[1], a.height = bank_shape[2], a.width = bank_shape[3];
   a.order = at<const std::int64_t>(order);
   a.queries = queries, a.x = at<const float>(x);
   a.alpha = at<const double>(alpha), a.sigma = at<const double>(sigma);

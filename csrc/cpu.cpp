@@ -26,13 +26,13 @@ std::vector<const Kernel*> runnable_kernels() {
   std::vector<const Kernel*> kernels;
 #if defined(__x86_64__)
   __builtin_cpu_init();
-  const auto has = [](bool answer) { return answer; };
-  const bool v2 = has(__builtin_cpu_supports("sse4.2")) && has(__builtin_cpu_supports("popcnt"));
-  const bool v3 = v2 && has(__builtin_cpu_supports("avx2")) && has(__builtin_cpu_supports("fma")) &&
-                  has(__builtin_cpu_supports("bmi2"));
-  const bool v4 = v3 && has(__builtin_cpu_supports("avx512f")) && has(__builtin_cpu_supports("avx512bw")) &&
-                  has(__builtin_cpu_supports("avx512vl")) && has(__builtin_cpu_supports("avx512dq")) &&
-                  has(__builtin_cpu_supports("avx512cd"));
+  const bool v2 = __builtin_cpu_supports("sse4.2") && __builtin_cpu_supports("popcnt");
+  const bool v3 = v2 && __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
+                  __builtin_cpu_supports("bmi") && __builtin_cpu_supports("bmi2") && __builtin_cpu_supports("f16c") &&
+                  __builtin_cpu_supports("lzcnt") && __builtin_cpu_supports("movbe");
+  const bool v4 = v3 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+                  __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq") &&
+                  __builtin_cpu_supports("avx512cd");
   if (v4) kernels.push_back(&x86_64_v4::kernel);
   if (v3) kernels.push_back(&x86_64_v3::kernel);
   if (v2) kernels.push_back(&x86_64_v2::kernel);
@@ -159,9 +159,15 @@ struct Plan {
   std::int64_t images(std::int64_t b) const { return a.end[b] - a.begin[b]; }
   std::int64_t blocks(std::int64_t b) const { return (images(b) + kernel.lanes - 1) / kernel.lanes; }
 
-  // Segments are what threads share out. Their number must not depend on the number of threads.
-  static constexpr std::int64_t max_segments = 64;
-  std::int64_t segments(std::int64_t b) const { return std::min(blocks(b), max_segments); }
+  // Segments are what threads share out. Their number must not depend on the number of threads. Every segment of a
+  // group of queries has its partial posterior in memory; these take about `partials_bytes` whatever the image size.
+  static constexpr std::int64_t partials_bytes = std::int64_t{64} << 20;
+  std::int64_t partial_bytes() const { return pixels * (a.channels + (a.full ? 5 : 2)) * 8; }
+  std::int64_t max_segments() const { return std::clamp<std::int64_t>(partials_bytes / partial_bytes(), 8, 64); }
+  std::int64_t segments(std::int64_t b) const { return std::min(blocks(b), max_segments()); }
+  std::int64_t queries_in_group() const {
+    return std::clamp<std::int64_t>(partials_bytes / (max_segments() * partial_bytes()), 1, 64);
+  }
 };
 
 // ---- One thread's work -------------------------------------------------------------------------------------------
@@ -218,7 +224,8 @@ class Worker {
         plan_.kernel.accumulate(task);
         terms += std::int64_t{task.n_rows} * task.n_columns;
         const bool last_call = block + 1 == last && row + task.n_rows == plan_.rows.size();
-        if (terms < Plan::max_terms && !last_call) continue;
+        const bool numbers_end = (block + 2 - first_block) * plan_.pixels > std::numeric_limits<std::int32_t>::max();
+        if (terms < Plan::max_terms && !last_call && !numbers_end) continue;
         flush(b, first_block);
         merge(total, flushed_);
         clear();
@@ -234,8 +241,10 @@ class Worker {
     t.channels = a_.channels, t.height = a_.height, t.width = a_.width;
     t.x = a_.x + b * a_.channels * plan_.pixels;
     t.alpha = a_.alpha[b] * unit_;
-    // The cap keeps scale * distance finite; at sigma below 1e-9 the nearest patch has all the weight anyway.
-    t.scale = std::min(0.5 / (a_.sigma[b] * a_.sigma[b]), 1e18);
+    t.scale = 0.5 / (a_.sigma[b] * a_.sigma[b]);
+    // The rounding errors of a sum along rows, then of rows.
+    t.least_scale =
+        static_cast<float>(t.scale * (1 - 5e-7 - 3e-9 * static_cast<double>(a_.height + a_.width + a_.channels)));
     // float32 distances err by 5e-8 of log w (rounding of sums) and by 8e-8 * sqrt(scale * log w) (rounding of pixels);
     // either is kept below 3e-5. Beyond 1e5 nats it is no longer sure which weights stand out.
     t.exact_above = static_cast<float>(std::min(600.0 / t.scale, 1.4e5 / (t.scale * t.scale)));
@@ -304,15 +313,17 @@ class Worker {
       out.e[p] = lane_sum(e_.get() + state * lanes_);
       out.top[p] = -std::numeric_limits<double>::infinity();
       out.source[p] = -1;
+      std::int64_t first = 0;  // image and displacement of the heaviest so far: the lower goes before its equals
       for (int lane = 0; lane < lanes_; ++lane) {
         const double log_w = best_[state * lanes_ + lane];
         if (log_w < out.top[p] || std::isinf(log_w)) continue;
         const std::int64_t at = best_at_[state * lanes_ + lane];
-        const std::int64_t source =
-            image(b, first_block + at / plan_.pixels, lane) * plan_.pixels + source_pixel(p, at % plan_.pixels);
-        if (log_w == out.top[p] && source > out.source[p]) continue;
+        const std::int64_t number = image(b, first_block + at / plan_.pixels, lane);
+        const std::int64_t candidate = number * plan_.pixels + at % plan_.pixels;
+        if (log_w == out.top[p] && candidate > first) continue;
         out.top[p] = log_w;
-        out.source[p] = source;
+        out.source[p] = number * plan_.pixels + source_pixel(p, at % plan_.pixels);
+        first = candidate;
       }
     }
   }
@@ -349,11 +360,7 @@ const char* isa_in_use() { return kernel_in_use().isa; }
 
 void cpu_engine(const Problem& a, Sink& sink) {
   const Plan plan(a);
-  // Queries go in groups, so that the segments' partial posteriors take bounded memory whatever the batch.
-  const std::int64_t partial_bytes = plan.pixels * (a.channels + (a.full ? 5 : 2)) * 8;
-  const std::int64_t group =
-      std::clamp<std::int64_t>((std::int64_t{64} << 20) / (Plan::max_segments * partial_bytes), 1, 64);
-
+  const std::int64_t group = plan.queries_in_group();
   struct Unit {
     std::int64_t query, segment;
     Partial partial;
@@ -384,7 +391,7 @@ void cpu_engine(const Problem& a, Sink& sink) {
     std::vector<std::thread> others;
     try {
       for (std::int64_t i = 1; i < threads; ++i) others.emplace_back(work, [&] { return stop.load(); });
-    } catch (const std::system_error&) {
+    } catch (...) {
       // No more threads to be had: the ones that started and this one do the work.
     }
     auto asked = std::chrono::steady_clock::now();

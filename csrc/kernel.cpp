@@ -37,8 +37,7 @@ typedef std::uint32_t Bits __attribute__((vector_size(kLanes * 4)));
 typedef double DoubleVec __attribute__((vector_size(kLanes * 8)));
 
 constexpr float kHeadroom = 30.0f;
-constexpr float kStandsOut = 0.25f;           // of the weight that the lane has gathered so far
-constexpr float kLeastFactor = 1.0f - 5e-7f;  // a distance may be too large by this relative error
+constexpr float kStandsOut = 0.25f;  // of the weight that the lane has gathered so far
 
 Vec load(const float* at) { return *reinterpret_cast<const Vec*>(at); }
 void store(float* at, Vec v) { *reinterpret_cast<Vec*>(at) = v; }
@@ -165,62 +164,81 @@ void raise_reference(const KernelTask& t, std::int64_t p, std::int64_t y_first, 
   t.reference[p] = reference;
 }
 
+// The log-weights of one displacement relative to the reference at state index p, which is raised where they exceed it
+// by far. `matters` tells the lanes that may matter, and afterwards those that do.
+Vec relative_log_weights(const KernelTask& t, std::int64_t p, std::int64_t y_first, std::int64_t y_count, Vec distance,
+                         IntVec matters) {
+  const float scale = static_cast<float>(t.scale);
+  const Vec zero{};
+  // With fused multiply-add a single rounding; +inf while the state is empty.
+  Vec relative = -static_cast<float>(t.reference[p]) - scale * distance;
+  if (any(matters & (relative > kHeadroom))) {
+    const float top = largest(load(t.bias) - scale * distance);
+    raise_reference(t, p, y_first, y_count, static_cast<double>(top));
+    relative = -top - scale * distance;
+  }
+  return matters ? relative : zero;
+}
+
+// The same where some distance is so large that float32 will not do. Gives the log-weights in double as well.
+Vec relative_log_weights_exact(const KernelTask& t, std::int64_t p, std::int64_t y_first, std::int64_t y_count,
+                               Vec distance, IntVec& matters, const MapWindow& window, DoubleVec& log_w) {
+  log_w = -t.scale * __builtin_convertvector(distance, DoubleVec);
+  IntVec exact = matters & (distance > t.exact_above);
+  if (!t.full) {  // only what stands out; the full posterior also wants ties to be ties
+    const Vec relative = __builtin_convertvector(log_w - t.reference[p], Vec);
+    const Vec most = Vec{} + 80.0f;
+    const Vec w = exponential(relative < most ? relative : most);
+    exact &= (w > kStandsOut * load(t.s + p * kLanes)) | (distance > t.always_exact_above);
+  }
+  if (any(exact)) {
+    DoubleVec found;
+    exact_log_weights(t, window, found);
+    for (int i = 0; i < kLanes; ++i)
+      if (exact[i]) log_w[i] = found[i];
+  }
+  double top = t.reference[p];
+  for (int i = 0; i < kLanes; ++i)
+    if (matters[i] && log_w[i] > top + kHeadroom) top = log_w[i];
+  if (top > t.reference[p]) {
+    // A reference that is a float spares the fast path above a rounding; beyond 1e5 nats that path plays no part.
+    const double rounded = static_cast<double>(static_cast<float>(top));
+    raise_reference(t, p, y_first, y_count, top > -1e5 ? rounded : top);
+  }
+  const Vec relative = __builtin_convertvector(log_w - t.reference[p], Vec);
+  matters &= relative > -t.skip;
+  const Vec zero{};
+  return matters ? relative : zero;
+}
+
 // Adds log-weights of one displacement to s, e and best at state index p and gives the weights; false when none
 // matters. y, whose pixels are y_first .. y_first + y_count - 1, is the caller's to add to.
 template <bool full>
 bool weigh(const KernelTask& t, std::int64_t p, std::int64_t y_first, std::int64_t y_count, std::int32_t at,
            Vec distance, const MapWindow& window, Vec& w) {
-  const float scale = static_cast<float>(t.scale);
-  const Vec bias = load(t.bias);
-  // Which lanes may matter, given the error of the distance. The reference is -inf while the state is empty.
-  const IntVec matters = bias + (t.skip - static_cast<float>(t.reference[p])) > (scale * kLeastFactor) * distance;
+  // The reference is -inf while the state is empty, and the bias in a lane without an image: then this is false.
+  IntVec matters = load(t.bias) + (t.skip - static_cast<float>(t.reference[p])) > t.least_scale * distance;
   if (!any(matters)) return false;
 
+  Vec relative;
+  DoubleVec log_w;
+  const bool large = any(matters & (distance > t.exact_above));
+  if (__builtin_expect(large, false))
+    relative = relative_log_weights_exact(t, p, y_first, y_count, distance, matters, window, log_w);
+  else
+    relative = relative_log_weights(t, p, y_first, y_count, distance, matters);
   const Vec zero{};
-  const auto relative_to_reference = [&] {  // one rounding, in the fused multiply-add
-    const Vec relative = -static_cast<float>(t.reference[p]) - scale * distance;
-    return matters ? relative : zero;
-  };
-  Vec relative = relative_to_reference();
-  if (any(relative > kHeadroom)) {
-    const float top = largest(bias - scale * distance);
-    raise_reference(t, p, y_first, y_count, static_cast<double>(top));
-    relative = relative_to_reference();
-  }
   w = matters ? exponential(relative) : zero;
-
-  Vec s = load(t.s + p * kLanes);
-  DoubleVec log_w{};
-  IntVec exact = matters & (distance > t.exact_above);
-  if (__builtin_expect(any(exact), false)) {
-    if (!full) exact &= (w > kStandsOut * s) | (distance > t.always_exact_above);
-    if (any(exact)) {
-      exact_log_weights(t, window, log_w);
-      DoubleVec from_reference = log_w - t.reference[p];
-      const Vec rounded = __builtin_convertvector(from_reference, Vec);
-      if (any(exact & (rounded > kHeadroom))) {
-        double top = t.reference[p];
-        for (int i = 0; i < kLanes; ++i) top = exact[i] && log_w[i] > top ? log_w[i] : top;
-        raise_reference(t, p, y_first, y_count, top);
-        relative = relative_to_reference();
-        from_reference = log_w - top;
-        s = load(t.s + p * kLanes);
-      }
-      relative = exact ? __builtin_convertvector(from_reference, Vec) : relative;
-      w = matters ? exponential(relative) : zero;
-    }
-  }
-  store(t.s + p * kLanes, s + w);
+  store(t.s + p * kLanes, load(t.s + p * kLanes) + w);
   if (full) {
     store(t.e + p * kLanes, load(t.e + p * kLanes) + w * relative);
     // The heaviest source is decided by log-weights that do not depend on the reference, so that ties stay ties.
-    const Vec rounded = -scale * distance;
+    if (!large) log_w = -t.scale * __builtin_convertvector(distance, DoubleVec);
     for (int i = 0; i < kLanes; ++i) {
       if (!matters[i]) continue;
-      const double weight = exact[i] ? log_w[i] : static_cast<double>(rounded[i]);
       double& best = t.best[p * kLanes + i];
       std::int32_t& best_at = t.best_at[p * kLanes + i];
-      if (weight > best || (weight == best && at < best_at)) best = weight, best_at = at;
+      if (log_w[i] > best || (log_w[i] == best && at < best_at)) best = log_w[i], best_at = at;
     }
   }
   return true;

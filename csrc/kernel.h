@@ -23,6 +23,7 @@ struct KernelTask {
   const float* x;      // (C, H, W)
   double alpha;        // signal level, times the value of one panel unit
   double scale;        // log w = bias - scale * squared distance; 1 / (2 sigma^2)
+  float least_scale;   // the same, less what a float32 distance may be too large by
   float skip;          // weights below exp(-skip) of the running maximum are taken as zero
   float exact_above;         // squared distances beyond this are found again in double where the weight stands out,
   float always_exact_above;  // and beyond this wherever the weight may matter

@@ -30,9 +30,8 @@ struct Problem {
   // Bank. Exactly one of the two pointers is set; uint8 v stands for v / 127.5 - 1.
   const std::uint8_t* pixels_uint8 = nullptr;  // (N, C, H, W)
   const float* pixels_float = nullptr;         // (N, C, H, W)
-  std::int64_t images = 0;                     // N
   std::int64_t channels = 0, height = 0, width = 0;
-  const std::int64_t* order = nullptr;  // (N) image numbers, those of one class side by side; null: 0 .. N-1
+  const std::int64_t* order = nullptr;         // (N) image numbers, those of one class side by side; null: 0 .. N-1
 
   // Queries. Query b is compared with the images order[begin[b]] .. order[end[b] - 1].
   std::int64_t queries = 0;             // B
@@ -82,7 +81,8 @@ struct Partial {
   }
 };
 
-// The one merge: into := into + from. Of two equally heavy patches the one with the lower number is the source.
+// The one merge: into := into + from. Of two equally heavy patches that in the lower image is the source, and within an
+// image that of `into`.
 void merge(Partial& into, const Partial& from);
 
 // Receives the finished partial posterior of query b; called from the calling thread, b ascending.

@@ -72,7 +72,7 @@ void add(const Problem& a, Partial& total, std::int64_t p, double log_w, std::in
   for (std::int64_t c = 0; c < a.channels; ++c) total.y[c * total.pixels + p] += w * bank_pixel(a, image, c, q);
   if (!a.full) return;
   total.e[p] += w * (log_w - total.m[p]);
-  if (log_w > total.top[p] || (log_w == total.top[p] && source < total.source[p])) {
+  if (log_w > total.top[p]) {  // the first of equals
     total.top[p] = log_w;
     total.source[p] = source;
   }

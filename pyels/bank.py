@@ -22,8 +22,8 @@ class PatchBank:
 
     Parameters
     ----------
-    images  (N, C, H, W) uint8, standing for v / 127.5 - 1, or float32 in [-1, 1]; torch tensor, numpy array or
-            np.memmap. The bank shares its memory.
+    images  (N, C, H, W) uint8, standing for v / 127.5 - 1, or float32, made for [-1, 1] and refused beyond 10; torch
+            tensor, numpy array or np.memmap. The bank shares its memory.
     labels  (N,) integers, or None
 
     Raises
@@ -108,7 +108,8 @@ class PatchBank:
         return self._ranges[label]
 
     def fingerprint(self) -> str:
-        """CRC-32, in hex, of labels and of up to 1,000 images evenly spaced over the bank: tells banks apart."""
+        """CRC-32, in hex, of the labels and of every image of a small bank, or 1,000 to 2,000 evenly spaced ones of a
+        large one."""
         step = max(1, len(self) // 1000)
         crc = zlib.crc32(self.images[::step].contiguous().numpy().tobytes())
         if self.labels is not None:
@@ -132,14 +133,15 @@ class PatchBank:
     def load(cls, path: str | Path) -> PatchBank:
         """Read an npz with arrays `images` (N, C, H, W) and, optionally, `labels` (N,), or an npy of images alone.
 
-        What is stored uncompressed stays on disk, mapped into memory. Raises ValueError naming a damaged file.
+        What is stored uncompressed stays on disk, mapped into memory for reading only. Raises ValueError naming a
+        damaged file.
         """
         path = Path(path)
         if not path.is_file():
             raise FileNotFoundError(f"{path}: no such file")
         try:
             if path.suffix == ".npy":
-                return cls(np.load(path, mmap_mode="c", allow_pickle=False))
+                return cls(np.load(path, mmap_mode="r", allow_pickle=False))
             with zipfile.ZipFile(path) as archive:
                 names = archive.namelist()
                 if "images.npy" not in names:
@@ -147,9 +149,9 @@ class PatchBank:
                 images = _read_member(path, archive, "images.npy")
                 labels = _read_member(path, archive, "labels.npy") if "labels.npy" in names else None
             return cls(images, labels)
-        except (zipfile.BadZipFile, EOFError, OSError, ValueError, TypeError) as error:
-            if isinstance(error, PermissionError):
-                raise
+        except (PermissionError, MemoryError):
+            raise
+        except Exception as error:  # a damaged file can fail in any way
             raise ValueError(f"{path}: not a readable bank ({error})") from error
 
 
@@ -169,8 +171,7 @@ def _read_member(path: Path, archive: zipfile.ZipFile, name: str) -> np.ndarray[
         file.seek(info.header_offset + 26)  # the local header's name and extra field come before the data
         name_length, extra_length = np.frombuffer(file.read(4), "<u2")
     start = info.header_offset + 30 + int(name_length) + int(extra_length) + data_offset
-    # Copy on write: the file is never changed, whatever is done with the tensor.
-    return np.memmap(path, dtype=dtype, mode="c", offset=start, shape=shape)
+    return np.memmap(path, dtype=dtype, mode="r", offset=start, shape=shape)
 
 
 def _as_tensor(name: str, values: Any) -> Tensor:

@@ -61,11 +61,10 @@ def calibrate(
     sizes   odd patch sizes to try
     """
     cosines, errors, times = [], [], []
-    start: list[Tensor] = [noise]
     bar = tqdm(total=steps * len(sizes), desc="calibrating", disable=not progress)
 
     def compare(step: Step) -> None:
-        x, level = start[0], step.level
+        x, level = step.x, step.level
         network_eps = eps_from_x0(step.x0, x, level.alpha, level.sigma)
         row_cosine, row_error = [], []
         for k in sizes:
@@ -77,7 +76,6 @@ def calibrate(
         cosines.append(torch.stack(row_cosine))
         errors.append(torch.stack(row_error))
         times.append(level.t)
-        start[0] = step.x
 
     with bar:
         sample(network, noise, steps, schedule, labels=labels, callback=compare)

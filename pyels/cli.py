@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import platform
+import re
 import sys
 import time
 from collections.abc import Sequence
@@ -16,11 +17,11 @@ from tqdm import tqdm
 
 import pyels
 from pyels import _core, comparison, datasets, plots, presets, runs
-from pyels.engines import ENGINES, default_threads
+from pyels.engines import AVAILABLE, ENGINES, default_threads
 from pyels.files import write_json, write_tensors
 from pyels.machines import ELS, ES, IS, LS, Machine
-from pyels.sampling import SOLVERS, Step
-from pyels.schedules import SCHEDULES
+from pyels.sampling import SOLVERS, Step, noise_levels
+from pyels.schedules import SCHEDULES, make_schedule
 
 INTERRUPTED = 130
 
@@ -41,7 +42,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except (ValueError, TypeError, OSError, ImportError, MemoryError) as error:
         _fail(str(error) or type(error).__name__)
     except (click.Abort, KeyboardInterrupt):
-        click.echo("pyels: interrupted; the same command goes on after the last finished sample", err=True)
+        click.echo("pyels: interrupted; sample and demo go on after the last finished sample when repeated", err=True)
         sys.exit(INTERRUPTED)
 
 
@@ -70,29 +71,40 @@ def demo(num: int, seed: int, out: Path, engine: str, threads: int | None, as_js
     """A trained network and the machines draw from the same noise.
 
     Uses the Fashion-MNIST images and the small ResNet that come with the package; needs no network and no training.
-    Writes demo.png, report.json and demo.safetensors to the output folder.
+    Writes demo.png, report.json, demo.safetensors and run.json to the output folder.
     """
-    _check_num(num)
+    runs.check_seeds(seed, num)
     bank = datasets.load(datasets.EMBEDDED)
     network, record = comparison.load_demo_network()
     sizes = record["calibration"]["patch_sizes"]
+    els = ELS(bank, engine=engine, threads=threads)
     contenders = {
         "network": comparison.Contender(network),
-        "els": comparison.Contender(ELS(bank, engine=engine, threads=threads), sizes),
+        "els": comparison.Contender(els, sizes),
         "ls": comparison.Contender(LS(bank, engine=engine, threads=threads), sizes),
         "is": comparison.Contender(IS(bank, engine=engine, threads=threads)),
     }
     seeds = [seed + i for i in range(num)]
     labels = [i % 10 for i in range(num)]
-    settings = {"command": "demo", "version": pyels.__version__, "seeds": seeds, "labels": labels}
-    with _step_bar(num * len(sizes) * len(contenders)) as bar:
-        images = comparison.compare(
-            contenders, bank, seeds, labels, len(sizes), out, settings, on_step=lambda step: bar.update()
-        )
+    settings = {
+        "command": "demo",
+        "version": pyels.__version__,
+        "network": record["crc32"],
+        "bank": _describe(bank),
+        "seeds": seeds,
+        "labels": labels,
+        "patch_sizes": sizes,
+        **_engine_settings(els),
+    }
+    with StepBar(num, len(sizes) * len(contenders)) as bar:
+        images = comparison.compare(contenders, bank, seeds, labels, len(sizes), out, settings, bar)
     machines = ["els", "ls", "is"]
     report = comparison.report(images, "network", machines, seeds)
     report["labels"] = labels
 
+    write_tensors(out / "demo.safetensors", {**images, "labels": torch.tensor(labels)})
+    write_json(out / "report.json", report)
+    write_json(out / "run.json", settings)
     r = {machine: [f"r = {v:.2f}" for v in report["per_seed"][machine]["pearson_r"]] for machine in machines}
     plots.draw_rows(
         out / "demo.png",
@@ -106,8 +118,6 @@ def demo(num: int, seed: int, out: Path, engine: str, threads: int | None, as_js
         ],
         [f"seed {s}" for s in seeds],
     )
-    write_tensors(out / "demo.safetensors", {**images, "labels": torch.tensor(labels)})
-    write_json(out / "report.json", report)
     runs.finished(out)
     if as_json:
         click.echo(json.dumps(report, indent=2))
@@ -168,7 +178,7 @@ def sample_command(
     Writes samples.png, samples.safetensors (noise, samples, labels) and run.json to the output folder. A run that was
     stopped goes on after its last finished sample when the command is repeated.
     """
-    _check_num(num)
+    runs.check_seeds(seed, num)
     classes = None if labels is None else _integers("--labels", labels)
     if kind != "els" and boundary is not None:
         raise ValueError(f"--boundary {boundary} was given, but only machine els has one")
@@ -183,7 +193,7 @@ def sample_command(
         "version": pyels.__version__,
         "dataset": dataset if dataset in datasets.NAMES else str(Path(dataset).resolve()),
         "limit": limit,
-        "bank": {"images": len(bank), "shape": list(bank.shape), "crc32": bank.fingerprint()},
+        "bank": _describe(bank),
         "machine": kind,
         "boundary": (boundary or "zeros") if kind == "els" else None,
         **stepping,
@@ -191,40 +201,36 @@ def sample_command(
         "num": num,
         "labels": per_sample,
         "seed": seed,
-        "engine": machine.engine,
-        "isa": _core.isa_in_use(),
+        **_engine_settings(machine),
     }
+    levels = noise_levels(stepping["steps"], make_schedule(schedule), stepping["patch_sizes"])
+    evaluations = levels + (levels[1:] if solver == "heun" else [])
     started, pairs = time.perf_counter(), 0
 
     def one(i: int) -> dict[str, torch.Tensor]:
         nonlocal pairs
+        bar.reach(i)
         label = None if per_sample is None else torch.tensor([per_sample[i]])
-
-        def on_step(step: Step) -> None:
-            nonlocal pairs
-            pairs += machine.pairs(label, step.level.patch_size)
-            bar.update()
-
         noise = runs.noise_of_seed(seed + i, bank.shape)
-        drawn = pyels.sample(machine, noise[None], labels=label, solver=solver, callback=on_step, **stepping)
+        drawn = pyels.sample(machine, noise[None], labels=label, solver=solver, callback=bar.step, **stepping)
+        pairs += sum(machine.pairs(label, level.patch_size) for level in evaluations)
         return {"noise": noise, "samples": drawn[0]}
 
-    n_steps = stepping["steps"] if isinstance(stepping["steps"], int) else len(stepping["steps"])
-    with _step_bar(num * n_steps) as bar:
+    with StepBar(num, len(levels)) as bar:
         images = runs.resumable(out, settings, num, one)
     seconds = time.perf_counter() - started
     if per_sample is not None:
         images["labels"] = torch.tensor(per_sample)
     captions = [f"seed {seed + i}" + (f", class {per_sample[i]}" if per_sample else "") for i in range(num)]
-    plots.draw_grid(out / "samples.png", images["samples"], captions)
-    write_tensors(out / "samples.safetensors", images)
     result = {**settings, "threads": machine.threads, "seconds": round(seconds, 3), "pairs": pairs}
+    write_tensors(out / "samples.safetensors", images)
     write_json(out / "run.json", result)
+    plots.draw_grid(out / "samples.png", images["samples"], captions)
     runs.finished(out)
     if as_json:
         click.echo(json.dumps(result, indent=2))
     else:
-        rate = f"{pairs:.3g} pairs, {pairs / seconds:.3g} pairs/s" if solver != "heun" else f"{n_steps} steps of 2"
+        rate = f"{pairs:.3g} pairs, {pairs / seconds:.3g} pairs/s"
         click.echo(f"{num} samples in {seconds:.1f} s ({rate}); picture: {out / 'samples.png'}")
 
 
@@ -257,22 +263,24 @@ def _stepping(
         raise ValueError("give either --patch-size or --patch-sizes, not both")
     if patch_size is not None:
         sizes = [patch_size] * n
-    elif patch_sizes is not None and patch_sizes[:1].isdigit():
+    elif patch_sizes is not None and re.search(r"^[-+\d]|,", patch_sizes):
         sizes = _integers("--patch-sizes", patch_sizes)
         if steps is not None and steps != len(sizes):
             raise ValueError(f"--patch-sizes has {len(sizes)} entries for {steps} steps; give one for each")
     else:
-        preset, _, name = (patch_sizes or "").partition(":")
-        released = preset == "kamb2025"
-        if not released and preset:
-            name = preset
-        name = name or _default_preset(dataset, boundary)
+        released = patch_sizes is not None and patch_sizes.split(":")[0] == "kamb2025"
+        name = patch_sizes
+        if name is None or name == "kamb2025":
+            name = _default_preset(dataset, boundary)
+        elif released:
+            name = name.removeprefix("kamb2025:")
         sizes = presets.patch_sizes(name, n)
         if released:
             if schedule != "cosine":
                 raise ValueError(f"kamb2025 steps with the cosine schedule, but --schedule is {schedule}")
-            _check_sizes(machine, sizes[1:])
-            return presets.kamb2025(name, n)
+            stepping = presets.kamb2025(name, n)
+            _check_sizes(machine, stepping["patch_sizes"])
+            return stepping
     _check_sizes(machine, sizes)
     return {"steps": len(sizes), "schedule": schedule, "patch_sizes": sizes}
 
@@ -290,7 +298,7 @@ def _default_preset(dataset: str, boundary: str) -> str:
 
 
 def _check_sizes(machine: Machine, sizes: Sequence[int]) -> None:
-    """Fail on a bad size before the first step, not at the step that uses it."""
+    """Fail on a bad size before anything is written."""
     for k in sizes:
         machine.check_size(k)
 
@@ -319,7 +327,7 @@ def info(dataset: str | None, as_json: bool) -> None:
             "pyels": pyels.__version__,
             "python": platform.python_version(),
             "torch": torch.__version__,
-            "engines": ["cpu", "reference"],
+            "engines": list(AVAILABLE),
             "isa": _core.isa_in_use(),
             "isas": _core.available_isas(),
             "threads": default_threads(),
@@ -340,16 +348,19 @@ def info(dataset: str | None, as_json: bool) -> None:
 def _where(name: str) -> str:
     if name == datasets.EMBEDDED:
         return "with the package"
-    found = [str(folder) for folder in datasets.search_folders(name) if folder.is_dir()]
-    return found[0] if found else "not here; downloaded when first used"
+    return str(datasets.where(name) or "not here; downloaded when first used")
 
 
 # ---- helpers -------------------------------------------------------------------------------------------------------
 
 
-def _check_num(num: int) -> None:
-    if num < 1:
-        raise ValueError(f"--num must be at least 1, got {num}")
+def _describe(bank: pyels.PatchBank) -> dict[str, Any]:
+    return {"images": len(bank), "shape": list(bank.shape), "crc32": bank.fingerprint()}
+
+
+def _engine_settings(machine: Machine) -> dict[str, str]:
+    """What the bits of a result depend on, beside its inputs."""
+    return {"engine": machine.engine, "isa": _core.isa_in_use()}
 
 
 def _integers(option: str, text: str) -> list[int]:
@@ -359,8 +370,25 @@ def _integers(option: str, text: str) -> list[int]:
         raise ValueError(f"{option} must be integers separated by commas, such as 3,3,5, got {text!r}") from None
 
 
-def _step_bar(total: int) -> tqdm[Any]:
-    return tqdm(total=total, desc="sampling", unit="step", file=sys.stderr)
+class StepBar:
+    """Progress in steps of denoisers over `items` samples."""
+
+    def __init__(self, items: int, steps: int) -> None:
+        self._bar = tqdm(total=items * steps, desc="sampling", unit="step", file=sys.stderr)
+        self._steps = steps
+
+    def __enter__(self) -> StepBar:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._bar.close()
+
+    def reach(self, item: int) -> None:
+        """Item number `item` begins; those before it are done, be it in an earlier run."""
+        self._bar.update(item * self._steps - self._bar.n)
+
+    def step(self, step: Step) -> None:
+        self._bar.update()
 
 
 if __name__ == "__main__":

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import importlib.resources
 import json
+import zlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -23,6 +24,14 @@ MEASURES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "pearson_r2": metrics.pearson_r2,
     "r2_score": metrics.r2_score,
 }
+
+
+class Progress(Protocol):
+    """What is told of a comparison's progress."""
+
+    def reach(self, item: int) -> None: ...
+
+    def step(self, step: Step) -> None: ...
 
 
 @dataclass(frozen=True)
@@ -41,7 +50,7 @@ def compare(
     steps: int,
     folder: str | Path,
     settings: Mapping[str, Any],
-    on_step: Callable[[Step], Any] | None = None,
+    progress: Progress,
 ) -> dict[str, Tensor]:
     """Draw every seed with every contender from the same noise; resumable in `folder` (see `runs.resumable`).
 
@@ -50,12 +59,13 @@ def compare(
     """
 
     def one(i: int) -> dict[str, Tensor]:
+        progress.reach(i)
         noise = runs.noise_of_seed(seeds[i], bank.shape)
         label = None if labels is None else torch.tensor([labels[i]])
         images = {"noise": noise}
         for name, contender in contenders.items():
             images[name] = sample(
-                contender.denoiser, noise[None], steps, "cosine", contender.patch_sizes, label, callback=on_step
+                contender.denoiser, noise[None], steps, "cosine", contender.patch_sizes, label, callback=progress.step
             )[0]
         images["nearest"] = nearest_image(bank, images[next(iter(contenders))])
         return images
@@ -93,4 +103,5 @@ def load_demo_network() -> tuple[NetworkDenoiser, dict[str, Any]]:
     data = importlib.resources.files("pyels") / "data"
     record: dict[str, Any] = json.loads((data / "fashion_resnet.json").read_text(encoding="utf-8"))
     with importlib.resources.as_file(data / "fashion_resnet.safetensors") as path:
+        record["crc32"] = f"{zlib.crc32(path.read_bytes()):08x}"
         return NetworkDenoiser(ResNet.load(path)), record

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import hashlib
+import http.client
 import importlib.resources
 import io
 import os
@@ -30,6 +31,7 @@ Pixels = np.ndarray[Any, Any]
 Pair = tuple[Pixels, Pixels]  # images (N, C, H, W) uint8, labels (N,) int64
 
 EMBEDDED = "fashion-mnist-6000"
+_IMAGE_MODES = {"1": "L", "L": "L", "RGB": "RGB", "P": "RGB", "CMYK": "RGB", "YCbCr": "RGB", "RGBA": "RGBA"}
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff")
 
 
@@ -71,6 +73,7 @@ _SOURCES = {
         {"cifar-10-binary.tar.gz": "c32a1d4ab5d03f1284b67883e8d87530"},
     ),
 }
+_CIFAR_FOLDERS = {"binary": "cifar-10-batches-bin", "python": "cifar-10-batches-py"}
 NAMES = (EMBEDDED, *_SOURCES)
 
 
@@ -97,7 +100,7 @@ def load(
 
     Returns
     -------
-    PatchBank of uint8 images with labels where the source has them
+    PatchBank of uint8 images (float32 where a bank file holds such), with labels where the source has them
 
     Raises
     ------
@@ -107,6 +110,8 @@ def load(
     if split not in ("train", "test"):
         raise ValueError(f"split must be 'train' or 'test', got {split!r}")
     for argument, value in (("limit", limit), ("size", size)):
+        if value is not None and (isinstance(value, bool) or not isinstance(value, int)):
+            raise TypeError(f"{argument} must be an int, got {type(value).__name__}")
         if value is not None and value < 1:
             raise ValueError(f"{argument} must be at least 1, got {value}")
     if name == EMBEDDED:
@@ -181,9 +186,19 @@ def read_idx(path: str | Path) -> Pixels:
 def search_folders(name: str, root: str | Path | None = None) -> list[Path]:
     """Where the files of a named data set are looked for, in this order; the last is the cache for downloads."""
     given = [Path(root), Path(root) / name] if root is not None else []
-    shares = os.environ.get("XDG_DATA_DIRS") or "/usr/local/share:/usr/share"
-    shared = [Path(share) / "datasets" / name for share in shares.split(":")]
+    shares = [*os.environ.get("XDG_DATA_DIRS", "").split(":"), "/usr/local/share", "/usr/share"]
+    shared = [Path(share) / "datasets" / name for share in dict.fromkeys(filter(None, shares))]
     return [*given, *shared, Path(platformdirs.user_cache_dir("pyels")) / name]
+
+
+def where(name: str) -> Path | None:
+    """The folder in which a named data set's files are found, if any."""
+    stems = [n.removesuffix(".gz") for n in _SOURCES[name].md5] if name != "cifar10" else ["cifar-10-python.tar.gz"]
+    names = [*_SOURCES[name].md5, *stems, *_CIFAR_FOLDERS.values()]
+    for folder in search_folders(name):
+        if any((folder / file_name).exists() for file_name in names):
+            return folder
+    return None
 
 
 def _find(name: str, file_names: Iterable[str], root: str | Path | None) -> Path | None:
@@ -204,9 +219,8 @@ def _find_or_download(name: str, file_name: str, root: str | Path | None) -> Pat
     source = _SOURCES[name]
     target = folders[-1] / file_name
     try:
-        target.parent.mkdir(parents=True, exist_ok=True)
         _download(source.url + file_name, target, source.md5[file_name])
-    except (urllib.error.URLError, TimeoutError, ConnectionError) as error:
+    except (urllib.error.URLError, http.client.HTTPException, TimeoutError, ConnectionError) as error:
         looked = ", ".join(map(str, folders))
         raise FileNotFoundError(
             f"{name}: {file_name} is in none of {looked}, and cannot be downloaded ({error}); "
@@ -217,15 +231,20 @@ def _find_or_download(name: str, file_name: str, root: str | Path | None) -> Pat
 
 def _download(url: str, target: Path, md5: str) -> None:
     digest = hashlib.md5(usedforsecurity=False)
-    with replacing(target) as temporary, urllib.request.urlopen(url, timeout=30) as response:
+    with urllib.request.urlopen(url, timeout=30) as response:
         total = int(response.headers.get("Content-Length") or 0) or None
-        with open(temporary, "wb") as file, tqdm(total=total, unit="B", unit_scale=True, desc=target.name) as bar:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with (
+            replacing(target) as temporary,
+            open(temporary, "wb") as file,
+            tqdm(total=total, unit="B", unit_scale=True, desc=target.name) as bar,
+        ):
             while block := response.read(1 << 16):
                 file.write(block)
                 digest.update(block)
                 bar.update(len(block))
-        if digest.hexdigest() != md5:
-            raise ValueError(f"{url}: the download's MD5 is {digest.hexdigest()}, expected {md5}; try again")
+            if digest.hexdigest() != md5:
+                raise ValueError(f"{url}: the download's MD5 is {digest.hexdigest()}, expected {md5}; try again")
 
 
 # ---- Formats -------------------------------------------------------------------------------------------------------
@@ -244,8 +263,8 @@ def _load_cifar10(split: str, root: str | Path | None) -> Pair:
     """Binary batches (records of a label byte and 3,072 pixels) or python batches, unpacked or in their archive."""
     numbers = [f"data_batch_{i}" for i in range(1, 6)] if split == "train" else ["test_batch"]
     for folder, suffix, parse in (
-        ("cifar-10-batches-bin", ".bin", _parse_cifar_binary),
-        ("cifar-10-batches-py", "", _parse_cifar_python),
+        (_CIFAR_FOLDERS["binary"], ".bin", _parse_cifar_binary),
+        (_CIFAR_FOLDERS["python"], "", _parse_cifar_python),
     ):
         first = numbers[0] + suffix
         found = _find("cifar10", (f"{folder}/{first}", first), root)
@@ -296,17 +315,32 @@ class _ArrayUnpickler(pickle.Unpickler):
 
     def find_class(self, module: str, name: str) -> Any:
         if module in ("numpy.core.multiarray", "numpy._core.multiarray") and name == "_reconstruct":
-            return _empty_array
+            return _PickledArray
         if module == "numpy" and name in ("dtype", "ndarray"):
-            return getattr(np, name)
+            return _Pickled
         if (module, name) == ("_codecs", "encode"):
             return _latin1
         raise pickle.UnpicklingError(f"refused to load {module}.{name}")
 
 
-def _empty_array(kind: type, shape: tuple[int, ...], typecode: bytes) -> Pixels:
-    """What numpy pickles an array with: an empty one, filled by the state that follows."""
-    return np.empty(0, dtype=np.uint8)
+class _Pickled:
+    """Stands in for numpy's own types while a batch is read: what was pickled is kept, nothing is done with it."""
+
+    def __init__(self, *arguments: Any) -> None:
+        self.arguments = arguments
+
+    def __setstate__(self, state: tuple[Any, ...]) -> None:
+        self.state = state
+
+
+class _PickledArray(_Pickled):
+    def pixels(self) -> Pixels:
+        """The array, if it is one of bytes."""
+        _, shape, dtype, fortran, content = self.state
+        if dtype.arguments[0] not in ("u1", b"u1") or fortran:
+            raise ValueError(f"an array of type {dtype.arguments[0]!r}, expected bytes")
+        array: Pixels = np.frombuffer(content, np.uint8).reshape(shape)
+        return array
 
 
 def _latin1(text: str, encoding: str = "latin1") -> bytes:
@@ -316,7 +350,7 @@ def _latin1(text: str, encoding: str = "latin1") -> bytes:
 def _parse_cifar_python(content: bytes) -> Pair:
     try:
         batch = _ArrayUnpickler(io.BytesIO(content), encoding="bytes").load()
-        images = np.asarray(batch[b"data"], dtype=np.uint8).reshape(-1, 3, 32, 32)
+        images = batch[b"data"].pixels().reshape(-1, 3, 32, 32)
         labels = np.asarray(batch[b"labels"], dtype=np.int64)
     except Exception as error:  # a damaged pickle can fail in any way
         raise ValueError(f"not a CIFAR-10 python batch ({error})") from error
@@ -331,19 +365,23 @@ def _load_folder(folder: Path, limit: int | None, size: int | None) -> PatchBank
         raise ValueError(f"{folder}: no images in it (looked for {', '.join(IMAGE_SUFFIXES)})")
     classes = sorted({file.parent for file in files})
     files = files[:limit]
-    with Image.open(files[0]) as first:
-        mode = "L" if first.mode in ("1", "L", "I;16", "LA") else "RGB"
     images: list[Pixels] = []
     for file in tqdm(files, desc=f"reading {folder.name}", unit="image", disable=len(files) < 1000):
         try:
             with Image.open(file) as image:
-                converted = image.convert(mode)
+                if image.mode not in _IMAGE_MODES:
+                    raise ValueError(f"{file} has mode {image.mode}; convert it to 8-bit grey, RGB or RGBA first")
+                converted = image.convert(_IMAGE_MODES[image.mode])
                 if size is not None:
                     converted = converted.resize((size, size), Image.Resampling.BILINEAR)
                 pixels = np.asarray(converted)
         except (UnidentifiedImageError, OSError, SyntaxError) as error:
             raise ValueError(f"{file}: not a readable image ({error})") from error
         pixels = pixels[None] if pixels.ndim == 2 else np.moveaxis(pixels, -1, 0)
+        if images and len(pixels) != len(images[0]):
+            raise ValueError(
+                f"{file} has {len(pixels)} channels, but {files[0]} has {len(images[0])}; convert them to one mode"
+            )
         if images and pixels.shape != images[0].shape:
             raise ValueError(
                 f"{file} is {pixels.shape[2]}x{pixels.shape[1]}, but {files[0]} is "

@@ -7,12 +7,18 @@ from abc import ABC, abstractmethod
 import torch
 from torch import Tensor
 
-# Beyond this, squared distances of float32 pixels leave no digits for the weights.
+# Beyond these, squared distances of float32 pixels leave no digits for the weights.
 LARGEST_PIXEL = 1e6
+LARGEST_ALPHA = 1e6
+SMALLEST_SIGMA = 1e-9
 
 
 class Denoiser(ABC):
     """Anything that estimates the clean image x0 from x = alpha * x0 + sigma * noise."""
+
+    def check_size(self, patch_size: int | None) -> int:
+        """The patch size as an int, if this denoiser can take it; raises TypeError or ValueError if it cannot."""
+        raise ValueError(f"patch_size {patch_size} was given, but {type(self).__name__} has none; leave it out")
 
     @abstractmethod
     def denoise(
@@ -68,6 +74,9 @@ def check_query(x: Tensor, shape: tuple[int, int, int] | None = None, channels: 
         raise TypeError(f"x must be a torch.Tensor, got {type(x).__name__}; use torch.from_numpy for arrays")
     if x.dtype != torch.float32:
         raise TypeError(f"x must be float32, got {x.dtype}; convert it with x.float()")
+    if x.device.type != "cpu":
+        raise ValueError(f"x must be in CPU memory, got device {x.device}; use x.cpu()")
+    x = x.detach()
     if x.dim() != 4:
         raise ValueError(f"x must have shape (B, C, H, W), got {tuple(x.shape)}")
     if shape is not None and tuple(x.shape[1:]) != shape:
@@ -86,12 +95,12 @@ def check_query(x: Tensor, shape: tuple[int, int, int] | None = None, channels: 
 
 def check_level(name: str, value: float | Tensor, batch: int) -> Tensor:
     """alpha or sigma as a (B,) float64 tensor."""
-    if isinstance(value, bool) or not isinstance(value, (int, float, Tensor)):
-        try:
-            value = float(value)  # numpy scalars
-        except (TypeError, ValueError):
-            raise TypeError(f"{name} must be a number or a tensor of shape (B,), got {type(value).__name__}") from None
-    levels = torch.as_tensor(value, dtype=torch.float64).cpu()
+    try:
+        if isinstance(value, (bool, str)):
+            raise TypeError
+        levels = torch.as_tensor(value, dtype=torch.float64).detach().cpu()
+    except (TypeError, ValueError, RuntimeError):
+        raise TypeError(f"{name} must be a number or a tensor of shape (B,), got {type(value).__name__}") from None
     if levels.dim() == 0:
         levels = levels.expand(batch)
     if levels.shape != (batch,):
@@ -100,8 +109,12 @@ def check_level(name: str, value: float | Tensor, batch: int) -> Tensor:
         raise ValueError(f"{name} must be finite, got {value}")
     if name == "sigma" and not (levels > 0).all():
         raise ValueError(f"sigma must be positive, got {float(levels.min()):g}")
+    if name == "sigma" and not (levels >= SMALLEST_SIGMA).all():
+        raise ValueError(f"sigma must be at least {SMALLEST_SIGMA:g}, got {float(levels.min()):g}")
     if name == "alpha" and not (levels >= 0).all():
         raise ValueError(f"alpha must not be negative, got {float(levels.min()):g}")
+    if name == "alpha" and not (levels <= LARGEST_ALPHA).all():
+        raise ValueError(f"alpha must be at most {LARGEST_ALPHA:g}, got {float(levels.max()):g}")
     return levels.contiguous()
 
 
@@ -109,7 +122,10 @@ def check_labels(labels: Tensor | None, batch: int) -> Tensor | None:
     """labels as a (B,) int64 tensor."""
     if labels is None:
         return None
-    labels = torch.as_tensor(labels)
+    try:
+        labels = torch.as_tensor(labels)
+    except (TypeError, ValueError, RuntimeError):
+        raise TypeError(f"labels must be integers of shape (B,), got {labels!r}") from None
     if labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool:
         raise TypeError(f"labels must be integers, got {labels.dtype}")
     if labels.shape != (batch,):

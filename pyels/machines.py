@@ -20,6 +20,8 @@ from pyels.denoiser import Denoiser, check_labels, check_level, check_patch_size
 from pyels.engines import choose_engine, default_threads, partial_posterior
 from pyels.posterior import PartialPosterior, Posterior
 
+MOST_THREADS = 4096
+
 
 class Window(IntEnum):
     """What a query compares: the whole image, or a k x k square around the pixel. Numbered as in csrc/pyels.h."""
@@ -57,8 +59,8 @@ class Machine(Denoiser):
         self.engine = choose_engine(engine)
         if threads is not None and (isinstance(threads, bool) or not isinstance(threads, int)):
             raise TypeError(f"threads must be an int, got {type(threads).__name__}")
-        if threads is not None and threads < 1:
-            raise ValueError(f"threads must be at least 1, got {threads}")
+        if threads is not None and not 1 <= threads <= MOST_THREADS:
+            raise ValueError(f"threads must be between 1 and {MOST_THREADS}, got {threads}")
         self.threads = default_threads() if threads is None else threads
 
     def __repr__(self) -> str:
@@ -122,9 +124,7 @@ class Machine(Denoiser):
         batch = len(x)
         alphas, sigmas = check_level("alpha", alpha, batch), check_level("sigma", sigma, batch)
         labels = check_labels(labels, batch)
-        k = 1 if self.window is Window.IMAGE else self.check_size(self.patch_size if patch_size is None else patch_size)
-        if self.window is Window.IMAGE and patch_size is not None:
-            self.check_size(patch_size)
+        k = self._size(patch_size)
         begin, end = self._ranges(labels, batch)
         m, s, y, e, top, source = partial_posterior(
             self.bank.images,
@@ -148,15 +148,20 @@ class Machine(Denoiser):
         """The number of pairs (query pixel, source patch) that one call of `denoise` evaluates."""
         labels = check_labels(labels, batch)
         begin, end = self._ranges(labels, batch)
-        k = 1 if self.window is Window.IMAGE else self.check_size(self.patch_size if patch_size is None else patch_size)
+        k = self._size(patch_size)
         return int((end - begin).sum() * self._positions(k).sum())
+
+    def _size(self, patch_size: int | None) -> int:
+        """The patch size of a call; 1, which has no meaning, where whole images are compared."""
+        if patch_size is None and self.window is Window.IMAGE:
+            return 1
+        return self.check_size(self.patch_size if patch_size is None else patch_size)
 
     @property
     def _dtype(self) -> torch.dtype:
         return torch.float64 if self.engine == "reference" else torch.float32
 
     def check_size(self, patch_size: int | None) -> int:
-        """The patch size as an int, if this machine can take it; raises TypeError or ValueError if it cannot."""
         _, height, width = self.bank.shape
         return check_patch_size(patch_size, height, width, self.sources.wraps)
 
@@ -191,9 +196,7 @@ class _WholeImageMachine(Machine):
         super().__init__(bank, None, engine, threads)
 
     def check_size(self, patch_size: int | None) -> int:
-        raise ValueError(
-            f"patch_size {patch_size} was given, but {type(self).__name__} compares whole images; leave it out"
-        )
+        return Denoiser.check_size(self, patch_size)
 
 
 class IS(_WholeImageMachine):

@@ -114,11 +114,12 @@ class NetworkDenoiser(Denoiser):
         patch_size: int | None = None,
     ) -> Tensor:
         """x0_hat (B, C, H, W) float32; arguments as in `Machine.denoise`, of which patch_size has no meaning here.
+        A network that is not class-conditional draws without regard to labels.
 
         Noise levels outside alpha^2 + sigma^2 = 1 are rescaled to it, which leaves x0_hat unchanged.
         """
         if patch_size is not None:
-            raise ValueError(f"patch_size {patch_size} was given, but a network has none; leave it out")
+            self.check_size(patch_size)
         x = check_query(x, channels=self.network.config["channels"])
         a, s = check_level("alpha", alpha, len(x)), check_level("sigma", sigma, len(x))
         labels = check_labels(labels, len(x))

@@ -17,7 +17,8 @@ class Posterior:
     mean           (B, C, H, W) posterior mean x0_hat
     log_evidence   (B, H, W)    log mean_i w_i, nats
     entropy        (B, H, W)    entropy of the weights, nats; 0 = one patch, log |S(p)| = all alike
-    source         (B, H, W, 3) image, row and column of the heaviest patch (the first of equally heavy ones); int64
+    source         (B, H, W, 3) image, row and column of the heaviest patch's centre, int64; of equally heavy ones the
+                   first, in the order of images, then of displacements (whole-image windows) or of places (k x k)
     source_weight  (B, H, W)    its normalised weight
 
     All float32, or float64 from engine "reference".
@@ -58,7 +59,8 @@ class PartialPosterior:
     source: Tensor | None = None
 
     def merge(self, other: PartialPosterior) -> PartialPosterior:
-        """The partial posterior of both parts together; of equally heavy patches the lower number is the source."""
+        """The partial posterior of both parts together. Of two equally heavy patches that in the lower image is the
+        source, and within an image that of `self`."""
         if self.m.shape != other.m.shape or (self.e is None) != (other.e is None):
             raise ValueError("partial posteriors to merge must be of the same queries, and both full or both not")
         m = torch.maximum(self.m, other.m)
@@ -78,7 +80,8 @@ class PartialPosterior:
         assert other.top is not None
         assert other.source is not None
         e = a * (self.e + shift_a * self.s) + b * (other.e + shift_b * other.s)
-        lower = (other.source >= 0) & (other.source < self.source)
+        pixels = self.m.shape[1] * self.m.shape[2]
+        lower = (other.source >= 0) & (other.source // pixels < self.source // pixels)
         other_wins = (other.top > self.top) | ((other.top == self.top) & lower)
         return PartialPosterior(
             m,
@@ -91,20 +94,23 @@ class PartialPosterior:
         )
 
     def mean(self, dtype: torch.dtype = torch.float32) -> Tensor:
-        """Posterior mean (B, C, H, W)."""
+        """Posterior mean (B, C, H, W). Raises ValueError when the part of the bank was empty."""
+        if (self.s == 0).any():
+            raise ValueError("the partial posterior of an empty part of a bank has no mean; merge it with others first")
         return (self.y / self.s[:, None]).to(dtype)
 
     def finish(self, dtype: torch.dtype = torch.float32) -> Posterior:
         """All fields of the posterior. Needs a full partial posterior."""
         if self.e is None or self.top is None or self.source is None:
             raise ValueError("this partial posterior holds only the mean; ask the machine for a full one")
+        mean = self.mean(dtype)
         log_s = self.s.log()
         height, width = self.m.shape[1:]
         source = torch.stack(
             [self.source // (height * width), self.source // width % height, self.source % width], dim=-1
         )
         return Posterior(
-            mean=self.mean(dtype),
+            mean=mean,
             log_evidence=(self.m + log_s - self.count.log()).to(dtype),
             entropy=(log_s - self.e / self.s).clamp(min=0).to(dtype),
             source=source,

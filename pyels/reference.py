@@ -39,8 +39,9 @@ def posterior(
     source = np.zeros((batch, height, width, 3), dtype=np.int64)
     for b in range(batch):
         numbers = np.arange(len(bank))
-        if labels is not None and bank.labels is not None:
-            numbers = np.flatnonzero(bank.labels.numpy() == int(labels[b]))
+        if labels is not None:
+            begin, end = bank.class_range(int(labels[b]))
+            numbers = bank.order.numpy()[begin:end]
         query, chosen = x[b].double().numpy(), images[numbers]
         whole_image = machine.window is Window.IMAGE
         if whole_image:  # one weight for a displacement, whichever the pixel

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pyels.denoiser import Denoiser, check_labels, check_query
+from pyels.denoiser import Denoiser, check_labels, check_query, eps_from_x0
 from pyels.schedules import Schedule, make_schedule
 
 Estimate = Callable[[Tensor, "Level"], Tensor]
@@ -34,15 +34,17 @@ class Step:
     index  0 .. steps - 1
     steps  number of steps
     level  the noise level the step started from
+    x      (B, C, H, W) the noisy image it started from
     x0     (B, C, H, W) the denoiser's estimate there
-    x      (B, C, H, W) where the step led
+    to     (B, C, H, W) where the step led
     """
 
     index: int
     steps: int
     level: Level
-    x0: Tensor
     x: Tensor
+    x0: Tensor
+    to: Tensor
 
 
 CLEAN = Level(0.0, 1.0, 0.0)
@@ -63,15 +65,16 @@ def ddim(
     """
     for index, (level, to) in enumerate(zip(levels, [*levels[1:], CLEAN], strict=True)):
         x0 = estimate(x, level)
-        eps = (x - level.alpha * x0) / level.sigma
+        eps = eps_from_x0(x0, x, level.alpha, level.sigma)
         added = 0.0
         if eta > 0 and to.sigma > 0:
             lost = level.sigma**2 - (to.sigma * level.alpha / to.alpha) ** 2
             added = eta * to.sigma / level.sigma * max(0.0, lost) ** 0.5
-        x = to.alpha * x0 + (max(0.0, to.sigma**2 - added**2)) ** 0.5 * eps
+        ahead = to.alpha * x0 + (max(0.0, to.sigma**2 - added**2)) ** 0.5 * eps
         if added:
-            x = x + added * torch.randn(x.shape, generator=generator)
-        on_step(Step(index, len(levels), level, x0, x))
+            ahead = ahead + added * torch.randn(x.shape, generator=generator)
+        on_step(Step(index, len(levels), level, x, x0, ahead))
+        x = ahead
     return x
 
 
@@ -82,9 +85,10 @@ def euler(estimate: Estimate, x: Tensor, levels: Sequence[Level], on_step: Calla
     """
     for index, (level, to) in enumerate(zip(levels, [*levels[1:], CLEAN], strict=True)):
         x0 = estimate(x, level)
-        eps = (x - level.alpha * x0) / level.sigma
-        x = x + (to.alpha - level.alpha) * x0 + (to.sigma - level.sigma) * eps
-        on_step(Step(index, len(levels), level, x0, x))
+        eps = eps_from_x0(x0, x, level.alpha, level.sigma)
+        ahead = x + (to.alpha - level.alpha) * x0 + (to.sigma - level.sigma) * eps
+        on_step(Step(index, len(levels), level, x, x0, ahead))
+        x = ahead
     return x
 
 
@@ -93,15 +97,15 @@ def heun(estimate: Estimate, x: Tensor, levels: Sequence[Level], on_step: Callab
     algorithm 1, in these coordinates); the last step, to sigma = 0, is Euler's. Two estimates a step."""
     for index, (level, to) in enumerate(zip(levels, [*levels[1:], CLEAN], strict=True)):
         x0 = estimate(x, level)
-        eps = (x - level.alpha * x0) / level.sigma
+        eps = eps_from_x0(x0, x, level.alpha, level.sigma)
         d_alpha, d_sigma = to.alpha - level.alpha, to.sigma - level.sigma
         ahead = x + d_alpha * x0 + d_sigma * eps
         if to.sigma > 0:
             x0_ahead = estimate(ahead, to)
-            eps_ahead = (ahead - to.alpha * x0_ahead) / to.sigma
+            eps_ahead = eps_from_x0(x0_ahead, ahead, to.alpha, to.sigma)
             ahead = x + 0.5 * d_alpha * (x0 + x0_ahead) + 0.5 * d_sigma * (eps + eps_ahead)
+        on_step(Step(index, len(levels), level, x, x0, ahead))
         x = ahead
-        on_step(Step(index, len(levels), level, x0, x))
     return x
 
 
@@ -151,6 +155,10 @@ def sample(
         raise TypeError(f"denoiser must be a machine or another pyels.Denoiser, got {type(denoiser).__name__}")
     noise = check_query(noise)
     labels = check_labels(labels, len(noise))
+    if patch_sizes is not None:  # all of them now, not each at its step
+        if isinstance(patch_sizes, (str, int)):
+            raise TypeError(f"patch_sizes must be a sequence with one size for each step, got {patch_sizes!r}")
+        patch_sizes = [denoiser.check_size(k) for k in patch_sizes]
     levels = noise_levels(steps, make_schedule(schedule), patch_sizes)
     if solver not in SOLVERS:
         raise ValueError(f"solver must be one of {', '.join(SOLVERS)}, got {solver!r}")
@@ -197,5 +205,5 @@ def noise_levels(
             raise ValueError(
                 f"the schedule gives alpha {alpha}, sigma {sigma} at t = {t:g}; allowed: alpha >= 0, sigma > 0"
             )
-        levels.append(Level(t, alpha, sigma, None if size is None else int(size)))
+        levels.append(Level(t, alpha, sigma, size))
     return levels[::-1]

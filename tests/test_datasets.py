@@ -144,6 +144,19 @@ def test_bad_image_folders(tmp_path):
         datasets.load(tmp_path)
 
 
+def test_image_modes_are_not_mixed_or_clipped(tmp_path):
+    write_image(tmp_path / "a.png", mode="L")
+    write_image(tmp_path / "b.png")
+    with pytest.raises(ValueError, match=r"b\.png has 3 channels, but .*a\.png has 1"):
+        datasets.load(tmp_path)
+    Image.fromarray(np.full((6, 8), 1000, np.uint16)).save(tmp_path / "a.png")
+    with pytest.raises(ValueError, match=r"a\.png has mode I;16"):
+        datasets.load(tmp_path)
+    (tmp_path / "a.png").write_bytes(b"nothing")
+    with pytest.raises(ValueError, match=r"a\.png: not a readable image"):
+        datasets.load(tmp_path)
+
+
 def test_pairs():
     pixels = np.arange(5 * 4 * 3, dtype=np.uint8).reshape(5, 4, 3)
     bank = datasets.from_pairs(
@@ -176,8 +189,7 @@ def test_bad_arguments(arguments, message):
 
 
 def test_absent_data_set_says_where_it_looked(tmp_path, monkeypatch):
-    monkeypatch.setenv("XDG_DATA_DIRS", str(tmp_path / "share"))
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr(datasets, "search_folders", lambda name, root=None: [tmp_path / "share", tmp_path / "cache"])
 
     def offline(*args, **kwargs):
         raise datasets.urllib.error.URLError("offline")
@@ -185,12 +197,12 @@ def test_absent_data_set_says_where_it_looked(tmp_path, monkeypatch):
     monkeypatch.setattr(datasets.urllib.request, "urlopen", offline)
     with pytest.raises(FileNotFoundError, match=r"share.*cannot be downloaded .*offline.*root="):
         datasets.load("mnist")
-    assert not list((tmp_path / "cache").rglob("*.gz"))
+    assert not (tmp_path / "cache").exists()
+    assert datasets.where("mnist") is None
 
 
 def test_download_is_checked_and_kept(tmp_path, monkeypatch, idx_folder):
-    monkeypatch.setenv("XDG_DATA_DIRS", str(tmp_path / "share"))
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr(datasets, "search_folders", lambda name, root=None: [tmp_path / "share", tmp_path / "cache"])
     served = []
 
     class Response(io.BytesIO):
@@ -211,4 +223,5 @@ def test_download_is_checked_and_kept(tmp_path, monkeypatch, idx_folder):
     assert len(datasets.load("mnist")) == 7
     assert len(datasets.load("mnist")) == 7
     assert len(served) == 3
+    assert datasets.where("mnist") == tmp_path / "cache"
     assert pyels.datasets.load("mnist").images.shape == (7, 1, 6, 5)

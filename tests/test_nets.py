@@ -82,6 +82,11 @@ def test_calibration_finds_the_size_of_a_machine_in_disguise(fashion):
     noise = torch.randn(3, 1, 28, 28, generator=torch.Generator().manual_seed(0))
     found = calibrate(pyels.ELS(bank, 5), pyels.ELS(bank), noise, sizes=(3, 5, 7, 9), steps=4, progress=False)
     assert found.patch_sizes == [5, 5, 5, 5]
+    for schedule in ("edm", "flow"):
+        other = calibrate(
+            pyels.ELS(bank, 5), pyels.ELS(bank), noise, sizes=(3, 5), steps=2, schedule=schedule, progress=False
+        )
+        assert float(other.mse[:, 1].max()) == 0
     assert found.times == [0.25, 0.5, 0.75, 1.0]
     assert found.cosine.shape == found.mse.shape == (4, 4)
     assert float(found.mse[:, 1].max()) == 0

@@ -88,7 +88,8 @@ def test_callback_sees_every_step_and_can_stop(small):
     pyels.sample(pyels.LS(small, 3), torch.randn(1, 1, 9, 8), 5, callback=seen.append)
     assert [s.index for s in seen] == [0, 1, 2, 3, 4]
     assert [round(s.level.t, 6) for s in seen] == [1.0, 0.8, 0.6, 0.4, 0.2]
-    assert torch.equal(seen[-1].x0, seen[-1].x)
+    assert torch.equal(seen[-1].x0, seen[-1].to)
+    assert all(torch.equal(a.to, b.x) for a, b in zip(seen, seen[1:], strict=False))
 
     def stop(step):
         raise KeyboardInterrupt

@@ -7,9 +7,10 @@ import os
 
 from pyels.engines.native import partial_posterior
 
-__all__ = ["ENGINES", "choose_engine", "default_threads", "partial_posterior"]
+__all__ = ["AVAILABLE", "ENGINES", "choose_engine", "default_threads", "partial_posterior"]
 
 ENGINES = ("auto", "reference", "cpu", "cuda", "faiss")
+AVAILABLE = ("cpu", "reference")
 _log = logging.getLogger("pyels")
 
 
@@ -24,7 +25,7 @@ def choose_engine(name: str) -> str:
     """
     if name not in ENGINES:
         raise ValueError(f"engine must be one of {', '.join(ENGINES)}, got {name!r}")
-    if name in ("cuda", "faiss"):
+    if name not in ("auto", *AVAILABLE):
         raise ImportError(f"this version of pyels has no {name!r} engine; use engine='auto' or 'cpu'")
     if name == "auto":
         _log.info("engine cpu: the bank is in CPU memory")

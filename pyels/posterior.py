@@ -17,8 +17,8 @@ class Posterior:
     mean           (B, C, H, W) posterior mean x0_hat
     log_evidence   (B, H, W)    log mean_i w_i, nats
     entropy        (B, H, W)    entropy of the weights, nats; 0 = one patch, log |S(p)| = all alike
-    source         (B, H, W, 3) image, row and column of the heaviest patch's centre, int64; of equally heavy ones the
-                   first, in the order of images, then of displacements (whole-image windows) or of places (k x k)
+    source         (B, H, W, 3) image, row and column of the heaviest patch's centre, int64; of equally heavy ones
+                   (to the last bit) the first, in the order of images, then of displacements or places
     source_weight  (B, H, W)    its normalised weight
 
     All float32, or float64 from engine "reference".

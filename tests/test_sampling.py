@@ -1,3 +1,4 @@
+import itertools
 import math
 
 import pytest
@@ -89,7 +90,7 @@ def test_callback_sees_every_step_and_can_stop(small):
     assert [s.index for s in seen] == [0, 1, 2, 3, 4]
     assert [round(s.level.t, 6) for s in seen] == [1.0, 0.8, 0.6, 0.4, 0.2]
     assert torch.equal(seen[-1].x0, seen[-1].to)
-    assert all(torch.equal(a.to, b.x) for a, b in zip(seen, seen[1:], strict=False))
+    assert all(torch.equal(a.to, b.x) for a, b in itertools.pairwise(seen))
 
     def stop(step):
         raise KeyboardInterrupt

@@ -165,7 +165,7 @@ void raise_reference(const KernelTask& t, std::int64_t p, std::int64_t y_first, 
 }
 
 // The log-weights of one displacement relative to the reference at state index p, which is raised where they exceed it
-// by far. `matters` tells the lanes that may matter, and afterwards those that do.
+// by far; 0 in lanes that do not matter.
 Vec relative_log_weights(const KernelTask& t, std::int64_t p, std::int64_t y_first, std::int64_t y_count, Vec distance,
                          IntVec matters) {
   const float scale = static_cast<float>(t.scale);
@@ -180,7 +180,8 @@ Vec relative_log_weights(const KernelTask& t, std::int64_t p, std::int64_t y_fir
   return matters ? relative : zero;
 }
 
-// The same where some distance is so large that float32 will not do. Gives the log-weights in double as well.
+// The same where some distance is so large that float32 will not do. Gives the log-weights in double as well, and
+// narrows `matters` to the lanes that do by them.
 Vec relative_log_weights_exact(const KernelTask& t, std::int64_t p, std::int64_t y_first, std::int64_t y_count,
                                Vec distance, IntVec& matters, const MapWindow& window, DoubleVec& log_w) {
   log_w = -t.scale * __builtin_convertvector(distance, DoubleVec);
@@ -216,7 +217,7 @@ Vec relative_log_weights_exact(const KernelTask& t, std::int64_t p, std::int64_t
 template <bool full>
 bool weigh(const KernelTask& t, std::int64_t p, std::int64_t y_first, std::int64_t y_count, std::int32_t at,
            Vec distance, const MapWindow& window, Vec& w) {
-  // The reference is -inf while the state is empty, and the bias in a lane without an image: then this is false.
+  // True for every lane while the state is empty (reference -inf), and never for a lane without an image (bias -inf).
   IntVec matters = load(t.bias) + (t.skip - static_cast<float>(t.reference[p])) > t.least_scale * distance;
   if (!any(matters)) return false;
 

@@ -240,21 +240,26 @@ class Worker {
     KernelTask t{};
     t.channels = a_.channels, t.height = a_.height, t.width = a_.width;
     t.x = a_.x + b * a_.channels * plan_.pixels;
+    t.k_rows = 2 * plan_.radius_rows + 1, t.k_columns = 2 * plan_.radius_columns + 1;
     t.alpha = a_.alpha[b] * unit_;
     t.scale = 0.5 / (a_.sigma[b] * a_.sigma[b]);
     // The rounding errors of a sum along rows, then of rows.
     t.least_scale =
         static_cast<float>(t.scale * (1 - 5e-7 - 3e-9 * static_cast<double>(a_.height + a_.width + a_.channels)));
     // float32 distances err by 5e-8 of log w (rounding of sums) and by 8e-8 * sqrt(scale * log w) (rounding of pixels);
-    // either is kept below 3e-5. Beyond 1e5 nats it is no longer sure which weights stand out.
+    // where they are random, either is kept below 3e-5. A query like any other has about half as many nats as its window
+    // has pixels. Far beyond that no weight is left to float32, whether it stands out or not: many equal ones would err
+    // together.
     t.exact_above = static_cast<float>(std::min(600.0 / t.scale, 1.4e5 / (t.scale * t.scale)));
-    t.always_exact_above = static_cast<float>(1e5 / t.scale);
+    const std::int64_t window_pixels =
+        a_.channels * (plan_.whole_image() ? plan_.pixels : std::int64_t{t.k_rows} * t.k_columns);
+    const double far = std::min(1e5, 300 * std::sqrt(static_cast<double>(window_pixels)));
+    t.always_exact_above = static_cast<float>(far / t.scale);
     // All weights left out together are less than 1e-8 of the sum.
     t.skip = static_cast<float>(
         std::min(80.0, std::log(static_cast<double>(plan_.images(b) * plan_.displacements())) + std::log(1e8)));
     t.panel = panel_.get(), t.bias = bias_.get();
     t.whole_image = plan_.whole_image();
-    t.k_rows = 2 * plan_.radius_rows + 1, t.k_columns = 2 * plan_.radius_columns + 1;
     t.columns = plan_.columns.axes(), t.n_columns = plan_.columns.size();
     t.full = a_.full;
     t.reference = reference_.get(), t.s = s_.get(), t.y = y_.get();

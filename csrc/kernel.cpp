@@ -121,6 +121,7 @@ void window_sums(float* a, std::int64_t n, std::int64_t count, std::int64_t stri
 struct MapWindow {
   const Axis &row, &column;
   std::int32_t i, rows, j, columns;
+  const DoubleVec* distance;  // the distance in double where it was summed so, or null
 };
 
 // Its log-weights in double: the same terms, one after the other.
@@ -184,7 +185,7 @@ Vec relative_log_weights(const KernelTask& t, std::int64_t p, std::int64_t y_fir
 // narrows `matters` to the lanes that do by them.
 Vec relative_log_weights_exact(const KernelTask& t, std::int64_t p, std::int64_t y_first, std::int64_t y_count,
                                Vec distance, IntVec& matters, const MapWindow& window, DoubleVec& log_w) {
-  log_w = -t.scale * __builtin_convertvector(distance, DoubleVec);
+  log_w = -t.scale * (window.distance ? *window.distance : __builtin_convertvector(distance, DoubleVec));
   IntVec exact = matters & (distance > t.exact_above);
   if (!t.full) {  // only what stands out; the full posterior also wants ties to be ties
     const Vec relative = __builtin_convertvector(log_w - t.reference[p], Vec);
@@ -255,14 +256,15 @@ void add_centres(const KernelTask& t, std::int64_t p, std::int64_t q, Vec w) {
 
 template <bool full>
 void whole_image(const KernelTask& t, const Axis& row, const Axis& column) {
-  // Row sums first, then their sum: the rounding error grows with H + W, not with H * W.
-  Vec distance{};
+  // Row sums first, and their sum in double: the rounding error grows with W, not with H * W.
+  DoubleVec total{};
   for (std::int32_t i = 0; i < row.map_size; ++i) {
     map_row(t, row, column, i, t.scratch);
     Vec sum{};
     for (std::int32_t j = 0; j < column.map_size; ++j) sum += load(t.scratch + j * kLanes);
-    distance += sum;
+    total += __builtin_convertvector(sum, DoubleVec);
   }
+  const Vec distance = __builtin_convertvector(total, Vec);
   // The source is noted for pixel (0, 0); the caller moves it along to the others.
   std::int32_t origin_row = 0, origin_column = 0;
   for (std::int32_t i = 0; i < row.outputs; ++i)
@@ -270,7 +272,7 @@ void whole_image(const KernelTask& t, const Axis& row, const Axis& column) {
   for (std::int32_t j = 0; j < column.outputs; ++j)
     if (column.p[j] == 0) origin_column = column.q[j];
   const std::int32_t at = t.at + origin_row * static_cast<std::int32_t>(t.width) + origin_column;
-  const MapWindow window{row, column, 0, row.map_size, 0, column.map_size};
+  const MapWindow window{row, column, 0, row.map_size, 0, column.map_size, &total};
   Vec w;
   if (!weigh<full>(t, 0, 0, t.height * t.width, at, distance, window, w)) return;
   for (std::int32_t i = 0; i < row.outputs; ++i)
@@ -293,7 +295,7 @@ void square_windows(const KernelTask& t, const Axis& row, const Axis& column) {
     for (std::int32_t j = 0; j < outputs; ++j) {
       const std::int32_t p = row.p[i] * static_cast<std::int32_t>(t.width) + column.p[j];
       const std::int32_t q = row.q[i] * static_cast<std::int32_t>(t.width) + column.q[j];
-      const MapWindow window{row, column, i, t.k_rows, j, t.k_columns};
+      const MapWindow window{row, column, i, t.k_rows, j, t.k_columns, nullptr};
       Vec w;
       if (weigh<full>(t, p, p, 1, t.at + q, load(distances + (i * outputs + j) * kLanes), window, w))
         add_centres(t, p, q, w);

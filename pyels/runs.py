@@ -41,7 +41,8 @@ def resumable(
     folder = Path(folder)
     waiting, settings_file = folder / UNFINISHED, folder / UNFINISHED / "settings.json"
     now = json.loads(json.dumps(settings))
-    if waiting.exists() and not (settings_file.exists() and any(waiting.glob("*.safetensors"))):
+    made_folder = not folder.exists()
+    if waiting.exists() and not (settings_file.exists() and _any_item(waiting)):
         shutil.rmtree(waiting)  # nothing finished, or nobody knows with which settings
     if settings_file.exists():
         _check_settings(folder, settings_file, now)
@@ -56,10 +57,8 @@ def resumable(
                 write_tensors(path, compute(i))
             items.append(read_tensors(path))
     except BaseException:
-        if not any(waiting.glob("*.safetensors")):
-            shutil.rmtree(waiting)
-            if not any(folder.iterdir()):
-                folder.rmdir()
+        if not _any_item(waiting):  # leave things as they were
+            shutil.rmtree(folder if made_folder else waiting, ignore_errors=True)
         raise
     return {name: torch.stack([item[name] for item in items]) for name in items[0]}
 
@@ -70,6 +69,10 @@ def finished(folder: str | Path) -> None:
     shutil.rmtree(done, ignore_errors=True)
     (Path(folder) / UNFINISHED).rename(done)
     shutil.rmtree(done)
+
+
+def _any_item(waiting: Path) -> bool:
+    return any(waiting.glob("[0-9]*.safetensors"))
 
 
 def _check_settings(folder: Path, settings_file: Path, now: dict[str, Any]) -> None:

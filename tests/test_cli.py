@@ -237,6 +237,22 @@ def test_items_of_unknown_settings_are_not_used(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_run_that_finished_nothing_leaves_nothing(tmp_path, monkeypatch):
+    def stop(i):
+        raise KeyboardInterrupt
+
+    monkeypatch.chdir(tmp_path)
+    for folder in (Path(), tmp_path / "new" / "folder"):
+        with pytest.raises(KeyboardInterrupt):
+            runs.resumable(folder, {"a": 1}, 2, stop)
+    assert [p.name for p in tmp_path.iterdir()] == ["new"]
+    assert list((tmp_path / "new").iterdir()) == []
+    (tmp_path / "unfinished").mkdir()
+    (tmp_path / "unfinished" / "settings.json").write_text('{"a": 1}')
+    (tmp_path / "unfinished" / ".000000-abcd.safetensors").write_bytes(b"half")
+    assert runs.resumable(tmp_path, {"a": 2}, 1, lambda i: {"v": torch.ones(1)})["v"].tolist() == [[1.0]]
+
+
 def test_interrupt_inside_a_long_call_ends_it_at_once(tmp_path):
     """Ctrl-C while the engine is at work on a single call of many seconds."""
     code = (

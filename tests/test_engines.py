@@ -119,6 +119,19 @@ def test_queries_far_from_every_patch(kind, sigma, size):
         torch.testing.assert_close(ours.log_evidence.double(), expected.log_evidence, rtol=1e-6, atol=1e-5)
 
 
+def test_many_equal_patches_far_from_the_query():
+    """Equal weights must not err together: two-valued images, thousands of nats away, every displacement a tie."""
+    for seed in range(5):
+        bank = pyels.PatchBank(torch.where(torch.arange(11) < 5, -1.0, 1.0).view(1, 1, 1, 11))
+        x = 10 * torch.randn((1, 1, 1, 11), generator=torch.Generator().manual_seed(seed))
+        for nats in (1e3, 1e4, 9.5e4, 1e6):
+            sigma = (float(x.square().sum()) / 2 / nats) ** 0.5
+            for kind, k in (("ES", 1), ("ELS-circular", 1)):
+                ours = MACHINES[kind](bank, k).denoise(x, 0.0, sigma)
+                oracle = MACHINES[kind](bank, k, engine="reference").denoise(x, 0.0, sigma)
+                assert float((ours - oracle).abs().max()) < BOUNDS["mean"]  # worst seen 1.5e-6
+
+
 def test_error_is_at_most_twice_that_of_plain_float32_torch(fashion):
     """IS and LS, whose plain evaluation is a few lines, at the lowest noise level."""
     bank, k = fashion[:500], 9

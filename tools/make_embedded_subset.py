@@ -4,8 +4,8 @@ Needs the original idx files (Debian package dataset-fashion-mnist, or any mirro
 
     python tools/make_embedded_subset.py /usr/share/datasets/fashion-mnist
 
-Keeping file order makes the first images of the subset the first images of the data set: every one of the first
-5,700 or so training images is in it.
+Keeping file order makes the first images of the subset the first images of the data set: all of the first
+5,552 training images are in it.
 """
 
 import sys

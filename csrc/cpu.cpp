@@ -57,88 +57,46 @@ const Kernel& kernel_in_use() {
 
 // ---- Source sets as displacements --------------------------------------------------------------------------------
 
-// The displacements along one axis of length n, for windows of radius r (see Axis). Rows and columns are alike, and
-// every source set is the product of its two axes.
-class AxisPlan {
- public:
-  AxisPlan(const Problem& a, std::int32_t n, std::int32_t r) {
-    if (a.window == Window::image) r = 0;
-    switch (a.sources) {
-      case Sources::same_position:
-        clipped(n, r, 0, 0, n);
-        break;
-      case Sources::zeros:
-        // At d = 0 every pixel meets its own overhang; elsewhere only interior pixels meet, interior with interior.
-        for (std::int32_t d = -(n - 1); d < n; ++d) {
-          if (d == 0)
-            clipped(n, r, 0, 0, n);
-          else
-            clipped(n, r, d, std::max(r, r - d), std::min(n - r, n - r - d));
-        }
-        break;
-      case Sources::circular:
-        for (std::int32_t d = 0; d < n; ++d) wrapped(n, r, d, 0, n);
-        break;
-      case Sources::interior:
-        for (std::int32_t d = 0; d < n; ++d) wrapped(n, r, d, r, n - r);
-        break;
-    }
-    for (std::size_t i = 0; i < axes_.size(); ++i) {
-      const std::vector<std::int32_t>& c = coordinates_[i];
-      Axis& axis = axes_[i];
-      axis.map_query = c.data();
-      axis.map_source = axis.map_query + axis.map_size;
-      axis.p = axis.map_source + axis.map_size;
-      axis.q = axis.p + axis.outputs;
-    }
+// The displacements along one axis of length n, for windows of radius r. Rows and columns are alike, and every source
+// set is the product of its two axes.
+std::vector<Axis> displacements(const Problem& a, std::int32_t n, std::int32_t r) {
+  std::vector<Axis> axes;
+  // Pixels p0 <= p < p1 against p + d.
+  const auto add = [&](std::int32_t d, std::int32_t p0, std::int32_t p1) {
+    if (p0 < p1) axes.push_back({p1 - p0, p0 - r, p0 - r + d});
+  };
+  switch (a.sources) {
+    case Sources::same_position:
+      add(0, 0, n);
+      break;
+    case Sources::zeros:
+      // At d = 0 every pixel meets its own overhang; elsewhere only interior pixels meet, interior with interior.
+      for (std::int32_t d = -(n - 1); d < n; ++d) {
+        if (d == 0)
+          add(0, 0, n);
+        else
+          add(d, std::max(r, r - d), std::min(n - r, n - r - d));
+      }
+      break;
+    case Sources::circular:  // sources 0 <= q < n
+      for (std::int32_t d = 0; d < n; ++d) add(d, -d, n - d);
+      break;
+    case Sources::interior:  // sources r <= q < n - r
+      for (std::int32_t d = 0; d < n; ++d) add(d, r - d, n - r - d);
+      break;
   }
-
-  const Axis* axes() const { return axes_.data(); }
-  std::int32_t size() const { return static_cast<std::int32_t>(axes_.size()); }
-
- private:
-  // Pixels p0 <= p < p1 against p + d, windows clipped to the axis.
-  void clipped(std::int32_t n, std::int32_t r, std::int32_t d, std::int32_t p0, std::int32_t p1) {
-    if (p0 >= p1) return;
-    const std::int32_t first = p0 - r;
-    build(p1 - p0 + 2 * r, p1 - p0, std::max(0, -first), std::min(p1 + r, n) - first,
-          [&](std::int32_t i) { return std::clamp(first + i, 0, n - 1); },
-          [&](std::int32_t i) { return std::clamp(first + i + d, 0, n - 1); },
-          [&](std::int32_t i) { return p0 + i; }, [&](std::int32_t i) { return p0 + i + d; });
-  }
-
-  // Sources q0 <= q < q1 against q - d, everything modulo n.
-  void wrapped(std::int32_t n, std::int32_t r, std::int32_t d, std::int32_t q0, std::int32_t q1) {
-    const auto mod = [n](std::int32_t i) { return ((i % n) + n) % n; };
-    const std::int32_t size = q1 - q0 + 2 * r;
-    build(size, q1 - q0, 0, size, [&](std::int32_t i) { return mod(q0 - r + i - d); },
-          [&](std::int32_t i) { return mod(q0 - r + i); }, [&](std::int32_t i) { return mod(q0 + i - d); },
-          [&](std::int32_t i) { return q0 + i; });
-  }
-
-  template <class MapQuery, class MapSource, class P, class Q>
-  void build(std::int32_t map_size, std::int32_t outputs, std::int32_t begin, std::int32_t end, MapQuery map_query,
-             MapSource map_source, P p, Q q) {
-    std::vector<std::int32_t> c;
-    for (std::int32_t i = 0; i < map_size; ++i) c.push_back(map_query(i));
-    for (std::int32_t i = 0; i < map_size; ++i) c.push_back(map_source(i));
-    for (std::int32_t i = 0; i < outputs; ++i) c.push_back(p(i));
-    for (std::int32_t i = 0; i < outputs; ++i) c.push_back(q(i));
-    axes_.push_back({map_size, begin, end, outputs, nullptr, nullptr, nullptr, nullptr});
-    coordinates_.push_back(std::move(c));
-  }
-
-  std::vector<Axis> axes_;
-  std::vector<std::vector<std::int32_t>> coordinates_;
-};
+  return axes;
+}
 
 struct Plan {
   const Problem& a;
   const Kernel& kernel;
   std::int32_t radius_rows, radius_columns;  // beyond these a window holds the whole axis wherever it stands
-  AxisPlan rows, columns;
+  std::vector<Axis> rows, columns;
   std::int64_t pixels;
-  std::int32_t rows_per_call;  // of displacements
+  // Rows of the panel are widened by what windows reach over, rows of a query also by what displacements do.
+  std::int64_t panel_margin, panel_width, x_margin, x_width;
+  std::int64_t rows_per_call;  // of displacements
 
   // About so many float32 terms may meet in one sum before it is moved into double.
   static constexpr std::int64_t max_terms = 128;
@@ -146,15 +104,24 @@ struct Plan {
   explicit Plan(const Problem& problem)
       : a(problem),
         kernel(kernel_in_use()),
-        radius_rows(static_cast<std::int32_t>(std::min(a.patch_size / 2, a.height - 1))),
-        radius_columns(static_cast<std::int32_t>(std::min(a.patch_size / 2, a.width - 1))),
-        rows(a, static_cast<std::int32_t>(a.height), radius_rows),
-        columns(a, static_cast<std::int32_t>(a.width), radius_columns),
-        pixels(a.height * a.width) {
-    rows_per_call = static_cast<std::int32_t>(std::clamp<std::int64_t>(max_terms / columns.size(), 1, rows.size()));
+        radius_rows(radius(a.height)),
+        radius_columns(radius(a.width)),
+        rows(displacements(a, static_cast<std::int32_t>(a.height), radius_rows)),
+        columns(displacements(a, static_cast<std::int32_t>(a.width), radius_columns)),
+        pixels(a.height * a.width),
+        panel_margin(radius_columns),
+        panel_width(a.width + 2 * panel_margin),
+        x_margin(panel_margin + (wraps() ? a.width - 1 : 0)),
+        x_width(x_margin + a.width + panel_margin) {
+    const std::int64_t some = max_terms / static_cast<std::int64_t>(columns.size());
+    rows_per_call = std::clamp<std::int64_t>(some, 1, static_cast<std::int64_t>(rows.size()));
   }
 
-  std::int64_t displacements() const { return std::int64_t{rows.size()} * columns.size(); }
+  std::int32_t radius(std::int64_t n) const {
+    return whole_image() ? 0 : static_cast<std::int32_t>(std::min(a.patch_size / 2, n - 1));
+  }
+  bool wraps() const { return a.sources == Sources::circular || a.sources == Sources::interior; }
+  std::int64_t terms() const { return static_cast<std::int64_t>(rows.size() * columns.size()); }
   bool whole_image() const { return a.window == Window::image; }
   std::int64_t images(std::int64_t b) const { return a.end[b] - a.begin[b]; }
   std::int64_t blocks(std::int64_t b) const { return (images(b) + kernel.lanes - 1) / kernel.lanes; }
@@ -182,6 +149,7 @@ template <class T>
 Aligned<T> aligned(std::int64_t n) {
   void* p = std::aligned_alloc(64, (static_cast<std::size_t>(n) * sizeof(T) + 63) / 64 * 64);
   if (!p) throw std::bad_alloc();
+  std::memset(p, 0, static_cast<std::size_t>(n) * sizeof(T));
   return Aligned<T>(static_cast<T*>(p));
 }
 
@@ -193,15 +161,18 @@ class Worker {
         lanes_(plan.kernel.lanes),
         states_(plan.whole_image() ? 1 : plan.pixels),
         unit_(a_.pixels_uint8 ? 1 / 127.5 : 1.0),
-        panel_(aligned<float>(a_.channels * plan.pixels * lanes_)),
-        bias_(aligned<float>(lanes_)),
+        x_(aligned<float>(a_.channels * a_.height * plan.x_width + kernel_overrun)),
+        panel_(aligned<float>((a_.channels * a_.height * plan.panel_width + kernel_overrun) * lanes_)),
         reference_(aligned<double>(states_)),
+        offset_(aligned<float>(states_)),
         s_(aligned<float>(states_ * lanes_)),
         y_(aligned<float>(a_.channels * plan.pixels * lanes_)),
         e_(aligned<float>(a_.full ? states_ * lanes_ : 1)),
         best_(aligned<double>(a_.full ? states_ * lanes_ : 1)),
         best_at_(aligned<std::int32_t>(a_.full ? states_ * lanes_ : 1)),
-        scratch_(aligned<float>(kernel_scratch(a_.height, a_.width) * lanes_)),
+        scratch_(aligned<float>(
+            kernel_scratch(a_.height, a_.width, 2 * plan.radius_rows + 1, 2 * plan.radius_columns + 1) * lanes_)),
+        map_rows_(aligned<const float*>(2 * plan.radius_rows + 8)),
         flushed_(plan.pixels, a_.channels, a_.full) {}
 
   // Adds the images of one segment of query b to `total`.
@@ -209,24 +180,29 @@ class Worker {
   void run(std::int64_t b, std::int64_t segment, Partial& total, Stop stop) {
     const std::int64_t blocks = plan_.blocks(b), segments = plan_.segments(b);
     const std::int64_t first = segment * blocks / segments, last = (segment + 1) * blocks / segments;
+    const std::int64_t rows = static_cast<std::int64_t>(plan_.rows.size());
     KernelTask task = make_task(b);
+    fill_query(b);
     // The reference stays from flush to flush, so that weights are measured against the whole segment's maximum.
     std::fill_n(reference_.get(), states_, -std::numeric_limits<double>::infinity());
+    std::fill_n(offset_.get(), states_, std::numeric_limits<float>::infinity());
     clear();
     std::int64_t terms = 0, first_block = first;
     for (std::int64_t block = first; block < last; ++block) {
       fill_panel(b, block);
-      for (std::int32_t row = 0; row < plan_.rows.size(); row += plan_.rows_per_call) {
+      for (std::int64_t row = 0; row < rows; row += plan_.rows_per_call) {
         if (stop()) return;
-        task.rows = plan_.rows.axes() + row;
-        task.n_rows = std::min(plan_.rows_per_call, plan_.rows.size() - row);
+        task.rows = plan_.rows.data() + row;
+        task.n_rows = static_cast<std::int32_t>(std::min(plan_.rows_per_call, rows - row));
         task.at = static_cast<std::int32_t>((block - first_block) * plan_.pixels);
         plan_.kernel.accumulate(task);
         terms += std::int64_t{task.n_rows} * task.n_columns;
-        const bool last_call = block + 1 == last && row + task.n_rows == plan_.rows.size();
+        const bool block_ends = row + task.n_rows == rows;
         const bool numbers_end = (block + 2 - first_block) * plan_.pixels > std::numeric_limits<std::int32_t>::max();
-        if (terms < Plan::max_terms && !last_call && !numbers_end) continue;
-        flush(b, first_block);
+        // A last block with fewer images than lanes is by itself.
+        const bool next_is_last = block_ends && block + 2 >= last;
+        if (terms < Plan::max_terms && !next_is_last && !numbers_end) continue;
+        flush(b, first_block, std::min(lanes_, plan_.images(b) - block * lanes_));
         merge(total, flushed_);
         clear();
         terms = 0;
@@ -239,10 +215,14 @@ class Worker {
   KernelTask make_task(std::int64_t b) const {
     KernelTask t{};
     t.channels = a_.channels, t.height = a_.height, t.width = a_.width;
-    t.x = a_.x + b * a_.channels * plan_.pixels;
-    t.k_rows = 2 * plan_.radius_rows + 1, t.k_columns = 2 * plan_.radius_columns + 1;
+    t.wraps = plan_.wraps();
+    t.x = x_.get(), t.x_width = plan_.x_width, t.x_margin = plan_.x_margin;
+    t.panel = panel_.get(), t.panel_width = plan_.panel_width, t.panel_margin = plan_.panel_margin;
     t.alpha = a_.alpha[b] * unit_;
-    t.scale = 0.5 / (a_.sigma[b] * a_.sigma[b]);
+    t.whole_image = plan_.whole_image();
+    t.k_rows = 2 * plan_.radius_rows + 1, t.k_columns = 2 * plan_.radius_columns + 1;
+    const double nats = scale(b);
+    t.scale = nats / ln2;
     // The rounding errors of a sum along rows, then of rows.
     t.least_scale =
         static_cast<float>(t.scale * (1 - 5e-7 - 3e-9 * static_cast<double>(a_.height + a_.width + a_.channels)));
@@ -250,86 +230,105 @@ class Worker {
     // where they are random, either is kept below 3e-5. A query like any other has about half as many nats as its window
     // has pixels. Far beyond that no weight is left to float32, whether it stands out or not: many equal ones would err
     // together.
-    t.exact_above = static_cast<float>(std::min(600.0 / t.scale, 1.4e5 / (t.scale * t.scale)));
+    t.exact_above = static_cast<float>(std::min(600.0 / nats, 1.4e5 / (nats * nats)));
     const std::int64_t window_pixels =
         a_.channels * (plan_.whole_image() ? plan_.pixels : std::int64_t{t.k_rows} * t.k_columns);
     const double far = std::min(1e5, 300 * std::sqrt(static_cast<double>(window_pixels)));
-    t.always_exact_above = static_cast<float>(far / t.scale);
+    t.always_exact_above = static_cast<float>(far / nats);
     // All weights left out together are less than 1e-8 of the sum.
-    t.skip = static_cast<float>(
-        std::min(80.0, std::log(static_cast<double>(plan_.images(b) * plan_.displacements())) + std::log(1e8)));
-    t.panel = panel_.get(), t.bias = bias_.get();
-    t.whole_image = plan_.whole_image();
-    t.columns = plan_.columns.axes(), t.n_columns = plan_.columns.size();
+    const double sources = static_cast<double>(plan_.images(b) * plan_.terms());
+    t.skip = static_cast<float>(std::min(80.0, std::log(sources) + std::log(1e8)) / ln2);
+    t.columns = plan_.columns.data(), t.n_columns = static_cast<std::int32_t>(plan_.columns.size());
     t.full = a_.full;
-    t.reference = reference_.get(), t.s = s_.get(), t.y = y_.get();
+    t.reference = reference_.get(), t.offset = offset_.get(), t.s = s_.get(), t.y = y_.get();
     t.e = e_.get(), t.best = best_.get(), t.best_at = best_at_.get();
-    t.scratch = scratch_.get();
+    t.scratch = scratch_.get(), t.map_rows = map_rows_.get();
     return t;
   }
+
+  double scale(std::int64_t b) const { return 0.5 / (a_.sigma[b] * a_.sigma[b]); }
 
   void clear() {
     std::fill_n(s_.get(), states_ * lanes_, 0.0f);
     std::fill_n(y_.get(), a_.channels * plan_.pixels * lanes_, 0.0f);
     if (!a_.full) return;
     std::fill_n(e_.get(), states_ * lanes_, 0.0f);
-    std::fill_n(best_.get(), states_ * lanes_, -std::numeric_limits<double>::infinity());
+    std::fill_n(best_.get(), states_ * lanes_, std::numeric_limits<double>::infinity());
     std::fill_n(best_at_.get(), states_ * lanes_, 0);
   }
 
-  std::int64_t image(std::int64_t b, std::int64_t block, int lane) const {
+  std::int64_t image(std::int64_t b, std::int64_t block, std::int64_t lane) const {
     const std::int64_t n = a_.begin[b] + block * lanes_ + lane;
     return a_.order ? a_.order[n] : n;
   }
 
-  // Spreads the pixels of the block's images over the lanes.
-  void fill_panel(std::int64_t b, std::int64_t block) {
-    const std::int64_t size = a_.channels * plan_.pixels, left = plan_.images(b) - block * lanes_;
-    for (int lane = 0; lane < lanes_; ++lane) {
-      bias_[lane] = lane < left ? 0.0f : -std::numeric_limits<float>::infinity();
-      float* to = panel_.get() + lane;
-      if (lane >= left) {
-        for (std::int64_t i = 0; i < size; ++i) to[i * lanes_] = 0.0f;
-      } else if (a_.pixels_uint8) {
-        const std::uint8_t* from = a_.pixels_uint8 + image(b, block, lane) * size;
-        for (std::int64_t i = 0; i < size; ++i) to[i * lanes_] = static_cast<float>(from[i]) - 127.5f;
-      } else {
-        const float* from = a_.pixels_float + image(b, block, lane) * size;
-        for (std::int64_t i = 0; i < size; ++i) to[i * lanes_] = from[i];
-      }
-    }
+  // Widens the rows of the query: they wrap around, or have zeros on both sides.
+  void fill_query(std::int64_t b) {
+    const float* from = a_.x + b * a_.channels * plan_.pixels;
+    for (std::int64_t row = 0; row < a_.channels * a_.height; ++row, from += a_.width)
+      for (std::int64_t i = 0; plan_.wraps() && i < plan_.x_width; ++i)
+        x_[row * plan_.x_width + i] = from[(i - plan_.x_margin + 2 * a_.width) % a_.width];
+    if (plan_.wraps()) return;
+    from = a_.x + b * a_.channels * plan_.pixels;
+    for (std::int64_t row = 0; row < a_.channels * a_.height; ++row)
+      std::copy_n(from + row * a_.width, a_.width, x_.get() + row * plan_.x_width + plan_.x_margin);
   }
 
-  // Sums the lanes of the state in double.
-  void flush(std::int64_t b, std::int64_t first_block) {
-    Partial& out = flushed_;
-    const auto lane_sum = [this](const float* v) {
-      double sum = 0.0;
-      for (int lane = 0; lane < lanes_; ++lane) sum += v[lane];
-      return sum;
+  // Spreads the pixels of the block's images over the lanes. Lanes without an image repeat the last; `flush` leaves
+  // them out.
+  void fill_panel(std::int64_t b, std::int64_t block) {
+    const std::int64_t size = a_.channels * plan_.pixels, live = plan_.images(b) - block * lanes_;
+    const auto spread = [&](const auto* pixels, auto spread_row) {
+      const std::remove_reference_t<decltype(*pixels)>* rows[64];
+      for (std::int64_t lane = 0; lane < lanes_; ++lane)
+        rows[lane] = pixels + image(b, block, std::min(lane, live - 1)) * size;
+      for (std::int64_t row = 0; row < a_.channels * a_.height; ++row) {
+        float* to = panel_.get() + (row * plan_.panel_width + plan_.panel_margin) * lanes_;
+        spread_row(rows, a_.width, to);
+        for (std::int64_t lane = 0; lane < lanes_; ++lane) rows[lane] += a_.width;
+        if (!plan_.wraps()) continue;
+        const std::int64_t margin = plan_.panel_margin * lanes_, width = a_.width * lanes_;
+        std::copy_n(to + width - margin, margin, to - margin);
+        std::copy_n(to, margin, to + width);
+      }
     };
+    if (a_.pixels_uint8)
+      spread(a_.pixels_uint8, plan_.kernel.spread_uint8);
+    else
+      spread(a_.pixels_float, plan_.kernel.spread_float);
+  }
+
+  // Sums the first `live` lanes of the state in double.
+  void flush(std::int64_t b, std::int64_t first_block, std::int64_t live) {
+    Partial& out = flushed_;
+    const auto sum = [&](const Aligned<float>& lanes, std::int64_t n, std::vector<double>& sums) {
+      plan_.kernel.sum_lanes(lanes.get(), n, static_cast<int>(live), sums.data());
+      for (std::int64_t p = n; p < plan_.pixels; ++p) sums[p] = sums[0];  // one weight for the whole image
+    };
+    sum(s_, states_, out.s);
+    sum(y_, a_.channels * plan_.pixels, out.y);
+    for (double& y : out.y) y *= unit_;
+    if (a_.full) sum(e_, states_, out.e);
     for (std::int64_t p = 0; p < plan_.pixels; ++p) {
       const std::int64_t state = plan_.whole_image() ? 0 : p;
-      out.m[p] = reference_[state];
-      out.s[p] = lane_sum(s_.get() + state * lanes_);
-      for (std::int64_t c = 0; c < a_.channels; ++c)
-        out.y[c * plan_.pixels + p] = unit_ * lane_sum(y_.get() + (c * plan_.pixels + p) * lanes_);
+      out.m[p] = reference_[state] * ln2;
       if (!a_.full) continue;
-      out.e[p] = lane_sum(e_.get() + state * lanes_);
-      out.top[p] = -std::numeric_limits<double>::infinity();
+      out.e[p] *= ln2;
+      double nearest = std::numeric_limits<double>::infinity();
       out.source[p] = -1;
-      std::int64_t first = 0;  // image and displacement of the heaviest so far: the lower goes before its equals
-      for (int lane = 0; lane < lanes_; ++lane) {
-        const double log_w = best_[state * lanes_ + lane];
-        if (log_w < out.top[p] || std::isinf(log_w)) continue;
+      std::int64_t first = 0;  // image and displacement of the nearest so far: the lower goes before its equals
+      for (std::int64_t lane = 0; lane < live; ++lane) {
+        const double distance = best_[state * lanes_ + lane];
+        if (distance > nearest || std::isinf(distance)) continue;
         const std::int64_t at = best_at_[state * lanes_ + lane];
         const std::int64_t number = image(b, first_block + at / plan_.pixels, lane);
         const std::int64_t candidate = number * plan_.pixels + at % plan_.pixels;
-        if (log_w == out.top[p] && candidate > first) continue;
-        out.top[p] = log_w;
+        if (distance == nearest && candidate > first) continue;
+        nearest = distance;
         out.source[p] = number * plan_.pixels + source_pixel(p, at % plan_.pixels);
         first = candidate;
       }
+      out.top[p] = -scale(b) * nearest;
     }
   }
 
@@ -340,16 +339,19 @@ class Worker {
     return row * a_.width + column;
   }
 
+  static constexpr double ln2 = 0.693147180559945309417232121458;
+
   const Plan& plan_;
   const Problem& a_;
   const std::int64_t lanes_, states_;
   const double unit_;  // of the panel: uint8 v is v - 127.5, exactly, in units of 1 / 127.5
-  Aligned<float> panel_, bias_;
+  Aligned<float> x_, panel_;
   Aligned<double> reference_;
-  Aligned<float> s_, y_, e_;
+  Aligned<float> offset_, s_, y_, e_;
   Aligned<double> best_;
   Aligned<std::int32_t> best_at_;
   Aligned<float> scratch_;
+  Aligned<const float*> map_rows_;
   Partial flushed_;
 };
 

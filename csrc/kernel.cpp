@@ -8,17 +8,21 @@
 // keeps full float32 relative accuracy; a box sum by doubling adds in the same order at every place, so equal windows
 // get equal distances bit for bit.
 //
-// Layout: L bank images side by side in the lanes of a vector; x is broadcast. Precision: float32. Where its error in
-// the log-weight could show (a large distance, and a weight that stands out), the one distance is evaluated again in
-// double. The caller moves the state into double before rounding of long sums could show.
+// Layout: L bank images side by side in the lanes of a vector; x is broadcast. A displacement is worked off row by row:
+// map and sums along the row, sums over the last k rows, weights. What passes between these steps stays in the nearest
+// cache. Precision: float32. Where its error in the log-weight could show (a large distance, and a weight that stands
+// out), the one distance is evaluated again in double. The caller moves the state into double before rounding of long
+// sums could show.
 //
 // Weights are summed relative to `reference`, which follows the running maximum lazily: it is raised only when a
-// log-weight exceeds it by more than `kHeadroom`, so sums stay below exp(kHeadroom) * terms, far from overflow.
+// log-weight exceeds it by more than `kHeadroom`, so sums stay below 2^kHeadroom * terms, far from overflow.
 #include "kernel.h"
 
 #if defined(__x86_64__)
 #include <immintrin.h>
 #endif
+
+#define PYELS_INLINE inline __attribute__((always_inline))
 
 namespace pyels::PYELS_ISA_NAME {
 namespace {
@@ -36,8 +40,10 @@ typedef std::int32_t IntVec __attribute__((vector_size(kLanes * 4)));
 typedef std::uint32_t Bits __attribute__((vector_size(kLanes * 4)));
 typedef double DoubleVec __attribute__((vector_size(kLanes * 8)));
 
-constexpr float kHeadroom = 30.0f;
+constexpr float kHeadroom = 43.0f;
 constexpr float kStandsOut = 0.25f;  // of the weight that the lane has gathered so far
+constexpr int kBlock = 8;            // places of a row worked off together
+constexpr int kChunk = 4;            // vectors weighed together, so that their latencies overlap
 
 Vec load(const float* at) { return *reinterpret_cast<const Vec*>(at); }
 void store(float* at, Vec v) { *reinterpret_cast<Vec*>(at) = v; }
@@ -56,201 +62,434 @@ bool any(IntVec mask) {
 #endif
 }
 
+std::int32_t least(std::int32_t a, std::int32_t b) { return a < b ? a : b; }
+
 float largest(Vec v) {
   float m = v[0];
   for (int i = 1; i < kLanes; ++i) m = v[i] > m ? v[i] : m;
   return m;
 }
 
-// exp(max(x, -87)) for x < 88, relative error below 2e-7: 2^n times a polynomial on |f| <= ln(2) / 2.
-Vec exponential(Vec x) {
-  const Vec least = Vec{} - 87.0f;
+// Keeps the compiler from fusing a product with the sum it goes into in one place and not in the next.
+PYELS_INLINE void keep_apart(Vec& v) {
+#if defined(__x86_64__)
+  asm("" : "+v"(v));
+#elif defined(__aarch64__)
+  asm("" : "+w"(v));
+#endif
+}
+
+// 2^max(x, -100) for x < 127, relative error below 2e-7: 2^n times a polynomial on |f| <= 1/2. The least is far from
+// numbers that take longer because they are denormal.
+Vec exp2(Vec x) {
+  const Vec least = Vec{} - 100.0f;
   x = x > least ? x : least;
+#if defined(__AVX512F__)
+  const Vec n = reinterpret_cast<Vec>(
+      _mm512_maskz_roundscale_ps(0xffff, reinterpret_cast<__m512>(x), _MM_FROUND_TO_NEAREST_INT));
+#else
   constexpr float magic = 12582912.0f;  // 1.5 * 2^23: adding it rounds to an integer, left in the low mantissa bits
-  const Vec shifted = x * 1.44269504f + magic;
+  const Vec shifted = x + magic;
   const Vec n = shifted - magic;
-  const Vec f = (x - n * 0.693359375f) + n * 2.12194440e-4f;
-  Vec p = f * 1.9875691500e-4f + 1.3981999507e-3f;
-  p = p * f + 8.3334519073e-3f;
-  p = p * f + 4.1665795894e-2f;
-  p = p * f + 1.6666665459e-1f;
-  p = p * f + 5.0000001201e-1f;
-  p = p * (f * f) + f + 1.0f;
+#endif
+  const Vec f = x - n;
+  Vec p = f * 1.326472725e-3f + 9.671512786e-3f;
+  p = p * f + 5.550733744e-2f;
+  p = p * f + 2.402224208e-1f;
+  p = p * f + 6.931469776e-1f;
+  p = p * f + 1.0f;
+#if defined(__AVX512F__)
+  return reinterpret_cast<Vec>(
+      _mm512_maskz_scalef_ps(0xffff, reinterpret_cast<__m512>(p), reinterpret_cast<__m512>(n)));
+#else
   return reinterpret_cast<Vec>(reinterpret_cast<Bits>(p) + (reinterpret_cast<Bits>(shifted) << 23));
+#endif
 }
 
-// Row i of the map D.
-void map_row(const KernelTask& t, const Axis& row, const Axis& column, std::int32_t row_i, float* out) {
-  for (std::int32_t i = 0; i < column.map_size; ++i) store(out + i * kLanes, Vec{});
-  if (row_i < row.map_begin || row_i >= row.map_end) return;
+// ---- Distances ---------------------------------------------------------------------------------------------------
+
+std::int32_t wrapped(std::int32_t i, std::int64_t n) {
+  while (i < 0) i += static_cast<std::int32_t>(n);
+  while (i >= n) i -= static_cast<std::int32_t>(n);
+  return i;
+}
+
+// One row of a map: where its pixels lie, channel 0.
+struct MapRow {
+  const float *x, *phi;
+};
+
+// Place (row, column 0) of a map whose first places are (query, source); false outside a clipped window.
+inline bool find_row(const KernelTask& t, std::int32_t query, std::int32_t source, const Axis& column, MapRow& at) {
+  if (t.wraps)
+    query = wrapped(query, t.height), source = wrapped(source, t.height);
+  else if (query < 0 || source < 0 || query >= t.height || source >= t.height)
+    return false;
+  at.x = t.x + query * t.x_width + t.x_margin + column.query;
+  at.phi = t.panel + (source * t.panel_width + t.panel_margin + column.source) * kLanes;
+  return true;
+}
+
+// D at place j of a row. C = 0: any number of channels.
+template <int C>
+PYELS_INLINE Vec squares(const KernelTask& t, const MapRow& row, std::int64_t j) {
   const float alpha = static_cast<float>(t.alpha);
-  for (std::int64_t c = 0; c < t.channels; ++c) {
-    const float* x = t.x + (c * t.height + row.map_query[row_i]) * t.width;
-    const float* phi = t.panel + (c * t.height + row.map_source[row_i]) * t.width * kLanes;
-    for (std::int32_t i = column.map_begin; i < column.map_end; ++i) {
-      const Vec difference = x[column.map_query[i]] - alpha * load(phi + column.map_source[i] * kLanes);
-      store(out + i * kLanes, load(out + i * kLanes) + difference * difference);
-    }
+  const std::int64_t channels = C ? C : t.channels;
+  const float *x = row.x + j, *phi = row.phi + j * kLanes;
+  Vec sum{};
+  for (std::int64_t c = 0; c < channels; ++c) {
+    const Vec difference = *x - alpha * load(phi);
+    sum = c ? sum + difference * difference : difference * difference;
+    x += t.height * t.x_width, phi += t.height * t.panel_width * kLanes;
   }
+  keep_apart(sum);
+  return sum;
 }
 
-// Sums of k consecutive elements `stride` vectors apart, at each of the first `count` of `n` places of `a`, by doubling
-// (k = 13: sums of 1, 4 and 8). Overwrites a. Every place adds in the same order.
-void window_sums(float* a, std::int64_t n, std::int64_t count, std::int64_t stride, std::int32_t k, float* out) {
-  std::int64_t offset = 0;
-  bool first = true;
-  for (std::int32_t width = 1;; width *= 2) {
+constexpr int levels_of(int k) {
+  int levels = 1;
+  while ((1 << levels) <= k) ++levels;
+  return levels;
+}
+
+// Sum of the last k terms, of which `newest` is the last, by doubling (k = 13: sums of 1, 4 and 8): level b is a sum of
+// 2^b terms. before(b, lag) gives it as it was `lag` steps ago and keep(b, sum) remembers it. Every step adds in the
+// same order.
+template <class Before, class Keep>
+PYELS_INLINE Vec window_step(int k, Vec newest, Before before, Keep keep) {
+  const int levels = levels_of(k);
+  Vec level = newest, sum = newest;
+#pragma GCC unroll 5
+  for (int b = 0; b < levels; ++b) {
+    const int width = 1 << b, done = k & (width - 1);  // terms that lower levels have put into `sum`
     if (k & width) {
-      const float* from = a + offset * stride * kLanes;
-      if (first)
-        for (std::int64_t i = 0; i < count; ++i) store(out + i * kLanes, load(from + i * kLanes));
-      else
-        for (std::int64_t i = 0; i < count; ++i)
-          store(out + i * kLanes, load(out + i * kLanes) + load(from + i * kLanes));
-      first = false;
-      offset += width;
+      const Vec part = done ? before(b, done) : level;
+      sum = done ? sum + part : part;
     }
-    if (2 * width > k) return;
-    n -= width * stride;
-    for (std::int64_t i = 0; i < n; ++i)
-      store(a + i * kLanes, load(a + i * kLanes) + load(a + (i + width * stride) * kLanes));
+    if (b + 1 < levels) {
+      const Vec earlier = before(b, width);
+      keep(b, level);
+      level += earlier;
+    } else if (done) {
+      keep(b, level);
+    }
+  }
+  return sum;
+}
+
+// Rows of windows summed together: their windows must have a row in common.
+constexpr int band_of(std::int32_t k) { return k < 8 ? k : 8; }
+
+// Window sums of D along a row: out[j] is that of places j - k + 1 .. j. Goes on to a multiple of kBlock places.
+template <int K, int C>
+void sums_along_row(const KernelTask& t, const MapRow& row, std::int32_t places, float* scratch, float* out) {
+  if constexpr (K > 0) {
+    // What the levels look back on stays in registers: level b in 2^b of them, in turn.
+    Vec kept[5][kBlock];
+    for (int b = 0; b < 5; ++b)
+      for (int i = 0; i < kBlock; ++i) kept[b][i] = Vec{};
+    for (std::int64_t j = 0; j < places; j += kBlock) {
+#pragma GCC unroll 8
+      for (int u = 0; u < kBlock; ++u) {
+        const auto turn = [](int b, int i) __attribute__((always_inline)) { return i & ((1 << (b < 3 ? b : 3)) - 1); };
+        const Vec sum = window_step(
+            K, squares<C>(t, row, j + u),
+            [&](int b, int lag) __attribute__((always_inline)) { return kept[b][turn(b, u - lag)]; },
+            [&](int b, Vec level) __attribute__((always_inline)) { kept[b][turn(b, u)] = level; });
+        store(out + (j + u) * kLanes, sum);
+      }
+    }
+  } else {
+    const int levels = levels_of(t.k_columns);
+    float* at = scratch + std::int64_t{t.k_columns} * levels * kLanes;
+    for (std::int64_t j = 0; j < places; ++j)
+      store(out + j * kLanes,
+            window_step(
+                t.k_columns, squares<C>(t, row, j),
+                [&](int b, int lag) { return load(at + ((j - lag) * levels + b) * kLanes); },
+                [&](int b, Vec level) { store(at + (j * levels + b) * kLanes, level); }));
   }
 }
 
-// The window of one output: places of the map, rows i .. i + rows - 1, columns j .. j + columns - 1.
+// Sums over k rows for `band` windows that start one row after the other, as sums that reach up
+// and down from a row they share: out[u] = t.map_rows[u] + .. + rows[u + k - 1], for `outputs` columns. Which terms are added
+// first depends on u alone.
+template <int K, int band>
+void sums_over_rows(const float* const* rows, int k, std::int32_t outputs, float* out, std::int64_t row_size) {
+  if constexpr (K > 0) k = K;
+  for (std::int64_t j = 0; j < outputs; ++j) {
+    const auto term = [&](int i) __attribute__((always_inline)) { return load(rows[i] + j * kLanes); };
+    Vec up[band], sum = term(k - 1);
+#pragma GCC unroll 16
+    for (int i = k - 2; i >= band; --i) sum += term(i);
+#pragma GCC unroll 8
+    for (int u = band - 1; u >= 0; --u) {
+      if (u < k - 1) sum += term(u);
+      up[u] = sum;
+    }
+    store(out + j * kLanes, up[0]);
+    Vec down{};
+#pragma GCC unroll 8
+    for (int u = 1; u < band; ++u) {
+      down = u > 1 ? down + term(k + u - 1) : term(k);
+      store(out + u * row_size + j * kLanes, up[u] + down);
+    }
+  }
+}
+
+// The window of one output in the map: first place and extent.
 struct MapWindow {
-  const Axis &row, &column;
-  std::int32_t i, rows, j, columns;
+  std::int32_t query_row, source_row, rows;
+  Axis column;
+  std::int32_t columns;
   const DoubleVec* distance;  // the distance in double where it was summed so, or null
 };
 
-// Its log-weights in double: the same terms, one after the other.
-void exact_log_weights(const KernelTask& t, const MapWindow& window, DoubleVec& log_w) {
-  const Axis &row = window.row, &column = window.column;
-  const auto later = [](std::int32_t a, std::int32_t b) { return a > b ? a : b; };
-  const auto sooner = [](std::int32_t a, std::int32_t b) { return a < b ? a : b; };
-  const std::int32_t i_end = sooner(row.map_end, window.i + window.rows);
-  const std::int32_t j_end = sooner(column.map_end, window.j + window.columns);
-  DoubleVec sum{};
+// Its squared distances in double: the same terms, one after the other.
+void exact_distance(const KernelTask& t, const MapWindow& window, DoubleVec& sum) {
+  sum = DoubleVec{};
   for (std::int64_t c = 0; c < t.channels; ++c)
-    for (std::int32_t i = later(row.map_begin, window.i); i < i_end; ++i) {
-      const float* x = t.x + (c * t.height + row.map_query[i]) * t.width;
-      const float* phi = t.panel + (c * t.height + row.map_source[i]) * t.width * kLanes;
-      for (std::int32_t j = later(column.map_begin, window.j); j < j_end; ++j) {
-        const DoubleVec pixel = __builtin_convertvector(load(phi + column.map_source[j] * kLanes), DoubleVec);
-        const DoubleVec difference = static_cast<double>(x[column.map_query[j]]) - t.alpha * pixel;
+    for (std::int32_t i = 0; i < window.rows; ++i) {
+      MapRow row;
+      if (!find_row(t, window.query_row + i, window.source_row + i, window.column, row)) continue;
+      const float* x = row.x + c * t.height * t.x_width;
+      const float* phi = row.phi + c * t.height * t.panel_width * kLanes;
+      for (std::int32_t j = 0; j < window.columns; ++j) {
+        const DoubleVec pixel = __builtin_convertvector(load(phi + j * kLanes), DoubleVec);
+        const DoubleVec difference = static_cast<double>(x[j]) - t.alpha * pixel;
         sum += difference * difference;
       }
     }
-  log_w = -t.scale * sum;
 }
 
-// Moves the state at index p to a higher reference.
-void raise_reference(const KernelTask& t, std::int64_t p, std::int64_t y_first, std::int64_t y_count,
-                     double reference) {
+// ---- Weights -----------------------------------------------------------------------------------------------------
+
+// Pixels of a state whose weights are moved together: p, and the pixels of y that share it.
+struct State {
+  std::int64_t p, y_first, y_count;
+};
+
+// Moves a state to a higher reference.
+void raise_reference(const KernelTask& t, const State& state, double reference) {
+  const std::int64_t p = state.p;
   const double down = t.reference[p] - reference;  // -inf while the state is empty
-  const Vec factor = down > -87.0 ? exponential(Vec{} + static_cast<float>(down)) : Vec{};
+  const float shift = down > -126.0 ? static_cast<float>(down) : 0.0f;
+  const Vec factor = down > -126.0 ? exp2(Vec{} + shift) : Vec{};
   const Vec s = load(t.s + p * kLanes);
-  if (t.full) {
-    const float shift = down > -87.0 ? static_cast<float>(down) : 0.0f;
-    store(t.e + p * kLanes, factor * (load(t.e + p * kLanes) + s * shift));
-  }
+  if (t.full) store(t.e + p * kLanes, factor * (load(t.e + p * kLanes) + s * shift));
   store(t.s + p * kLanes, factor * s);
   const std::int64_t pixels = t.height * t.width;
   for (std::int64_t c = 0; c < t.channels; ++c)
-    for (std::int64_t i = y_first; i < y_first + y_count; ++i) {
+    for (std::int64_t i = state.y_first; i < state.y_first + state.y_count; ++i) {
       float* y = t.y + (c * pixels + i) * kLanes;
       store(y, factor * load(y));
     }
   t.reference[p] = reference;
+  t.offset[p] = -static_cast<float>(reference);
 }
 
-// The log-weights of one displacement relative to the reference at state index p, which is raised where they exceed it
-// by far; 0 in lanes that do not matter.
-Vec relative_log_weights(const KernelTask& t, std::int64_t p, std::int64_t y_first, std::int64_t y_count, Vec distance,
-                         IntVec matters) {
+// The log-weights of one displacement relative to the reference, which is raised where they exceed it by far; all
+// distances are as good in float32.
+Vec relative_log_weights(const KernelTask& t, const State& state, Vec distance, IntVec matters) {
   const float scale = static_cast<float>(t.scale);
   const Vec zero{};
   // With fused multiply-add a single rounding; +inf while the state is empty.
-  Vec relative = -static_cast<float>(t.reference[p]) - scale * distance;
+  Vec relative = t.offset[state.p] - scale * distance;
   if (any(matters & (relative > kHeadroom))) {
-    const float top = largest(load(t.bias) - scale * distance);
-    raise_reference(t, p, y_first, y_count, static_cast<double>(top));
+    const float top = largest(zero - scale * distance);
+    raise_reference(t, state, static_cast<double>(top));
     relative = -top - scale * distance;
   }
-  return matters ? relative : zero;
+  return relative;
 }
 
-// The same where some distance is so large that float32 will not do. Gives the log-weights in double as well, and
+// The same where some distance is so large that float32 will not do. Puts the better distances into `distances` and
 // narrows `matters` to the lanes that do by them.
-Vec relative_log_weights_exact(const KernelTask& t, std::int64_t p, std::int64_t y_first, std::int64_t y_count,
-                               Vec distance, IntVec& matters, const MapWindow& window, DoubleVec& log_w) {
-  log_w = -t.scale * (window.distance ? *window.distance : __builtin_convertvector(distance, DoubleVec));
+Vec relative_log_weights_exact(const KernelTask& t, const State& state, Vec distance, IntVec& matters,
+                               const MapWindow& window, DoubleVec& distances) {
+  const std::int64_t p = state.p;
+  if (window.distance) distances = *window.distance;
   IntVec exact = matters & (distance > t.exact_above);
   if (!t.full) {  // only what stands out; the full posterior also wants ties to be ties
-    const Vec relative = __builtin_convertvector(log_w - t.reference[p], Vec);
-    const Vec most = Vec{} + 80.0f;
-    const Vec w = exponential(relative < most ? relative : most);
+    const Vec relative = __builtin_convertvector(-t.scale * distances - t.reference[p], Vec);
+    const Vec most = Vec{} + 120.0f;
+    const Vec w = exp2(relative < most ? relative : most);
     exact &= (w > kStandsOut * load(t.s + p * kLanes)) | (distance > t.always_exact_above);
   }
   if (any(exact)) {
     DoubleVec found;
-    exact_log_weights(t, window, found);
+    exact_distance(t, window, found);
     for (int i = 0; i < kLanes; ++i)
-      if (exact[i]) log_w[i] = found[i];
+      if (exact[i]) distances[i] = found[i];
   }
+  const DoubleVec log_w = -t.scale * distances;
   double top = t.reference[p];
   for (int i = 0; i < kLanes; ++i)
     if (matters[i] && log_w[i] > top + kHeadroom) top = log_w[i];
   if (top > t.reference[p]) {
-    // A reference that is a float spares the fast path above a rounding; beyond 1e5 nats that path plays no part.
+    // A reference that is a float spares the fast path above a rounding; beyond 1e5 that path plays no part.
     const double rounded = static_cast<double>(static_cast<float>(top));
-    raise_reference(t, p, y_first, y_count, top > -1e5 ? rounded : top);
+    raise_reference(t, state, top > -1e5 ? rounded : top);
   }
   const Vec relative = __builtin_convertvector(log_w - t.reference[p], Vec);
   matters &= relative > -t.skip;
-  const Vec zero{};
-  return matters ? relative : zero;
+  return relative;
 }
 
-// Adds log-weights of one displacement to s, e and best at state index p and gives the weights; false when none
-// matters. y, whose pixels are y_first .. y_first + y_count - 1, is the caller's to add to.
-template <bool full>
-bool weigh(const KernelTask& t, std::int64_t p, std::int64_t y_first, std::int64_t y_count, std::int32_t at,
-           Vec distance, const MapWindow& window, Vec& w) {
-  // True for every lane while the state is empty (reference -inf), and never for a lane without an image (bias -inf).
-  IntVec matters = load(t.bias) + (t.skip - static_cast<float>(t.reference[p])) > t.least_scale * distance;
-  if (!any(matters)) return false;
+// Remembers the least distance of each lane; of equal ones the first source pixel.
+void note_best(const KernelTask& t, std::int64_t p, const DoubleVec& distance, std::int32_t at) {
+  DoubleVec& best = *reinterpret_cast<DoubleVec*>(t.best + p * kLanes);
+  IntVec& best_at = *reinterpret_cast<IntVec*>(t.best_at + p * kLanes);
+  const IntVec nearer = __builtin_convertvector(distance < best, IntVec);
+  const IntVec as_near = __builtin_convertvector(distance == best, IntVec) & (at < best_at);
+  best = distance < best ? distance : best;
+  best_at = (nearer | as_near) ? at : best_at;
+}
 
-  Vec relative;
-  DoubleVec log_w;
-  const bool large = any(matters & (distance > t.exact_above));
-  if (__builtin_expect(large, false))
-    relative = relative_log_weights_exact(t, p, y_first, y_count, distance, matters, window, log_w);
-  else
-    relative = relative_log_weights(t, p, y_first, y_count, distance, matters);
+// Adds the weights of one displacement to s, e and best, and gives them; false when none matters. y is the caller's to
+// add to.
+template <bool full>
+bool weigh(const KernelTask& t, const State& state, std::int32_t at, Vec distance, const MapWindow& window, Vec& w) {
+  const std::int64_t p = state.p;
+  // True for every lane while the state is empty (reference -inf).
+  IntVec matters = t.skip - static_cast<float>(t.reference[p]) > t.least_scale * distance;
+  if (!any(matters)) return false;
+  DoubleVec distances = __builtin_convertvector(distance, DoubleVec);
+  const Vec relative = any(matters & (distance > t.exact_above))
+                           ? relative_log_weights_exact(t, state, distance, matters, window, distances)
+                           : relative_log_weights(t, state, distance, matters);
   const Vec zero{};
-  w = matters ? exponential(relative) : zero;
+  w = matters ? exp2(relative) : zero;
   store(t.s + p * kLanes, load(t.s + p * kLanes) + w);
   if (full) {
-    store(t.e + p * kLanes, load(t.e + p * kLanes) + w * relative);
-    // The heaviest source is decided by log-weights that do not depend on the reference, so that ties stay ties.
-    if (!large) log_w = -t.scale * __builtin_convertvector(distance, DoubleVec);
-    for (int i = 0; i < kLanes; ++i) {
-      if (!matters[i]) continue;
-      double& best = t.best[p * kLanes + i];
-      std::int32_t& best_at = t.best_at[p * kLanes + i];
-      if (log_w[i] > best || (log_w[i] == best && at < best_at)) best = log_w[i], best_at = at;
-    }
+    store(t.e + p * kLanes, load(t.e + p * kLanes) + (matters ? w * relative : zero));
+    // Decided by what does not depend on the reference, so that ties stay ties.
+    note_best(t, p, distances, at);
   }
   return true;
 }
 
-void add_centres(const KernelTask& t, std::int64_t p, std::int64_t q, Vec w) {
-  const std::int64_t pixels = t.height * t.width;
-  for (std::int64_t c = 0; c < t.channels; ++c) {
-    float* y = t.y + (c * pixels + p) * kLanes;
-    store(y, load(y) + w * load(t.panel + (c * pixels + q) * kLanes));
+// Consecutive outputs of a row, whose pixels p lie side by side.
+struct Run {
+  std::int64_t p;          // of the first output
+  const float* distances;  // (outputs)[L]
+  const float* centres;    // (outputs)[L] of channel 0
+  std::int32_t at;         // number of its source pixel
+};
+
+// The same for n outputs where all that matters is near enough for float32 and no reference needs to be raised; false,
+// and nothing done, where one does.
+template <bool full, int n>
+PYELS_INLINE bool weigh_near(const KernelTask& t, const Run& run, std::int32_t j) {
+  const float scale = static_cast<float>(t.scale);
+  const std::int64_t p = run.p + j;
+  Vec relative[n], w[n];
+  for (int u = 0; u < n; ++u) relative[u] = t.offset[p + u] - scale * load(run.distances + (j + u) * kLanes);
+  Vec top = relative[0];
+  for (int u = 1; u < n; ++u) top = top > relative[u] ? top : relative[u];
+  if (!any(top > -t.skip)) return true;
+  if (__builtin_expect(any(top > kHeadroom), false)) return false;
+  for (int u = 0; u < n; ++u) w[u] = exp2(relative[u]);
+  for (int u = 0; u < n; ++u) {
+    float* s = t.s + (p + u) * kLanes;
+    store(s, load(s) + w[u]);
+    if (full) {
+      float* e = t.e + (p + u) * kLanes;
+      store(e, load(e) + w[u] * relative[u]);
+      note_best(t, p + u, __builtin_convertvector(load(run.distances + (j + u) * kLanes), DoubleVec), run.at + j + u);
+    }
+  }
+  for (std::int64_t c = 0; c < t.channels; ++c)
+    for (int u = 0; u < n; ++u) {
+      float* y = t.y + (c * t.height * t.width + p + u) * kLanes;
+      store(y, load(y) + w[u] * load(run.centres + (c * t.height * t.panel_width + j + u) * kLanes));
+    }
+  return true;
+}
+
+// And for n outputs however far they are. `window` is that of the first.
+template <bool full>
+void weigh_far(const KernelTask& t, const Run& run, std::int32_t j, std::int32_t n, const MapWindow& window) {
+  for (std::int32_t i = j; i < j + n; ++i) {
+    const std::int64_t p = run.p + i;
+    MapWindow own = window;
+    own.column.query += i, own.column.source += i;
+    Vec w;
+    if (!weigh<full>(t, {p, p, 1}, run.at + i, load(run.distances + i * kLanes), own, w)) continue;
+    for (std::int64_t c = 0; c < t.channels; ++c) {
+      float* y = t.y + (c * t.height * t.width + p) * kLanes;
+      store(y, load(y) + w * load(run.centres + (c * t.height * t.panel_width + i) * kLanes));
+    }
+  }
+}
+
+// Weighs `count` outputs. `window` is that of the first.
+template <bool full>
+void weigh_run(const KernelTask& t, const Run& run, std::int32_t count, const MapWindow& window) {
+  // What matters at a pixel lies within (offset + skip) / scale.
+  const float nearest = static_cast<float>(t.scale) * t.exact_above - t.skip;
+  int far = 0;
+  for (std::int32_t j = 0; j < count; ++j) far |= !(t.offset[run.p + j] <= nearest);
+  if (far) return weigh_far<full>(t, run, 0, count, window);
+  std::int32_t j = 0;
+  for (; j + kChunk <= count; j += kChunk)
+    if (!weigh_near<full, kChunk>(t, run, j)) weigh_far<full>(t, run, j, kChunk, window);
+  if (count - j >= 2) {
+    if (!weigh_near<full, 2>(t, run, j)) weigh_far<full>(t, run, j, 2, window);
+    j += 2;
+  }
+  if (count - j == 1 && !weigh_near<full, 1>(t, run, j)) weigh_far<full>(t, run, j, 1, window);
+}
+
+// ---- Displacements -----------------------------------------------------------------------------------------------
+
+template <int K, int band, int C, bool full>
+void square_windows(const KernelTask& t, const Axis& row, const Axis& column) {
+  const int k = K ? K : t.k_rows;
+  const std::int32_t r_rows = t.k_rows / 2, r_columns = t.k_columns / 2;
+  const std::int32_t map_rows = row.outputs + k - 1, places = column.outputs + t.k_columns - 1;
+  const std::int64_t row_size = kernel_row(t.width, t.k_columns) * kLanes;
+  float* distances = t.scratch;  // (band) rows
+  float* zeros = distances + band * row_size;
+  float* sums = zeros + row_size;  // of the last rows of the map; where it wraps around, of all its rows once
+  const std::int32_t kept = t.wraps && map_rows > t.height ? static_cast<std::int32_t>(t.height) : k + band - 1;
+  float* levels = sums + kept * row_size;
+  std::int32_t summed = 0;  // rows of the map
+  for (std::int32_t i = 0, count; i < row.outputs; i += count) {
+    const std::int32_t p_row = t.wraps ? wrapped(row.query + r_rows + i, t.height) : row.query + r_rows + i;
+    // With bands that start at fixed rows of the query equal windows have equal distances, bit for bit: for ties.
+    const std::int32_t before = full ? p_row % band : 0;
+    count = least(least(band - before, row.outputs - i), static_cast<std::int32_t>(t.height) - p_row);
+    for (std::int32_t u = 0; u < k + band - 1; ++u) {
+      const std::int32_t at = i - before + u;
+      float* own = sums + (at + kept) % kept * row_size;
+      MapRow map_row;
+      t.map_rows[u] = own;
+      if (at < i || at >= i + count + k - 1)
+        t.map_rows[u] = zeros;
+      else if (!find_row(t, row.query + at, row.source + at, column, map_row))
+        t.map_rows[u] = zeros;
+      else if (at >= summed && !(t.wraps && at >= t.height))
+        sums_along_row<K, C>(t, map_row, places, levels, own);
+      t.map_rows[u] += (t.k_columns - 1) * kLanes;
+    }
+    summed = i + count + k - 1;
+    sums_over_rows<K, band>(t.map_rows, k, column.outputs, distances, row_size);
+
+    for (std::int32_t u = before; u < before + count; ++u) {
+      const std::int32_t top = i - before + u;  // first row of the window
+      const std::int32_t q_row = row.source + r_rows + top, q = column.source + r_columns;
+      for (std::int32_t j = 0, n; j < column.outputs; j += n) {
+        const std::int32_t p = t.wraps ? wrapped(column.query + r_columns + j, t.width) : column.query + r_columns + j;
+        n = least(column.outputs - j, static_cast<std::int32_t>(t.width) - p);
+        const Run run{(p_row - before + u) * t.width + p, distances + u * row_size + j * kLanes,
+                      t.panel + (q_row * t.panel_width + t.panel_margin + q + j) * kLanes,
+                      t.at + q_row * static_cast<std::int32_t>(t.width) + q + j};
+        weigh_run<full>(t, run, n,
+                        {row.query + top, row.source + top, k, {n, column.query + j, column.source + j}, t.k_columns,
+                         nullptr});
+      }
+    }
   }
 }
 
@@ -258,59 +497,137 @@ template <bool full>
 void whole_image(const KernelTask& t, const Axis& row, const Axis& column) {
   // Row sums first, and their sum in double: the rounding error grows with W, not with H * W.
   DoubleVec total{};
-  for (std::int32_t i = 0; i < row.map_size; ++i) {
-    map_row(t, row, column, i, t.scratch);
+  MapRow at;
+  for (std::int32_t i = 0; i < row.outputs; ++i) {
+    find_row(t, row.query + i, row.source + i, column, at);
     Vec sum{};
-    for (std::int32_t j = 0; j < column.map_size; ++j) sum += load(t.scratch + j * kLanes);
+    for (std::int32_t j = 0; j < column.outputs; ++j) sum += squares<0>(t, at, j);
     total += __builtin_convertvector(sum, DoubleVec);
   }
-  const Vec distance = __builtin_convertvector(total, Vec);
   // The source is noted for pixel (0, 0); the caller moves it along to the others.
-  std::int32_t origin_row = 0, origin_column = 0;
-  for (std::int32_t i = 0; i < row.outputs; ++i)
-    if (row.p[i] == 0) origin_row = row.q[i];
-  for (std::int32_t j = 0; j < column.outputs; ++j)
-    if (column.p[j] == 0) origin_column = column.q[j];
-  const std::int32_t at = t.at + origin_row * static_cast<std::int32_t>(t.width) + origin_column;
-  const MapWindow window{row, column, 0, row.map_size, 0, column.map_size, &total};
+  const std::int32_t origin = wrapped(row.source - row.query, t.height) * static_cast<std::int32_t>(t.width) +
+                              wrapped(column.source - column.query, t.width);
+  const MapWindow window{row.query, row.source, row.outputs, column, column.outputs, &total};
   Vec w;
-  if (!weigh<full>(t, 0, 0, t.height * t.width, at, distance, window, w)) return;
-  for (std::int32_t i = 0; i < row.outputs; ++i)
-    for (std::int32_t j = 0; j < column.outputs; ++j)
-      add_centres(t, row.p[i] * t.width + column.p[j], row.q[i] * t.width + column.q[j], w);
-}
-
-template <bool full>
-void square_windows(const KernelTask& t, const Axis& row, const Axis& column) {
-  const std::int64_t outputs = column.outputs;
-  float* line = t.scratch;
-  float* sums = line + map_limit(t.width) * kLanes;                 // window sums along rows
-  float* distances = sums + map_limit(t.height) * t.width * kLanes;  // and then along columns
-  for (std::int32_t i = 0; i < row.map_size; ++i) {
-    map_row(t, row, column, i, line);
-    window_sums(line, column.map_size, outputs, 1, t.k_columns, sums + i * outputs * kLanes);
-  }
-  window_sums(sums, row.map_size * outputs, row.outputs * outputs, outputs, t.k_rows, distances);
-  for (std::int32_t i = 0; i < row.outputs; ++i)
-    for (std::int32_t j = 0; j < outputs; ++j) {
-      const std::int32_t p = row.p[i] * static_cast<std::int32_t>(t.width) + column.p[j];
-      const std::int32_t q = row.q[i] * static_cast<std::int32_t>(t.width) + column.q[j];
-      const MapWindow window{row, column, i, t.k_rows, j, t.k_columns, nullptr};
-      Vec w;
-      if (weigh<full>(t, p, p, 1, t.at + q, load(distances + (i * outputs + j) * kLanes), window, w))
-        add_centres(t, p, q, w);
+  const std::int64_t pixels = t.height * t.width;
+  if (!weigh<full>(t, {0, 0, pixels}, t.at + origin, __builtin_convertvector(total, Vec), window, w)) return;
+  for (std::int64_t c = 0; c < t.channels; ++c)
+    for (std::int32_t i = 0; i < row.outputs; ++i) {
+      find_row(t, row.query + i, row.source + i, column, at);
+      const float* phi = at.phi + c * t.height * t.panel_width * kLanes;
+      float* y = t.y + (c * pixels + wrapped(row.query + i, t.height) * t.width) * kLanes;
+      for (std::int32_t j = 0, p = wrapped(column.query, t.width); j < column.outputs; ++j) {
+        store(y + p * kLanes, load(y + p * kLanes) + w * load(phi + j * kLanes));
+        if (++p == t.width) p = 0;
+      }
     }
 }
 
+using Displacement = void (*)(const KernelTask&, const Axis&, const Axis&);
+
+template <int K, bool full, int band = band_of(K)>
+Displacement with_channels(std::int64_t channels) {
+  return channels == 1   ? square_windows<K, band, 1, full>
+         : channels == 3 ? square_windows<K, band, 3, full>
+                         : square_windows<K, band, 0, full>;
+}
+
+// The loops with window size and channels known to the compiler, where they are common ones.
+template <bool full>
+Displacement choose(const KernelTask& t) {
+  if (t.whole_image) return whole_image<full>;
+  switch (t.k_rows == t.k_columns ? t.k_rows : 0) {
+    case 3: return with_channels<3, full>(t.channels);
+    case 5: return with_channels<5, full>(t.channels);
+    case 7: return with_channels<7, full>(t.channels);
+    case 9: return with_channels<9, full>(t.channels);
+    case 11: return with_channels<11, full>(t.channels);
+    case 13: return with_channels<13, full>(t.channels);
+    case 15: return with_channels<15, full>(t.channels);
+    case 17: return with_channels<17, full>(t.channels);
+    default: return t.k_rows < 8 ? square_windows<0, 1, 0, full> : square_windows<0, 8, 0, full>;
+  }
+}
+
 void accumulate(const KernelTask& t) {
-  const auto one = t.whole_image ? (t.full ? whole_image<true> : whole_image<false>)
-                                 : (t.full ? square_windows<true> : square_windows<false>);
+  const Displacement one = t.full ? choose<true>(t) : choose<false>(t);
   for (std::int32_t i = 0; i < t.n_rows; ++i)
     for (std::int32_t j = 0; j < t.n_columns; ++j) one(t, t.rows[i], t.columns[j]);
 }
 
+// ---- Into lanes and out of them ----------------------------------------------------------------------------------
+
+// Transposes an n x n square by log2(n) times interleaving its upper half with its lower half.
+template <class Row, int n>
+PYELS_INLINE void transpose(Row (&rows)[n]) {
+  for (int round = 1; round < n; round *= 2) {
+    Row next[n];
+#pragma GCC unroll 16
+    for (int i = 0; i < n / 2; ++i) {
+      if constexpr (n == 16) {
+        next[2 * i] = __builtin_shufflevector(rows[i], rows[i + n / 2], 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6,
+                                              22, 7, 23);
+        next[2 * i + 1] = __builtin_shufflevector(rows[i], rows[i + n / 2], 8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13,
+                                                  29, 14, 30, 15, 31);
+      } else if constexpr (n == 8) {
+        next[2 * i] = __builtin_shufflevector(rows[i], rows[i + n / 2], 0, 8, 1, 9, 2, 10, 3, 11);
+        next[2 * i + 1] = __builtin_shufflevector(rows[i], rows[i + n / 2], 4, 12, 5, 13, 6, 14, 7, 15);
+      } else {
+        next[2 * i] = __builtin_shufflevector(rows[i], rows[i + n / 2], 0, 4, 1, 5);
+        next[2 * i + 1] = __builtin_shufflevector(rows[i], rows[i + n / 2], 2, 6, 3, 7);
+      }
+    }
+#pragma GCC unroll 16
+    for (int i = 0; i < n; ++i) rows[i] = next[i];
+  }
+}
+
+// n pixels of each image from place i on, `valid` of them in the image.
+template <int n, class Pixel, class Row>
+PYELS_INLINE void spread_square(const Pixel* const* images, std::int64_t i, std::int64_t valid, float shift,
+                                float* panel) {
+  Row rows[n];
+  for (int lane = 0; lane < n; ++lane) {
+    rows[lane] = Row{};
+    if (lane < kLanes) __builtin_memcpy(&rows[lane], images[lane] + i, static_cast<std::size_t>(valid) * sizeof(Pixel));
+  }
+  transpose<Row, n>(rows);
+  for (std::int64_t j = 0; j < valid; ++j)
+    for (int lane = 0; lane < kLanes; ++lane) panel[j * kLanes + lane] = static_cast<float>(rows[j][lane]) - shift;
+}
+
+template <int n, class Pixel>
+void spread(const Pixel* const* images, std::int64_t width, float shift, float* panel) {
+  typedef Pixel Row __attribute__((vector_size(n * sizeof(Pixel))));
+  std::int64_t i = 0;
+  for (; i + n <= width; i += n) spread_square<n, Pixel, Row>(images, i, n, shift, panel + i * kLanes);
+  if (i < width) spread_square<n, Pixel, Row>(images, i, width - i, shift, panel + i * kLanes);
+}
+
+void spread_uint8(const std::uint8_t* const* images, std::int64_t width, float* panel) {
+  spread<16>(images, width, 127.5f, panel);
+}
+
+void spread_float(const float* const* images, std::int64_t width, float* panel) {
+  spread<kLanes>(images, width, 0.0f, panel);
+}
+
+// The sum of the first `live` lanes of each of n vectors.
+void sum_lanes(const float* v, std::int64_t n, int live, double* sums) {
+  Vec mask;
+  for (int lane = 0; lane < kLanes; ++lane) mask[lane] = lane < live ? 1.0f : 0.0f;
+  for (std::int64_t i = 0; i < n; ++i) {
+    const DoubleVec wide = __builtin_convertvector(load(v + i * kLanes) * mask, DoubleVec);
+    double lanes[kLanes];
+    __builtin_memcpy(lanes, &wide, sizeof lanes);
+    for (int half = kLanes / 2; half > 0; half /= 2)
+      for (int lane = 0; lane < half; ++lane) lanes[lane] += lanes[lane + half];
+    sums[i] = lanes[0];
+  }
+}
+
 }  // namespace
 
-extern const Kernel kernel{PYELS_ISA_TEXT, kLanes, accumulate};
+extern const Kernel kernel{PYELS_ISA_TEXT, kLanes, accumulate, spread_uint8, spread_float, sum_lanes};
 
 }  // namespace pyels::PYELS_ISA_NAME

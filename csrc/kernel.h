@@ -6,59 +6,74 @@
 
 namespace pyels {
 
-// One axis of one displacement d = q - p of query pixels p against source pixels q. A map of squared differences has
-// `map_size` places along this axis; place i compares query coordinate map_query[i] with source coordinate
-// map_source[i]; places outside [map_begin, map_end) lie outside a clipped window and count as zero. The window sum
-// over places i .. i + k - 1 is the distance of output i, whose pixels are p[i] and q[i].
+// One axis of one displacement d = q - p of query pixels p against source pixels q, for windows of k = 2 r + 1 places.
+// The map of squared differences has outputs + 2 r places; place i compares query coordinate query + i with source
+// coordinate source + i. Output j is the window of places j .. j + 2 r: pixels p = query + r + j and q = source + r + j.
+// Coordinates beyond the image wrap around, or lie outside a clipped window and count as zero (KernelTask::wraps).
 struct Axis {
-  std::int32_t map_size, map_begin, map_end, outputs;
-  const std::int32_t *map_query, *map_source;  // (map_size)
-  const std::int32_t *p, *q;                   // (outputs)
+  std::int32_t outputs, query, source;
 };
 
 // One query against `lanes` bank images at all displacements. Lanes are images: every array that ends in [L] holds one
-// float for each of them, so no step ever shuffles. The state is carried from call to call.
+// float for each of them, so no step ever shuffles. The state is carried from call to call. Logarithms are to base 2.
 struct KernelTask {
   std::int64_t channels, height, width;
-  const float* x;      // (C, H, W)
-  double alpha;        // signal level, times the value of one panel unit
-  double scale;        // log w = bias - scale * squared distance; 1 / (2 sigma^2)
-  float least_scale;   // the same, less what a float32 distance may be too large by
-  float skip;          // weights below exp(-skip) of the running maximum are taken as zero
+  bool wraps;
+
+  // Rows are widened so that places of a map lie side by side in memory: by what wraps around, or by zeros.
+  const float* x;      // (C, H, x_width), column 0 at x_margin
+  const float* panel;  // (C, H, panel_width)[L] bank pixels in units that make them exact, column 0 at panel_margin
+  std::int64_t x_width, x_margin, panel_width, panel_margin;
+  double alpha;  // signal level, times the value of one panel unit
+
+  double scale;              // log w = -scale * squared distance; log2(e) / (2 sigma^2)
+  float least_scale;         // the same, less what a float32 distance may be too large by
+  float skip;                // weights below 2^-skip of the running maximum are taken as zero
   float exact_above;         // squared distances beyond this are found again in double where the weight stands out,
   float always_exact_above;  // and beyond this wherever the weight may matter
-  const float* panel;  // (C, H, W)[L] bank pixels, in units that make them exact
-  const float* bias;   // [L] 0, or -inf for a lane without an image
 
-  bool whole_image;    // one weight for all outputs of a displacement, from the sum over the whole map
-  std::int32_t k_rows, k_columns;
+  bool whole_image;                // one weight for all outputs of a displacement, from the sum over the whole map
+  std::int32_t k_rows, k_columns;  // odd; they differ only where a window reaches beyond the image
   const Axis *rows, *columns;
   std::int32_t n_rows, n_columns;  // displacements along each axis; all combinations are evaluated
 
-  bool full;           // also keep entropy and heaviest source
-  std::int32_t at;     // number of this panel's first source pixel, for `best_at`
+  bool full;        // also keep entropy and heaviest source
+  std::int32_t at;  // number of this panel's first source pixel, for `best_at`
 
-  // State: weights refer to exp(reference). With whole_image, all but y have a single entry instead of (H, W).
-  double* reference;       // (H, W)
-  float* s;                // (H, W)[L]
-  float* y;                // (C, H, W)[L]
-  float* e;                // (H, W)[L] sum of w * (log w - reference)
-  double* best;            // (H, W)[L] largest log w
-  std::int32_t* best_at;   // (H, W)[L] its source pixel, counted from the panel where `at` was 0
+  // State: weights refer to 2^reference. With whole_image, all but y have a single entry instead of (H, W).
+  double* reference;      // (H, W)
+  float* offset;          // (H, W) -reference, as it enters log-weights in float32
+  float* s;               // (H, W)[L]
+  float* y;               // (C, H, W)[L]
+  float* e;               // (H, W)[L] sum of w * (log w - reference)
+  double* best;           // (H, W)[L] least squared distance
+  std::int32_t* best_at;  // (H, W)[L] its source pixel, counted from the panel where `at` was 0
 
-  float* scratch;      // kernel_scratch(...)[L]
+  float* scratch;          // kernel_scratch(...)[L], zero at first
+  const float** map_rows;  // (k_rows + 7)
 };
 
-// Longest axis of a map: the image, and a window's overhang (less than the image) on both sides.
-constexpr std::int64_t map_limit(std::int64_t size) { return 3 * size; }
-constexpr std::int64_t kernel_scratch(std::int64_t height, std::int64_t width) {
-  return map_limit(width) + map_limit(height) * width + height * width;
+// Rows of the panel and of the query may be read, and rows of scratch written, so many places beyond their end.
+constexpr std::int64_t kernel_overrun = 8;
+constexpr std::int64_t kernel_row(std::int64_t width, std::int64_t k) { return width + k - 1 + kernel_overrun; }
+// Rows of distances, a row of zeros, window sums along the last rows or all of them, and the levels of these sums.
+constexpr std::int64_t kernel_scratch(std::int64_t height, std::int64_t width, std::int64_t k_rows,
+                                      std::int64_t k_columns) {
+  std::int64_t levels = 1;
+  while (std::int64_t{1} << levels <= k_columns) ++levels;
+  const std::int64_t kept = k_rows + 7 < height ? height : k_rows + 7;
+  return (9 + kept) * kernel_row(width, k_columns) + levels * (width + 2 * k_columns);
 }
 
 struct Kernel {
   const char* isa;
   int lanes;
   void (*accumulate)(const KernelTask&);
+  // Spreads a row of `width` pixels of L images, `images`, over the lanes. uint8 v becomes v - 127.5.
+  void (*spread_uint8)(const std::uint8_t* const* images, std::int64_t width, float* panel);
+  void (*spread_float)(const float* const* images, std::int64_t width, float* panel);
+  // Sums the first `live` lanes of each of n vectors, in double.
+  void (*sum_lanes)(const float* v, std::int64_t n, int live, double* sums);
 };
 
 #if defined(__x86_64__)

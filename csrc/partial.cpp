@@ -1,4 +1,5 @@
 // Merging of partial posteriors.
+#include <algorithm>
 #include <cmath>
 
 #include "pyels.h"
@@ -9,7 +10,8 @@ void merge(Partial& into, const Partial& from) {
   for (std::int64_t p = 0; p < into.pixels; ++p) {
     if (from.s[p] == 0.0) continue;  // empty: m is -inf, and -inf - -inf below would be NaN
     const double m = std::max(into.m[p], from.m[p]);
-    const double a = std::exp(into.m[p] - m), b = std::exp(from.m[p] - m);  // exp(-inf) = 0 when into is empty
+    // exp(-inf) = 0 when into is empty; most often both are 1.
+    const double a = into.m[p] == m ? 1.0 : std::exp(into.m[p] - m), b = from.m[p] == m ? 1.0 : std::exp(from.m[p] - m);
     if (into.full) {
       // e refers to m as well: moving m to m' turns (log w - m) into (log w - m) + (m - m').
       const double shift_a = into.s[p] == 0.0 ? 0.0 : into.m[p] - m, shift_b = from.m[p] - m;

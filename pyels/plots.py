@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
@@ -52,6 +53,49 @@ def draw_grid(path: str | Path, images: Tensor, captions: Sequence[str]) -> None
             axis.set_xlabel(captions[i], fontsize=8, labelpad=2)
         else:
             axis.set_axis_off()
+    _save(figure, path)
+
+
+@dataclass(frozen=True)
+class Curve:
+    """pairs/s by patch size, drawn as befits its kind: "ours", "alternative" or "ceiling"."""
+
+    label: str
+    rates: Mapping[int, float]
+    kind: str
+
+
+_STYLES: dict[str, dict[str, Any]] = {
+    "ours": {"linewidth": 2.5, "markersize": 6, "zorder": 3},
+    "alternative": {"linewidth": 1.0, "markersize": 4, "linestyle": "--", "zorder": 2},
+    "ceiling": {"linewidth": 1.0, "color": "0.6", "zorder": 1},
+}
+_OWN: dict[str, list[dict[str, Any]]] = {
+    "ours": [{"color": f"C{i}", "marker": marker} for i, marker in enumerate("os^")],
+    "alternative": [{"color": f"C{i + 3}", "marker": marker} for i, marker in enumerate("DvPX")],
+    "ceiling": [{"linestyle": "-"}, {"linestyle": ":"}],
+}
+
+
+def draw_rates(path: str | Path, curves: Sequence[Curve], title: str) -> None:
+    """Write pairs/s against patch size, on a logarithmic axis, as a PNG."""
+    figure = Figure(figsize=(9, 5), dpi=150, layout="constrained")
+    FigureCanvasAgg(figure)
+    axis = figure.subplots()
+    drawn = dict.fromkeys(_STYLES, 0)
+    for curve in curves:
+        own = _OWN[curve.kind][drawn[curve.kind]]
+        drawn[curve.kind] += 1
+        axis.plot(list(curve.rates), list(curve.rates.values()), label=curve.label, **_STYLES[curve.kind], **own)
+    axis.set_yscale("log")
+    axis.set_xticks(sorted({k for curve in curves for k in curve.rates}))
+    axis.set_xlabel("patch size k")
+    axis.set_ylabel("pairs/s")
+    axis.set_title(title, fontsize=10)
+    axis.grid(which="major", color="0.9", linewidth=0.8)
+    axis.set_axisbelow(True)
+    axis.spines[["top", "right"]].set_visible(False)
+    axis.legend(loc="center left", bbox_to_anchor=(1.01, 0.5), frameon=False, fontsize=9)
     _save(figure, path)
 
 

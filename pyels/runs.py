@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -69,6 +70,20 @@ def finished(folder: str | Path) -> None:
     shutil.rmtree(done, ignore_errors=True)
     (Path(folder) / UNFINISHED).rename(done)
     shutil.rmtree(done)
+
+
+@contextmanager
+def result_folder(folder: str | Path) -> Iterator[None]:
+    """Make the folder before any work is done for it; one that was made and stayed empty is removed again."""
+    folder = Path(folder)
+    made = not folder.exists()
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        yield
+    except BaseException:
+        if made and not any(folder.iterdir()):
+            folder.rmdir()
+        raise
 
 
 def _any_item(waiting: Path) -> bool:

@@ -281,7 +281,7 @@ def test_info(bank_file, capsys):
 
 
 def test_help_of_everything(capsys):
-    for arguments in (["--help"], ["demo", "--help"], ["sample", "--help"], ["info", "--help"]):
+    for arguments in (["--help"], ["demo", "--help"], ["sample", "--help"], ["bench", "--help"], ["info", "--help"]):
         assert run(*arguments) == 0
         assert "Usage: pyels" in capsys.readouterr().out
     assert run("--version") == 0

@@ -131,7 +131,10 @@ struct Plan {
   static constexpr std::int64_t partials_bytes = std::int64_t{64} << 20;
   std::int64_t partial_bytes() const { return pixels * (a.channels + (a.full ? 5 : 2)) * 8; }
   std::int64_t max_segments() const { return std::clamp<std::int64_t>(partials_bytes / partial_bytes(), 8, 64); }
-  std::int64_t segments(std::int64_t b) const { return std::min(blocks(b), max_segments()); }
+  // None so short that its merging takes longer than its sums.
+  std::int64_t segments(std::int64_t b) const {
+    return std::clamp<std::int64_t>(blocks(b) * terms() / max_terms, 1, std::min(blocks(b), max_segments()));
+  }
   std::int64_t queries_in_group() const {
     return std::clamp<std::int64_t>(partials_bytes / (max_segments() * partial_bytes()), 1, 64);
   }
@@ -172,8 +175,10 @@ class Worker {
         best_at_(aligned<std::int32_t>(a_.full ? states_ * lanes_ : 1)),
         scratch_(aligned<float>(
             kernel_scratch(a_.height, a_.width, 2 * plan.radius_rows + 1, 2 * plan.radius_columns + 1) * lanes_)),
-        map_rows_(aligned<const float*>(2 * plan.radius_rows + 8)),
-        flushed_(plan.pixels, a_.channels, a_.full) {}
+        map_rows_(aligned<const float*>(kernel_map_rows(a_.height, 2 * plan.radius_rows + 1))),
+        flushed_(plan.pixels, a_.channels, a_.full) {
+    std::fill_n(map_rows_.get(), kernel_map_rows(a_.height, 2 * plan.radius_rows + 1), scratch_.get());
+  }
 
   // Adds the images of one segment of query b to `total`.
   template <class Stop>

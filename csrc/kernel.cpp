@@ -62,6 +62,14 @@ bool any(IntVec mask) {
 #endif
 }
 
+bool any_above(Vec v, Vec limit) {
+#if defined(__AVX512F__)
+  return _mm512_cmp_ps_mask(reinterpret_cast<__m512>(v), reinterpret_cast<__m512>(limit), _CMP_GT_OQ) != 0;
+#else
+  return any(v > limit);
+#endif
+}
+
 std::int32_t least(std::int32_t a, std::int32_t b) { return a < b ? a : b; }
 
 float largest(Vec v) {
@@ -377,45 +385,49 @@ struct Run {
   std::int32_t at;         // number of its source pixel
 };
 
-// The same for n outputs where all that matters is near enough for float32 and no reference needs to be raised; false,
-// and nothing done, where one does.
-template <bool full, int n>
-PYELS_INLINE bool weigh_near(const KernelTask& t, const Run& run, std::int32_t j) {
-  const float scale = static_cast<float>(t.scale);
+// Adds outputs j .. j + n - 1, where all that matters is near enough for float32 and no reference needs to be raised;
+// gives false, and does nothing, where one does.
+template <int C, bool full, int n>
+PYELS_INLINE bool weigh_near(const KernelTask& t, const Run& run, std::int64_t j, Vec scale, Vec least_weight) {
   const std::int64_t p = run.p + j;
+  const float* offset = t.offset + p;
+  const float* distance = run.distances + j * kLanes;
   Vec relative[n], w[n];
-  for (int u = 0; u < n; ++u) relative[u] = t.offset[p + u] - scale * load(run.distances + (j + u) * kLanes);
+  for (int u = 0; u < n; ++u) relative[u] = offset[u] - scale * load(distance + u * kLanes);
   Vec top = relative[0];
   for (int u = 1; u < n; ++u) top = top > relative[u] ? top : relative[u];
-  if (!any(top > -t.skip)) return true;
-  if (__builtin_expect(any(top > kHeadroom), false)) return false;
+  if (!any_above(top, least_weight)) return true;
+  if (__builtin_expect(any_above(top, Vec{} + kHeadroom), false)) return false;
   for (int u = 0; u < n; ++u) w[u] = exp2(relative[u]);
-  for (int u = 0; u < n; ++u) {
-    float* s = t.s + (p + u) * kLanes;
-    store(s, load(s) + w[u]);
-    if (full) {
+  float* s = t.s + p * kLanes;
+  for (int u = 0; u < n; ++u) store(s + u * kLanes, load(s + u * kLanes) + w[u]);
+  const float* centre = run.centres + j * kLanes;
+  float* y = t.y + p * kLanes;
+  const std::int64_t channels = C ? C : t.channels;
+  for (std::int64_t c = 0; c < channels; ++c) {
+    for (int u = 0; u < n; ++u) store(y + u * kLanes, load(y + u * kLanes) + w[u] * load(centre + u * kLanes));
+    y += t.height * t.width * kLanes, centre += t.height * t.panel_width * kLanes;
+  }
+  if (full)
+    for (int u = 0; u < n; ++u) {
       float* e = t.e + (p + u) * kLanes;
       store(e, load(e) + w[u] * relative[u]);
-      note_best(t, p + u, __builtin_convertvector(load(run.distances + (j + u) * kLanes), DoubleVec), run.at + j + u);
-    }
-  }
-  for (std::int64_t c = 0; c < t.channels; ++c)
-    for (int u = 0; u < n; ++u) {
-      float* y = t.y + (c * t.height * t.width + p + u) * kLanes;
-      store(y, load(y) + w[u] * load(run.centres + (c * t.height * t.panel_width + j + u) * kLanes));
+      note_best(t, p + u, __builtin_convertvector(load(distance + u * kLanes), DoubleVec),
+                run.at + static_cast<std::int32_t>(j) + u);
     }
   return true;
 }
 
-// And for n outputs however far they are. `window` is that of the first.
+// And however far they are. `window` is that of output 0.
 template <bool full>
-void weigh_far(const KernelTask& t, const Run& run, std::int32_t j, std::int32_t n, const MapWindow& window) {
-  for (std::int32_t i = j; i < j + n; ++i) {
+void weigh_far(const KernelTask& t, const Run& run, std::int64_t j, std::int64_t n, const MapWindow& window) {
+  for (std::int64_t i = j; i < j + n; ++i) {
     const std::int64_t p = run.p + i;
+    const std::int32_t at = static_cast<std::int32_t>(i);
     MapWindow own = window;
-    own.column.query += i, own.column.source += i;
+    own.column.query += at, own.column.source += at;
     Vec w;
-    if (!weigh<full>(t, {p, p, 1}, run.at + i, load(run.distances + i * kLanes), own, w)) continue;
+    if (!weigh<full>(t, {p, p, 1}, run.at + at, load(run.distances + i * kLanes), own, w)) continue;
     for (std::int64_t c = 0; c < t.channels; ++c) {
       float* y = t.y + (c * t.height * t.width + p) * kLanes;
       store(y, load(y) + w * load(run.centres + (c * t.height * t.panel_width + i) * kLanes));
@@ -423,22 +435,24 @@ void weigh_far(const KernelTask& t, const Run& run, std::int32_t j, std::int32_t
   }
 }
 
-// Weighs `count` outputs. `window` is that of the first.
-template <bool full>
-void weigh_run(const KernelTask& t, const Run& run, std::int32_t count, const MapWindow& window) {
+// Weighs `count` outputs.
+template <int C, bool full>
+void weigh_run(const KernelTask& t, const Run& run, std::int64_t count, const MapWindow& window) {
   // What matters at a pixel lies within (offset + skip) / scale.
   const float nearest = static_cast<float>(t.scale) * t.exact_above - t.skip;
+  const float* offset = t.offset + run.p;
   int far = 0;
-  for (std::int32_t j = 0; j < count; ++j) far |= !(t.offset[run.p + j] <= nearest);
+  for (std::int64_t j = 0; j < count; ++j) far |= !(offset[j] <= nearest);
   if (far) return weigh_far<full>(t, run, 0, count, window);
-  std::int32_t j = 0;
+  const Vec scale = Vec{} + static_cast<float>(t.scale), least_weight = Vec{} - t.skip;
+  std::int64_t j = 0;
   for (; j + kChunk <= count; j += kChunk)
-    if (!weigh_near<full, kChunk>(t, run, j)) weigh_far<full>(t, run, j, kChunk, window);
+    if (!weigh_near<C, full, kChunk>(t, run, j, scale, least_weight)) weigh_far<full>(t, run, j, kChunk, window);
   if (count - j >= 2) {
-    if (!weigh_near<full, 2>(t, run, j)) weigh_far<full>(t, run, j, 2, window);
+    if (!weigh_near<C, full, 2>(t, run, j, scale, least_weight)) weigh_far<full>(t, run, j, 2, window);
     j += 2;
   }
-  if (count - j == 1 && !weigh_near<full, 1>(t, run, j)) weigh_far<full>(t, run, j, 1, window);
+  if (count > j && !weigh_near<C, full, 1>(t, run, j, scale, least_weight)) weigh_far<full>(t, run, j, 1, window);
 }
 
 // ---- Displacements -----------------------------------------------------------------------------------------------
@@ -454,27 +468,23 @@ void square_windows(const KernelTask& t, const Axis& row, const Axis& column) {
   float* sums = zeros + row_size;  // of the last rows of the map; where it wraps around, of all its rows once
   const std::int32_t kept = t.wraps && map_rows > t.height ? static_cast<std::int32_t>(t.height) : k + band - 1;
   float* levels = sums + kept * row_size;
+  // Where the sums of a row are. Bands may start before the first and end behind the last: any row will do there.
+  const float** row_at = t.map_rows + band;
+  for (std::int32_t u = 0; u < band; ++u) row_at[u - band] = row_at[map_rows + u] = zeros;
   std::int32_t summed = 0;  // rows of the map
   for (std::int32_t i = 0, count; i < row.outputs; i += count) {
     const std::int32_t p_row = t.wraps ? wrapped(row.query + r_rows + i, t.height) : row.query + r_rows + i;
     // With bands that start at fixed rows of the query equal windows have equal distances, bit for bit: for ties.
     const std::int32_t before = full ? p_row % band : 0;
     count = least(least(band - before, row.outputs - i), static_cast<std::int32_t>(t.height) - p_row);
-    for (std::int32_t u = 0; u < k + band - 1; ++u) {
-      const std::int32_t at = i - before + u;
-      float* own = sums + (at + kept) % kept * row_size;
+    for (; summed < i + count + k - 1; ++summed) {
+      float* own = sums + summed % kept * row_size;
       MapRow map_row;
-      t.map_rows[u] = own;
-      if (at < i || at >= i + count + k - 1)
-        t.map_rows[u] = zeros;
-      else if (!find_row(t, row.query + at, row.source + at, column, map_row))
-        t.map_rows[u] = zeros;
-      else if (at >= summed && !(t.wraps && at >= t.height))
-        sums_along_row<K, C>(t, map_row, places, levels, own);
-      t.map_rows[u] += (t.k_columns - 1) * kLanes;
+      const bool inside = find_row(t, row.query + summed, row.source + summed, column, map_row);
+      if (inside && !(t.wraps && summed >= t.height)) sums_along_row<K, C>(t, map_row, places, levels, own);
+      row_at[summed] = (inside ? own : zeros) + (t.k_columns - 1) * kLanes;
     }
-    summed = i + count + k - 1;
-    sums_over_rows<K, band>(t.map_rows, k, column.outputs, distances, row_size);
+    sums_over_rows<K, band>(row_at + i - before, k, column.outputs, distances, row_size);
 
     for (std::int32_t u = before; u < before + count; ++u) {
       const std::int32_t top = i - before + u;  // first row of the window
@@ -485,7 +495,7 @@ void square_windows(const KernelTask& t, const Axis& row, const Axis& column) {
         const Run run{(p_row - before + u) * t.width + p, distances + u * row_size + j * kLanes,
                       t.panel + (q_row * t.panel_width + t.panel_margin + q + j) * kLanes,
                       t.at + q_row * static_cast<std::int32_t>(t.width) + q + j};
-        weigh_run<full>(t, run, n,
+        weigh_run<C, full>(t, run, n,
                         {row.query + top, row.source + top, k, {n, column.query + j, column.source + j}, t.k_columns,
                          nullptr});
       }

@@ -50,7 +50,7 @@ struct KernelTask {
   std::int32_t* best_at;  // (H, W)[L] its source pixel, counted from the panel where `at` was 0
 
   float* scratch;          // kernel_scratch(...)[L], zero at first
-  const float** map_rows;  // (k_rows + 7)
+  const float** map_rows;  // (kernel_map_rows(...)), each of which may be read
 };
 
 // Rows of the panel and of the query may be read, and rows of scratch written, so many places beyond their end.
@@ -64,6 +64,8 @@ constexpr std::int64_t kernel_scratch(std::int64_t height, std::int64_t width, s
   const std::int64_t kept = k_rows + 7 < height ? height : k_rows + 7;
   return (9 + kept) * kernel_row(width, k_columns) + levels * (width + 2 * k_columns);
 }
+
+constexpr std::int64_t kernel_map_rows(std::int64_t height, std::int64_t k_rows) { return height + k_rows + 15; }
 
 struct Kernel {
   const char* isa;

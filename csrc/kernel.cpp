@@ -42,7 +42,6 @@ typedef double DoubleVec __attribute__((vector_size(kLanes * 8)));
 
 constexpr float kHeadroom = 43.0f;
 constexpr float kStandsOut = 0.25f;  // of the weight that the lane has gathered so far
-constexpr int kBlock = 8;            // places of a row worked off together
 constexpr int kChunk = 4;            // vectors weighed together, so that their latencies overlap
 
 Vec load(const float* at) { return *reinterpret_cast<const Vec*>(at); }
@@ -154,95 +153,59 @@ PYELS_INLINE Vec squares(const KernelTask& t, const MapRow& row, std::int64_t j)
   return sum;
 }
 
-constexpr int levels_of(int k) {
-  int levels = 1;
-  while ((1 << levels) <= k) ++levels;
-  return levels;
-}
+// Windows are summed in bands of neighbours that all share a term.
+constexpr int band_of(std::int32_t k) { return k < kernel_band ? k : kernel_band; }
 
-// Sum of the last k terms, of which `newest` is the last, by doubling (k = 13: sums of 1, 4 and 8): level b is a sum of
-// 2^b terms. before(b, lag) gives it as it was `lag` steps ago and keep(b, sum) remembers it. Every step adds in the
-// same order.
-template <class Before, class Keep>
-PYELS_INLINE Vec window_step(int k, Vec newest, Before before, Keep keep) {
-  const int levels = levels_of(k);
-  Vec level = newest, sum = newest;
-#pragma GCC unroll 5
-  for (int b = 0; b < levels; ++b) {
-    const int width = 1 << b, done = k & (width - 1);  // terms that lower levels have put into `sum`
-    if (k & width) {
-      const Vec part = done ? before(b, done) : level;
-      sum = done ? sum + part : part;
-    }
-    if (b + 1 < levels) {
-      const Vec earlier = before(b, width);
-      keep(b, level);
-      level += earlier;
-    } else if (done) {
-      keep(b, level);
-    }
-  }
-  return sum;
-}
-
-// Rows of windows summed together: their windows must have a row in common.
-constexpr int band_of(std::int32_t k) { return k < 8 ? k : 8; }
-
-// Window sums of D along a row: out[j] is that of places j - k + 1 .. j. Goes on to a multiple of kBlock places.
-template <int K, int C>
-void sums_along_row(const KernelTask& t, const MapRow& row, std::int32_t places, float* scratch, float* out) {
-  if constexpr (K > 0) {
-    // What the levels look back on stays in registers: level b in 2^b of them, in turn.
-    Vec kept[5][kBlock];
-    for (int b = 0; b < 5; ++b)
-      for (int i = 0; i < kBlock; ++i) kept[b][i] = Vec{};
-    for (std::int64_t j = 0; j < places; j += kBlock) {
+// Sums of k consecutive terms for `band` windows, the first at term 0 and each a term further on: from the shared term
+// k - 1 down to where each begins, and from term k up to where it ends. put(u, sum) takes that of window u; the order in
+// which its terms are added depends on u alone. K = 0: any k >= band.
+template <int K, int band, class Term, class Put>
+PYELS_INLINE void sum_windows(int k, Term term, Put put) {
+  if constexpr (K > 0) k = K;
+  Vec down[band], sum = term(k - 1);
+#pragma GCC unroll 16
+  for (int i = k - 2; i >= band; --i) sum += term(i);
 #pragma GCC unroll 8
-      for (int u = 0; u < kBlock; ++u) {
-        const auto turn = [](int b, int i) __attribute__((always_inline)) { return i & ((1 << (b < 3 ? b : 3)) - 1); };
-        const Vec sum = window_step(
-            K, squares<C>(t, row, j + u),
-            [&](int b, int lag) __attribute__((always_inline)) { return kept[b][turn(b, u - lag)]; },
-            [&](int b, Vec level) __attribute__((always_inline)) { kept[b][turn(b, u)] = level; });
-        store(out + (j + u) * kLanes, sum);
-      }
-    }
-  } else {
-    const int levels = levels_of(t.k_columns);
-    float* at = scratch + std::int64_t{t.k_columns} * levels * kLanes;
-    for (std::int64_t j = 0; j < places; ++j)
-      store(out + j * kLanes,
-            window_step(
-                t.k_columns, squares<C>(t, row, j),
-                [&](int b, int lag) { return load(at + ((j - lag) * levels + b) * kLanes); },
-                [&](int b, Vec level) { store(at + (j * levels + b) * kLanes, level); }));
+  for (int u = band - 1; u >= 0; --u) {
+    if (u < k - 1) sum += term(u);
+    down[u] = sum;
+  }
+  put(0, down[0]);
+  Vec up{};
+#pragma GCC unroll 8
+  for (int u = 1; u < band; ++u) {
+    up = u > 1 ? up + term(k + u - 1) : term(k);
+    put(u, down[u] + up);
   }
 }
 
-// Sums over k rows for `band` windows that start one row after the other, as sums that reach up
-// and down from a row they share: out[u] = t.map_rows[u] + .. + rows[u + k - 1], for `outputs` columns. Which terms are added
-// first depends on u alone.
+// Window sums of D along a row, one for each output of `column`.
+template <int K, int band, int C, bool full>
+void sums_along_row(const KernelTask& t, const MapRow& row, const Axis& column, float* line, float* out) {
+  const std::int32_t r = t.k_columns / 2, places = column.outputs + 2 * r;
+#pragma GCC unroll 4
+  for (std::int32_t j = 0; j < places; ++j) store(line + j * kLanes, squares<C>(t, row, j));
+  for (std::int32_t j = 0, count; j < column.outputs; j += count) {
+    const std::int32_t p = t.wraps ? wrapped(column.query + r + j, t.width) : column.query + r + j;
+    const std::int32_t before = full ? p % band : 0;  // see square_windows
+    count = full ? least(band - before, static_cast<std::int32_t>(t.width) - p) : band;
+    const float* terms = line + (j - before) * kLanes;
+    float* sums = out + (j - before) * kLanes;
+    sum_windows<K, band>(
+        t.k_columns, [&](int i) __attribute__((always_inline)) { return load(terms + i * kLanes); },
+        [&](int u, Vec sum) __attribute__((always_inline)) {
+          if (!full || (u >= before && u < before + count)) store(sums + u * kLanes, sum);
+        });
+  }
+}
+
+// Sums over k rows of `outputs` sums along rows, for a band of windows one row below the other.
 template <int K, int band>
 void sums_over_rows(const float* const* rows, int k, std::int32_t outputs, float* out, std::int64_t row_size) {
-  if constexpr (K > 0) k = K;
-  for (std::int64_t j = 0; j < outputs; ++j) {
-    const auto term = [&](int i) __attribute__((always_inline)) { return load(rows[i] + j * kLanes); };
-    Vec up[band], sum = term(k - 1);
-#pragma GCC unroll 16
-    for (int i = k - 2; i >= band; --i) sum += term(i);
-#pragma GCC unroll 8
-    for (int u = band - 1; u >= 0; --u) {
-      if (u < k - 1) sum += term(u);
-      up[u] = sum;
-    }
-    store(out + j * kLanes, up[0]);
-    Vec down{};
-#pragma GCC unroll 8
-    for (int u = 1; u < band; ++u) {
-      down = u > 1 ? down + term(k + u - 1) : term(k);
-      store(out + u * row_size + j * kLanes, up[u] + down);
-    }
-  }
+  for (std::int64_t j = 0; j < outputs * kLanes; j += kLanes)
+    sum_windows<K, band>(
+        k, [&](int i) __attribute__((always_inline)) { return load(rows[i] + j); },
+        [&](int u, Vec sum) __attribute__((always_inline)) { store(out + u * row_size + j, sum); });
 }
 
 // The window of one output in the map: first place and extent.
@@ -457,34 +420,33 @@ void weigh_run(const KernelTask& t, const Run& run, std::int64_t count, const Ma
 
 // ---- Displacements -----------------------------------------------------------------------------------------------
 
-template <int K, int band, int C, bool full>
+template <int K, int band_rows, int band_columns, int C, bool full>
 void square_windows(const KernelTask& t, const Axis& row, const Axis& column) {
   const int k = K ? K : t.k_rows;
-  const std::int32_t r_rows = t.k_rows / 2, r_columns = t.k_columns / 2;
-  const std::int32_t map_rows = row.outputs + k - 1, places = column.outputs + t.k_columns - 1;
-  const std::int64_t row_size = kernel_row(t.width, t.k_columns) * kLanes;
-  float* distances = t.scratch;  // (band) rows
-  float* zeros = distances + band * row_size;
+  const std::int32_t r_rows = t.k_rows / 2, r_columns = t.k_columns / 2, map_rows = row.outputs + k - 1;
+  const std::int64_t row_size = kernel_row(t.width) * kLanes;
+  float* distances = t.scratch;  // of a band
+  float* zeros = distances + kernel_band * row_size;
   float* sums = zeros + row_size;  // of the last rows of the map; where it wraps around, of all its rows once
-  const std::int32_t kept = t.wraps && map_rows > t.height ? static_cast<std::int32_t>(t.height) : k + band - 1;
-  float* levels = sums + kept * row_size;
+  const std::int32_t kept = t.wraps && map_rows > t.height ? static_cast<std::int32_t>(t.height) : k + kernel_band - 1;
+  float* line = sums + kept * row_size + kernel_band * kLanes;
   // Where the sums of a row are. Bands may start before the first and end behind the last: any row will do there.
-  const float** row_at = t.map_rows + band;
-  for (std::int32_t u = 0; u < band; ++u) row_at[u - band] = row_at[map_rows + u] = zeros;
+  const float** row_at = t.map_rows + kernel_band;
+  for (std::int32_t u = 1; u < band_rows; ++u) row_at[-u] = row_at[map_rows + u - 1] = zeros;
   std::int32_t summed = 0;  // rows of the map
   for (std::int32_t i = 0, count; i < row.outputs; i += count) {
     const std::int32_t p_row = t.wraps ? wrapped(row.query + r_rows + i, t.height) : row.query + r_rows + i;
     // With bands that start at fixed rows of the query equal windows have equal distances, bit for bit: for ties.
-    const std::int32_t before = full ? p_row % band : 0;
-    count = least(least(band - before, row.outputs - i), static_cast<std::int32_t>(t.height) - p_row);
+    const std::int32_t before = full ? p_row % band_rows : 0;
+    count = least(least(band_rows - before, row.outputs - i), static_cast<std::int32_t>(t.height) - p_row);
     for (; summed < i + count + k - 1; ++summed) {
       float* own = sums + summed % kept * row_size;
       MapRow map_row;
       const bool inside = find_row(t, row.query + summed, row.source + summed, column, map_row);
-      if (inside && !(t.wraps && summed >= t.height)) sums_along_row<K, C>(t, map_row, places, levels, own);
-      row_at[summed] = (inside ? own : zeros) + (t.k_columns - 1) * kLanes;
+      if (inside && !(t.wraps && summed >= t.height)) sums_along_row<K, band_columns, C, full>(t, map_row, column, line, own);
+      row_at[summed] = inside ? own : zeros;
     }
-    sums_over_rows<K, band>(row_at + i - before, k, column.outputs, distances, row_size);
+    sums_over_rows<K, band_rows>(row_at + i - before, k, column.outputs, distances, row_size);
 
     for (std::int32_t u = before; u < before + count; ++u) {
       const std::int32_t top = i - before + u;  // first row of the window
@@ -535,28 +497,32 @@ void whole_image(const KernelTask& t, const Axis& row, const Axis& column) {
 
 using Displacement = void (*)(const KernelTask&, const Axis&, const Axis&);
 
-template <int K, bool full, int band = band_of(K)>
+// With the number of channels known to the compiler where it is a common one.
+template <int K, int band_rows, int band_columns, bool full>
 Displacement with_channels(std::int64_t channels) {
-  return channels == 1   ? square_windows<K, band, 1, full>
-         : channels == 3 ? square_windows<K, band, 3, full>
-                         : square_windows<K, band, 0, full>;
+  return channels == 1   ? square_windows<K, band_rows, band_columns, 1, full>
+         : channels == 3 ? square_windows<K, band_rows, band_columns, 3, full>
+                         : square_windows<K, band_rows, band_columns, 0, full>;
 }
 
-// The loops with window size and channels known to the compiler, where they are common ones.
+// And the window size. Windows that are not square reach beyond the image along one axis.
 template <bool full>
 Displacement choose(const KernelTask& t) {
   if (t.whole_image) return whole_image<full>;
   switch (t.k_rows == t.k_columns ? t.k_rows : 0) {
-    case 3: return with_channels<3, full>(t.channels);
-    case 5: return with_channels<5, full>(t.channels);
-    case 7: return with_channels<7, full>(t.channels);
-    case 9: return with_channels<9, full>(t.channels);
-    case 11: return with_channels<11, full>(t.channels);
-    case 13: return with_channels<13, full>(t.channels);
-    case 15: return with_channels<15, full>(t.channels);
-    case 17: return with_channels<17, full>(t.channels);
-    default: return t.k_rows < 8 ? square_windows<0, 1, 0, full> : square_windows<0, 8, 0, full>;
+    case 3: return with_channels<3, band_of(3), band_of(3), full>(t.channels);
+    case 5: return with_channels<5, band_of(5), band_of(5), full>(t.channels);
+    case 7: return with_channels<7, band_of(7), band_of(7), full>(t.channels);
+    case 9: return with_channels<9, band_of(9), band_of(9), full>(t.channels);
+    case 11: return with_channels<11, band_of(11), band_of(11), full>(t.channels);
+    case 13: return with_channels<13, band_of(13), band_of(13), full>(t.channels);
+    case 15: return with_channels<15, band_of(15), band_of(15), full>(t.channels);
+    case 17: return with_channels<17, band_of(17), band_of(17), full>(t.channels);
+    default: break;
   }
+  constexpr int band = kernel_band;
+  if (t.k_rows < band) return t.k_columns < band ? with_channels<0, 1, 1, full>(t.channels) : with_channels<0, 1, band, full>(t.channels);
+  return t.k_columns < band ? with_channels<0, band, 1, full>(t.channels) : with_channels<0, band, band, full>(t.channels);
 }
 
 void accumulate(const KernelTask& t) {

@@ -53,19 +53,18 @@ struct KernelTask {
   const float** map_rows;  // (kernel_map_rows(...)), each of which may be read
 };
 
-// Rows of the panel and of the query may be read, and rows of scratch written, so many places beyond their end.
-constexpr std::int64_t kernel_overrun = 8;
-constexpr std::int64_t kernel_row(std::int64_t width, std::int64_t k) { return width + k - 1 + kernel_overrun; }
-// Rows of distances, a row of zeros, window sums along the last rows or all of them, and the levels of these sums.
+// Windows are summed in bands of so many neighbours, of which those at an end may lie outside.
+constexpr std::int32_t kernel_band = 8;
+constexpr std::int64_t kernel_row(std::int64_t width) { return width + kernel_band; }
+constexpr std::int64_t kernel_map_rows(std::int64_t height, std::int64_t k_rows) {
+  return height + k_rows - 1 + 2 * kernel_band;
+}
+// A band of distances, a row of zeros, the sums of the last rows of the map or of all, and a row of the map.
 constexpr std::int64_t kernel_scratch(std::int64_t height, std::int64_t width, std::int64_t k_rows,
                                       std::int64_t k_columns) {
-  std::int64_t levels = 1;
-  while (std::int64_t{1} << levels <= k_columns) ++levels;
-  const std::int64_t kept = k_rows + 7 < height ? height : k_rows + 7;
-  return (9 + kept) * kernel_row(width, k_columns) + levels * (width + 2 * k_columns);
+  const std::int64_t last = k_rows + kernel_band - 1, kept = last < height ? height : last;
+  return (kernel_band + 1 + kept) * kernel_row(width) + width + k_columns - 1 + 3 * kernel_band;
 }
-
-constexpr std::int64_t kernel_map_rows(std::int64_t height, std::int64_t k_rows) { return height + k_rows + 15; }
 
 struct Kernel {
   const char* isa;

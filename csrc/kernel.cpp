@@ -91,26 +91,16 @@ PYELS_INLINE void keep_apart(Vec& v) {
 Vec exp2(Vec x) {
   const Vec least = Vec{} - 100.0f;
   x = x > least ? x : least;
-#if defined(__AVX512F__)
-  const Vec n = reinterpret_cast<Vec>(
-      _mm512_maskz_roundscale_ps(0xffff, reinterpret_cast<__m512>(x), _MM_FROUND_TO_NEAREST_INT));
-#else
   constexpr float magic = 12582912.0f;  // 1.5 * 2^23: adding it rounds to an integer, left in the low mantissa bits
   const Vec shifted = x + magic;
   const Vec n = shifted - magic;
-#endif
   const Vec f = x - n;
   Vec p = f * 1.326472725e-3f + 9.671512786e-3f;
   p = p * f + 5.550733744e-2f;
   p = p * f + 2.402224208e-1f;
   p = p * f + 6.931469776e-1f;
   p = p * f + 1.0f;
-#if defined(__AVX512F__)
-  return reinterpret_cast<Vec>(
-      _mm512_maskz_scalef_ps(0xffff, reinterpret_cast<__m512>(p), reinterpret_cast<__m512>(n)));
-#else
   return reinterpret_cast<Vec>(reinterpret_cast<Bits>(p) + (reinterpret_cast<Bits>(shifted) << 23));
-#endif
 }
 
 // ---- Distances ---------------------------------------------------------------------------------------------------
@@ -398,7 +388,15 @@ void weigh_far(const KernelTask& t, const Run& run, std::int64_t j, std::int64_t
   }
 }
 
-// Weighs `count` outputs.
+// Outputs j .. count - 1, n at a time and then fewer.
+template <int C, bool full, int n>
+PYELS_INLINE void weigh_from(const KernelTask& t, const Run& run, std::int64_t j, std::int64_t count, Vec scale,
+                             Vec least_weight, const MapWindow& window) {
+  for (; j + n <= count; j += n)
+    if (!weigh_near<C, full, n>(t, run, j, scale, least_weight)) weigh_far<full>(t, run, j, n, window);
+  if constexpr (n > 1) weigh_from<C, full, n / 2>(t, run, j, count, scale, least_weight, window);
+}
+
 template <int C, bool full>
 void weigh_run(const KernelTask& t, const Run& run, std::int64_t count, const MapWindow& window) {
   // What matters at a pixel lies within (offset + skip) / scale.
@@ -406,16 +404,10 @@ void weigh_run(const KernelTask& t, const Run& run, std::int64_t count, const Ma
   const float* offset = t.offset + run.p;
   int far = 0;
   for (std::int64_t j = 0; j < count; ++j) far |= !(offset[j] <= nearest);
-  if (far) return weigh_far<full>(t, run, 0, count, window);
-  const Vec scale = Vec{} + static_cast<float>(t.scale), least_weight = Vec{} - t.skip;
-  std::int64_t j = 0;
-  for (; j + kChunk <= count; j += kChunk)
-    if (!weigh_near<C, full, kChunk>(t, run, j, scale, least_weight)) weigh_far<full>(t, run, j, kChunk, window);
-  if (count - j >= 2) {
-    if (!weigh_near<C, full, 2>(t, run, j, scale, least_weight)) weigh_far<full>(t, run, j, 2, window);
-    j += 2;
-  }
-  if (count > j && !weigh_near<C, full, 1>(t, run, j, scale, least_weight)) weigh_far<full>(t, run, j, 1, window);
+  if (far)
+    weigh_far<full>(t, run, 0, count, window);
+  else
+    weigh_from<C, full, kChunk>(t, run, 0, count, Vec{} + static_cast<float>(t.scale), Vec{} - t.skip, window);
 }
 
 // ---- Displacements -----------------------------------------------------------------------------------------------

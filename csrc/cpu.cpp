@@ -133,7 +133,7 @@ struct Plan {
   std::int64_t max_segments() const { return std::clamp<std::int64_t>(partials_bytes / partial_bytes(), 8, 64); }
   // None so short that its merging takes longer than its sums.
   std::int64_t segments(std::int64_t b) const {
-    return std::clamp<std::int64_t>(blocks(b) * terms() / max_terms, 1, std::min(blocks(b), max_segments()));
+    return std::max<std::int64_t>(1, std::min({blocks(b), max_segments(), blocks(b) * terms() / max_terms}));
   }
   std::int64_t queries_in_group() const {
     return std::clamp<std::int64_t>(partials_bytes / (max_segments() * partial_bytes()), 1, 64);
@@ -171,6 +171,8 @@ class Worker {
         s_(aligned<float>(states_ * lanes_)),
         y_(aligned<float>(a_.channels * plan.pixels * lanes_)),
         e_(aligned<float>(a_.full ? states_ * lanes_ : 1)),
+        near_(aligned<float>(a_.full ? states_ * lanes_ : 1)),
+        near_at_(aligned<std::int32_t>(a_.full ? states_ * lanes_ : 1)),
         best_(aligned<double>(a_.full ? states_ * lanes_ : 1)),
         best_at_(aligned<std::int32_t>(a_.full ? states_ * lanes_ : 1)),
         scratch_(aligned<float>(
@@ -226,8 +228,8 @@ class Worker {
     t.alpha = a_.alpha[b] * unit_;
     t.whole_image = plan_.whole_image();
     t.k_rows = 2 * plan_.radius_rows + 1, t.k_columns = 2 * plan_.radius_columns + 1;
-    const double nats = scale(b);
-    t.scale = nats / ln2;
+    t.scale = scale(b);
+    const double nats = t.scale * ln2;
     // The rounding errors of a sum along rows, then of rows.
     t.least_scale =
         static_cast<float>(t.scale * (1 - 5e-7 - 3e-9 * static_cast<double>(a_.height + a_.width + a_.channels)));
@@ -246,18 +248,21 @@ class Worker {
     t.columns = plan_.columns.data(), t.n_columns = static_cast<std::int32_t>(plan_.columns.size());
     t.full = a_.full;
     t.reference = reference_.get(), t.offset = offset_.get(), t.s = s_.get(), t.y = y_.get();
-    t.e = e_.get(), t.best = best_.get(), t.best_at = best_at_.get();
+    t.e = e_.get();
+    t.near = near_.get(), t.near_at = near_at_.get(), t.best = best_.get(), t.best_at = best_at_.get();
     t.scratch = scratch_.get(), t.map_rows = map_rows_.get();
     return t;
   }
 
-  double scale(std::int64_t b) const { return 0.5 / (a_.sigma[b] * a_.sigma[b]); }
+  double scale(std::int64_t b) const { return 0.5 / (a_.sigma[b] * a_.sigma[b]) / ln2; }
 
   void clear() {
     std::fill_n(s_.get(), states_ * lanes_, 0.0f);
     std::fill_n(y_.get(), a_.channels * plan_.pixels * lanes_, 0.0f);
     if (!a_.full) return;
     std::fill_n(e_.get(), states_ * lanes_, 0.0f);
+    std::fill_n(near_.get(), states_ * lanes_, std::numeric_limits<float>::infinity());
+    std::fill_n(near_at_.get(), states_ * lanes_, 0);
     std::fill_n(best_.get(), states_ * lanes_, std::numeric_limits<double>::infinity());
     std::fill_n(best_at_.get(), states_ * lanes_, 0);
   }
@@ -322,18 +327,20 @@ class Worker {
       double nearest = std::numeric_limits<double>::infinity();
       out.source[p] = -1;
       std::int64_t first = 0;  // image and displacement of the nearest so far: the lower goes before its equals
-      for (std::int64_t lane = 0; lane < live; ++lane) {
-        const double distance = best_[state * lanes_ + lane];
-        if (distance > nearest || std::isinf(distance)) continue;
-        const std::int64_t at = best_at_[state * lanes_ + lane];
+      const auto consider = [&](double distance, std::int64_t at, std::int64_t lane) {
+        if (distance > nearest || std::isinf(distance)) return;
         const std::int64_t number = image(b, first_block + at / plan_.pixels, lane);
         const std::int64_t candidate = number * plan_.pixels + at % plan_.pixels;
-        if (distance == nearest && candidate > first) continue;
+        if (distance == nearest && candidate > first) return;
         nearest = distance;
         out.source[p] = number * plan_.pixels + source_pixel(p, at % plan_.pixels);
         first = candidate;
+      };
+      for (std::int64_t i = state * lanes_, lane = 0; lane < live; ++i, ++lane) {
+        consider(near_[i], near_at_[i], lane);
+        consider(best_[i], best_at_[i], lane);
       }
-      out.top[p] = -scale(b) * nearest;
+      out.top[p] = -scale(b) * nearest * ln2;  // rounded as m is: they may be far from 0 and equal
     }
   }
 
@@ -353,6 +360,8 @@ class Worker {
   Aligned<float> x_, panel_;
   Aligned<double> reference_;
   Aligned<float> offset_, s_, y_, e_;
+  Aligned<float> near_;
+  Aligned<std::int32_t> near_at_;
   Aligned<double> best_;
   Aligned<std::int32_t> best_at_;
   Aligned<float> scratch_;

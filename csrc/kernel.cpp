@@ -307,6 +307,15 @@ void note_best(const KernelTask& t, std::int64_t p, const DoubleVec& distance, s
   best_at = (nearer | as_near) ? at : best_at;
 }
 
+// The same where float32 will do.
+PYELS_INLINE void note_near(const KernelTask& t, std::int64_t p, Vec distance, std::int32_t at) {
+  Vec& near = *reinterpret_cast<Vec*>(t.near + p * kLanes);
+  IntVec& near_at = *reinterpret_cast<IntVec*>(t.near_at + p * kLanes);
+  const IntVec nearer = (distance < near) | ((distance == near) & (at < near_at));
+  near = distance < near ? distance : near;
+  near_at = nearer ? at : near_at;
+}
+
 // Adds the weights of one displacement to s, e and best, and gives them; false when none matters. y is the caller's to
 // add to.
 template <bool full>
@@ -361,13 +370,13 @@ PYELS_INLINE bool weigh_near(const KernelTask& t, const Run& run, std::int64_t j
     for (int u = 0; u < n; ++u) store(y + u * kLanes, load(y + u * kLanes) + w[u] * load(centre + u * kLanes));
     y += t.height * t.width * kLanes, centre += t.height * t.panel_width * kLanes;
   }
-  if (full)
+  if (full) {
     for (int u = 0; u < n; ++u) {
       float* e = t.e + (p + u) * kLanes;
       store(e, load(e) + w[u] * relative[u]);
-      note_best(t, p + u, __builtin_convertvector(load(distance + u * kLanes), DoubleVec),
-                run.at + static_cast<std::int32_t>(j) + u);
+      note_near(t, p + u, load(distance + u * kLanes), run.at + static_cast<std::int32_t>(j) + u);
     }
+  }
   return true;
 }
 

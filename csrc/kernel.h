@@ -46,8 +46,12 @@ struct KernelTask {
   float* s;               // (H, W)[L]
   float* y;               // (C, H, W)[L]
   float* e;               // (H, W)[L] sum of w * (log w - reference)
-  double* best;           // (H, W)[L] least squared distance
-  std::int32_t* best_at;  // (H, W)[L] its source pixel, counted from the panel where `at` was 0
+  // The least squared distance, and its source pixel counted from the panel where `at` was 0: of those that were good
+  // enough in float32, and of the others.
+  float* near;            // (H, W)[L]
+  std::int32_t* near_at;  // (H, W)[L]
+  double* best;           // (H, W)[L]
+  std::int32_t* best_at;  // (H, W)[L]
 
   float* scratch;          // kernel_scratch(...)[L], zero at first
   const float** map_rows;  // (kernel_map_rows(...)), each of which may be read

@@ -56,7 +56,7 @@ class Settings:
     boundaries  of ELS
     time        noise level t of all queries; None: `time_of_size` for each k
     repeats     timings of each method, of which the median counts
-    seconds     about how long one timing may take: slow methods run on fewer images
+    seconds     about how long one timing takes: slow methods run on fewer images, fast ones several times
     seed        query i gets the noise of seed + i
     engine      of ELS
     threads     of ELS, and of torch for the alternatives
@@ -165,7 +165,7 @@ def _measure(
         for boundary in {*settings.boundaries, "interior"}
     }
     methods = _methods(bank, x, alpha, sigma, k, settings)
-    images, evaluations, errors = [], [], []
+    images, calls, evaluations, errors = [], [], [], []
     for method in methods:
         few = method.prepare(checked)
         error = float((few() - oracle[method.boundary]).abs().max())
@@ -177,6 +177,7 @@ def _measure(
         n = min(method.most_images, max(1, int(checked * settings.seconds / _seconds(few))))
         evaluation = method.prepare(n)
         evaluation()  # warms up
+        calls.append(max(1, round(settings.seconds / _seconds(evaluation))))
         errors.append(error)
         images.append(n)
         evaluations.append(evaluation)
@@ -184,8 +185,8 @@ def _measure(
     seconds: list[list[float]] = [[] for _ in methods]
     for _ in range(settings.repeats):  # in turn, so that a machine whose speed drifts treats all alike
         ceilings.measure()
-        for own, evaluation in zip(seconds, evaluations, strict=True):
-            own.append(_seconds(evaluation))
+        for own, evaluation, n in zip(seconds, evaluations, calls, strict=True):
+            own.append(_seconds(evaluation, n))
             progress()
     for method, n, own, error in zip(methods, images, seconds, errors, strict=True):
         pairs = ELS(bank[:n], k, method.boundary).pairs(None, batch=len(x))
@@ -211,10 +212,12 @@ def _methods(bank: PatchBank, x: Tensor, alpha: float, sigma: float, k: int, set
     ]
 
 
-def _seconds(evaluation: Callable[[], object]) -> float:
+def _seconds(evaluation: Callable[[], object], calls: int = 1) -> float:
+    """Of one call."""
     start = time.perf_counter()
-    evaluation()
-    return time.perf_counter() - start
+    for _ in range(calls):
+        evaluation()
+    return (time.perf_counter() - start) / calls
 
 
 @contextlib.contextmanager

@@ -61,18 +61,17 @@ def calibrate(
     sizes   odd patch sizes to try
     """
     cosines, errors, times = [], [], []
-    bar = tqdm(total=steps * len(sizes), desc="calibrating", disable=not progress)
+    bar = tqdm(total=steps, desc="calibrating", disable=not progress)
 
     def compare(step: Step) -> None:
         x, level = step.x, step.level
         network_eps = eps_from_x0(step.x0, x, level.alpha, level.sigma)
         row_cosine, row_error = [], []
-        for k in sizes:
-            x0 = machine.denoise(x, level.alpha, level.sigma, labels, patch_size=k)
+        for x0 in machine.denoise_over_sizes(x, level.alpha, level.sigma, sizes, labels):
             machine_eps = eps_from_x0(x0, x, level.alpha, level.sigma)
             row_cosine.append(metrics.cosine(network_eps, machine_eps).median())
             row_error.append(metrics.mse(step.x0, x0).median())
-            bar.update()
+        bar.update()
         cosines.append(torch.stack(row_cosine))
         errors.append(torch.stack(row_error))
         times.append(level.t)

@@ -10,6 +10,7 @@ A machine is no more than a declaration of the window and of the source set S(p)
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from enum import IntEnum
 
 import torch
@@ -107,6 +108,39 @@ class Machine(Denoiser):
         """The mean with log-evidence, entropy and heaviest source of every pixel; arguments as in `denoise`."""
         return self.partial(x, alpha, sigma, labels, patch_size).finish(self._dtype)
 
+    def denoise_over_sizes(
+        self,
+        x: Tensor,
+        alpha: float | Tensor,
+        sigma: float | Tensor,
+        sizes: Sequence[int],
+        labels: Tensor | None = None,
+    ) -> Tensor:
+        """The posterior means of the same queries for several patch sizes: what a calibration compares.
+
+        Parameters
+        ----------
+        sizes   odd patch sizes; the other arguments as in `denoise`
+
+        Returns
+        -------
+        (K, B, C, H, W), one mean for each of the K sizes, each as `denoise` gives it
+        """
+        self._check_sizes(sizes)
+        return torch.stack([self.denoise(x, alpha, sigma, labels, k) for k in sizes])
+
+    def posterior_over_sizes(
+        self,
+        x: Tensor,
+        alpha: float | Tensor,
+        sigma: float | Tensor,
+        sizes: Sequence[int],
+        labels: Tensor | None = None,
+    ) -> list[Posterior]:
+        """As `denoise_over_sizes`, with all that `posterior` gives, one posterior for each size."""
+        self._check_sizes(sizes)
+        return [self.posterior(x, alpha, sigma, labels, k) for k in sizes]
+
     def partial(
         self,
         x: Tensor,
@@ -164,6 +198,13 @@ class Machine(Denoiser):
     def check_size(self, patch_size: int | None) -> int:
         _, height, width = self.bank.shape
         return check_patch_size(patch_size, height, width, self.sources.wraps)
+
+    def _check_sizes(self, sizes: Sequence[int]) -> None:
+        """Fail before the first size is worked off, not at the last."""
+        if not sizes:
+            raise ValueError("sizes is empty; give at least one patch size")
+        for k in sizes:
+            self.check_size(k)
 
     def _ranges(self, labels: Tensor | None, batch: int) -> tuple[Tensor, Tensor]:
         """Where each query's images begin and end in the bank's order, (B,) int64 both."""

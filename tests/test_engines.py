@@ -68,6 +68,22 @@ def test_every_instruction_set_at_bank_sizes_across_its_lanes(monkeypatch, isa, 
         check(*posteriors(kind, bank, k, x, ALPHAS, SIGMAS))
 
 
+def test_several_sizes_at_once_are_each_as_alone(small):
+    x, sizes = noisy(small, 0.6, 0.8, batch=2), (3, 7, 5)
+    machine = pyels.ELS(small)
+    means = machine.denoise_over_sizes(x, 0.6, 0.8, sizes)
+    posteriors = machine.posterior_over_sizes(x, 0.6, 0.8, sizes)
+    assert means.shape == (3, *x.shape)
+    for k, mean, posterior in zip(sizes, means, posteriors, strict=True):
+        assert torch.equal(mean, machine.denoise(x, 0.6, 0.8, patch_size=k))
+        assert torch.equal(posterior.source, machine.posterior(x, 0.6, 0.8, patch_size=k).source)
+    for bad in ([], [3, 4]):
+        with pytest.raises(ValueError, match=r"sizes is empty|odd"):
+            machine.denoise_over_sizes(x, 0.6, 0.8, bad)
+    with pytest.raises(ValueError, match="patch_size"):
+        pyels.IS(small).posterior_over_sizes(x, 0.6, 0.8, [3])
+
+
 def test_unknown_instruction_set_is_refused(monkeypatch, small):
     monkeypatch.setenv("PYELS_ISA", "pentium")
     with pytest.raises(ValueError, match="PYELS_ISA is 'pentium'"):

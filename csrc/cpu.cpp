@@ -88,6 +88,14 @@ std::vector<Axis> displacements(const Problem& a, std::int32_t n, std::int32_t r
   return axes;
 }
 
+// How many of them the pixel takes part in that takes part in the most: the terms of its sum along this axis.
+std::int64_t most_terms(const std::vector<Axis>& axes, std::int32_t n, std::int32_t r) {
+  std::vector<std::int64_t> terms(static_cast<std::size_t>(n));
+  for (const Axis& axis : axes)
+    for (std::int32_t j = 0; j < axis.outputs; ++j) ++terms[static_cast<std::size_t>((axis.query + r + j + n) % n)];
+  return *std::max_element(terms.begin(), terms.end());
+}
+
 struct Plan {
   const Problem& a;
   const Kernel& kernel;
@@ -96,7 +104,8 @@ struct Plan {
   std::int64_t pixels;
   // Rows of the panel are widened by what windows reach over, rows of a query also by what displacements do.
   std::int64_t panel_margin, panel_width, x_margin, x_width;
-  std::int64_t rows_per_call;  // of displacements
+  std::int64_t row_terms, column_terms;  // of a pixel's sum
+  std::int64_t rows_per_call;            // of displacements
 
   // About so many float32 terms may meet in one sum before it is moved into double.
   static constexpr std::int64_t max_terms = 128;
@@ -113,15 +122,16 @@ struct Plan {
         panel_width(a.width + 2 * panel_margin),
         x_margin(panel_margin + (wraps() ? a.width - 1 : 0)),
         x_width(x_margin + a.width + panel_margin) {
-    const std::int64_t some = max_terms / static_cast<std::int64_t>(columns.size());
-    rows_per_call = std::clamp<std::int64_t>(some, 1, static_cast<std::int64_t>(rows.size()));
+    row_terms = most_terms(rows, static_cast<std::int32_t>(a.height), radius_rows);
+    column_terms = most_terms(columns, static_cast<std::int32_t>(a.width), radius_columns);
+    rows_per_call = std::clamp<std::int64_t>(max_terms / column_terms, 1, static_cast<std::int64_t>(rows.size()));
   }
 
   std::int32_t radius(std::int64_t n) const {
     return whole_image() ? 0 : static_cast<std::int32_t>(std::min(a.patch_size / 2, n - 1));
   }
   bool wraps() const { return a.sources == Sources::circular || a.sources == Sources::interior; }
-  std::int64_t terms() const { return static_cast<std::int64_t>(rows.size() * columns.size()); }
+  std::int64_t terms() const { return row_terms * column_terms; }
   bool whole_image() const { return a.window == Window::image; }
   std::int64_t images(std::int64_t b) const { return a.end[b] - a.begin[b]; }
   std::int64_t blocks(std::int64_t b) const { return (images(b) + kernel.lanes - 1) / kernel.lanes; }
@@ -203,7 +213,7 @@ class Worker {
         task.n_rows = static_cast<std::int32_t>(std::min(plan_.rows_per_call, rows - row));
         task.at = static_cast<std::int32_t>((block - first_block) * plan_.pixels);
         plan_.kernel.accumulate(task);
-        terms += std::int64_t{task.n_rows} * task.n_columns;
+        terms += task.n_rows * plan_.column_terms;
         const bool block_ends = row + task.n_rows == rows;
         const bool numbers_end = (block + 2 - first_block) * plan_.pixels > std::numeric_limits<std::int32_t>::max();
         // A last block with fewer images than lanes is by itself.

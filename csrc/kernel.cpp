@@ -5,12 +5,11 @@
 //     D(z) = sum_c (x_c(z) - alpha * phi_c(z + d))^2
 //
 // so a pair costs a few operations whatever k is. Every term is non-negative and sums only ever add, so the distance
-// keeps full float32 relative accuracy; a box sum by doubling adds in the same order at every place, so equal windows
-// get equal distances bit for bit.
+// keeps full float32 relative accuracy.
 //
-// Layout: L bank images side by side in the lanes of a vector; x is broadcast. A displacement is worked off row by row:
-// map and sums along the row, sums over the last k rows, weights. What passes between these steps stays in the nearest
-// cache. Precision: float32. Where its error in the log-weight could show (a large distance, and a weight that stands
+// Layout: L bank images side by side in the lanes of a vector; x is broadcast. A displacement is worked off in bands of
+// a few rows: map and sums along the row, sums over k rows, weights. What passes between these steps stays in the
+// nearest caches. Precision: float32. Where its error in the log-weight could show (a large distance, and a weight that stands
 // out), the one distance is evaluated again in double. The caller moves the state into double before rounding of long
 // sums could show.
 //
@@ -40,7 +39,7 @@ typedef std::int32_t IntVec __attribute__((vector_size(kLanes * 4)));
 typedef std::uint32_t Bits __attribute__((vector_size(kLanes * 4)));
 typedef double DoubleVec __attribute__((vector_size(kLanes * 8)));
 
-constexpr float kHeadroom = 43.0f;
+constexpr float kHeadroom = 43.0f;   // 2^43 is far from overflow
 constexpr float kStandsOut = 0.25f;  // of the weight that the lane has gathered so far
 constexpr int kChunk = 4;            // vectors weighed together, so that their latencies overlap
 
@@ -111,20 +110,19 @@ std::int32_t wrapped(std::int32_t i, std::int64_t n) {
   return i;
 }
 
-// One row of a map: where its pixels lie, channel 0.
+// One row of a map: where its pixels lie, channel 0. Null outside a clipped window.
 struct MapRow {
   const float *x, *phi;
 };
 
-// Place (row, column 0) of a map whose first places are (query, source); false outside a clipped window.
-inline bool find_row(const KernelTask& t, std::int32_t query, std::int32_t source, const Axis& column, MapRow& at) {
+// The row whose first place is (query, column.query) against (source, column.source).
+MapRow map_row(const KernelTask& t, std::int32_t query, std::int32_t source, const Axis& column) {
   if (t.wraps)
     query = wrapped(query, t.height), source = wrapped(source, t.height);
   else if (query < 0 || source < 0 || query >= t.height || source >= t.height)
-    return false;
-  at.x = t.x + query * t.x_width + t.x_margin + column.query;
-  at.phi = t.panel + (source * t.panel_width + t.panel_margin + column.source) * kLanes;
-  return true;
+    return {nullptr, nullptr};
+  return {t.x + query * t.x_width + t.x_margin + column.query,
+          t.panel + (source * t.panel_width + t.panel_margin + column.source) * kLanes};
 }
 
 // D at place j of a row. C = 0: any number of channels.
@@ -143,11 +141,8 @@ PYELS_INLINE Vec squares(const KernelTask& t, const MapRow& row, std::int64_t j)
   return sum;
 }
 
-// Windows are summed in bands of neighbours that all share a term.
-constexpr int band_of(std::int32_t k) { return k < kernel_band ? k : kernel_band; }
-
-// Sums of k consecutive terms for `band` windows, the first at term 0 and each a term further on: from the shared term
-// k - 1 down to where each begins, and from term k up to where it ends. put(u, sum) takes that of window u; the order in
+// Sums of k consecutive terms for a band of windows, the first at term 0 and each a term further on: from term k - 1,
+// which they share, down to where each begins, and from term k up to where it ends. put(u, sum) takes that of window u; the order in
 // which its terms are added depends on u alone. K = 0: any k >= band.
 template <int K, int band, class Term, class Put>
 PYELS_INLINE void sum_windows(int k, Term term, Put put) {
@@ -211,8 +206,8 @@ void exact_distance(const KernelTask& t, const MapWindow& window, DoubleVec& sum
   sum = DoubleVec{};
   for (std::int64_t c = 0; c < t.channels; ++c)
     for (std::int32_t i = 0; i < window.rows; ++i) {
-      MapRow row;
-      if (!find_row(t, window.query_row + i, window.source_row + i, window.column, row)) continue;
+      const MapRow row = map_row(t, window.query_row + i, window.source_row + i, window.column);
+      if (!row.x) continue;
       const float* x = row.x + c * t.height * t.x_width;
       const float* phi = row.phi + c * t.height * t.panel_width * kLanes;
       for (std::int32_t j = 0; j < window.columns; ++j) {
@@ -442,10 +437,10 @@ void square_windows(const KernelTask& t, const Axis& row, const Axis& column) {
     count = least(least(band_rows - before, row.outputs - i), static_cast<std::int32_t>(t.height) - p_row);
     for (; summed < i + count + k - 1; ++summed) {
       float* own = sums + summed % kept * row_size;
-      MapRow map_row;
-      const bool inside = find_row(t, row.query + summed, row.source + summed, column, map_row);
-      if (inside && !(t.wraps && summed >= t.height)) sums_along_row<K, band_columns, C, full>(t, map_row, column, line, own);
-      row_at[summed] = inside ? own : zeros;
+      const MapRow next = map_row(t, row.query + summed, row.source + summed, column);
+      const bool again = t.wraps && summed >= t.height;
+      if (next.x && !again) sums_along_row<K, band_columns, C, full>(t, next, column, line, own);
+      row_at[summed] = next.x ? own : zeros;
     }
     sums_over_rows<K, band_rows>(row_at + i - before, k, column.outputs, distances, row_size);
 
@@ -470,9 +465,8 @@ template <bool full>
 void whole_image(const KernelTask& t, const Axis& row, const Axis& column) {
   // Row sums first, and their sum in double: the rounding error grows with W, not with H * W.
   DoubleVec total{};
-  MapRow at;
   for (std::int32_t i = 0; i < row.outputs; ++i) {
-    find_row(t, row.query + i, row.source + i, column, at);
+    const MapRow at = map_row(t, row.query + i, row.source + i, column);
     Vec sum{};
     for (std::int32_t j = 0; j < column.outputs; ++j) sum += squares<0>(t, at, j);
     total += __builtin_convertvector(sum, DoubleVec);
@@ -486,8 +480,7 @@ void whole_image(const KernelTask& t, const Axis& row, const Axis& column) {
   if (!weigh<full>(t, {0, 0, pixels}, t.at + origin, __builtin_convertvector(total, Vec), window, w)) return;
   for (std::int64_t c = 0; c < t.channels; ++c)
     for (std::int32_t i = 0; i < row.outputs; ++i) {
-      find_row(t, row.query + i, row.source + i, column, at);
-      const float* phi = at.phi + c * t.height * t.panel_width * kLanes;
+      const float* phi = map_row(t, row.query + i, row.source + i, column).phi + c * t.height * t.panel_width * kLanes;
       float* y = t.y + (c * pixels + wrapped(row.query + i, t.height) * t.width) * kLanes;
       for (std::int32_t j = 0, p = wrapped(column.query, t.width); j < column.outputs; ++j) {
         store(y + p * kLanes, load(y + p * kLanes) + w * load(phi + j * kLanes));
@@ -499,11 +492,12 @@ void whole_image(const KernelTask& t, const Axis& row, const Axis& column) {
 using Displacement = void (*)(const KernelTask&, const Axis&, const Axis&);
 
 // With the number of channels known to the compiler where it is a common one.
-template <int K, int band_rows, int band_columns, bool full>
+template <int K, bool full>
 Displacement with_channels(std::int64_t channels) {
-  return channels == 1   ? square_windows<K, band_rows, band_columns, 1, full>
-         : channels == 3 ? square_windows<K, band_rows, band_columns, 3, full>
-                         : square_windows<K, band_rows, band_columns, 0, full>;
+  constexpr int band = K < kernel_band ? K : kernel_band;
+  return channels == 1   ? square_windows<K, band, band, 1, full>
+         : channels == 3 ? square_windows<K, band, band, 3, full>
+                         : square_windows<K, band, band, 0, full>;
 }
 
 // And the window size. Windows that are not square reach beyond the image along one axis.
@@ -511,19 +505,22 @@ template <bool full>
 Displacement choose(const KernelTask& t) {
   if (t.whole_image) return whole_image<full>;
   switch (t.k_rows == t.k_columns ? t.k_rows : 0) {
-    case 3: return with_channels<3, band_of(3), band_of(3), full>(t.channels);
-    case 5: return with_channels<5, band_of(5), band_of(5), full>(t.channels);
-    case 7: return with_channels<7, band_of(7), band_of(7), full>(t.channels);
-    case 9: return with_channels<9, band_of(9), band_of(9), full>(t.channels);
-    case 11: return with_channels<11, band_of(11), band_of(11), full>(t.channels);
-    case 13: return with_channels<13, band_of(13), band_of(13), full>(t.channels);
-    case 15: return with_channels<15, band_of(15), band_of(15), full>(t.channels);
-    case 17: return with_channels<17, band_of(17), band_of(17), full>(t.channels);
+    case 3: return with_channels<3, full>(t.channels);
+    case 5: return with_channels<5, full>(t.channels);
+    case 7: return with_channels<7, full>(t.channels);
+    case 9: return with_channels<9, full>(t.channels);
+    case 11: return with_channels<11, full>(t.channels);
+    case 13: return with_channels<13, full>(t.channels);
+    case 15: return with_channels<15, full>(t.channels);
+    case 17: return with_channels<17, full>(t.channels);
     default: break;
   }
   constexpr int band = kernel_band;
-  if (t.k_rows < band) return t.k_columns < band ? with_channels<0, 1, 1, full>(t.channels) : with_channels<0, 1, band, full>(t.channels);
-  return t.k_columns < band ? with_channels<0, band, 1, full>(t.channels) : with_channels<0, band, band, full>(t.channels);
+  const bool low = t.k_rows < band, narrow = t.k_columns < band;
+  return low && narrow ? square_windows<0, 1, 1, 0, full>
+         : low         ? square_windows<0, 1, band, 0, full>
+         : narrow      ? square_windows<0, band, 1, 0, full>
+                       : square_windows<0, band, band, 0, full>;
 }
 
 void accumulate(const KernelTask& t) {

@@ -143,7 +143,7 @@ struct Plan {
   std::int64_t max_segments() const { return std::clamp<std::int64_t>(partials_bytes / partial_bytes(), 8, 64); }
   // None so short that its merging takes longer than its sums.
   std::int64_t segments(std::int64_t b) const {
-    return std::max<std::int64_t>(1, std::min({blocks(b), max_segments(), blocks(b) * terms() / max_terms}));
+    return std::max<std::int64_t>(1, std::min({blocks(b), max_segments(), 4 * blocks(b) * terms() / max_terms}));
   }
   std::int64_t queries_in_group() const {
     return std::clamp<std::int64_t>(partials_bytes / (max_segments() * partial_bytes()), 1, 64);
@@ -243,11 +243,13 @@ class Worker {
     // The rounding errors of a sum along rows, then of rows.
     t.least_scale =
         static_cast<float>(t.scale * (1 - 5e-7 - 3e-9 * static_cast<double>(a_.height + a_.width + a_.channels)));
-    // float32 distances err by 5e-8 of log w (rounding of sums) and by 8e-8 * sqrt(scale * log w) (rounding of pixels);
-    // where they are random, either is kept below 3e-5. A query like any other has about half as many nats as its window
-    // has pixels. Far beyond that no weight is left to float32, whether it stands out or not: many equal ones would err
-    // together.
-    t.exact_above = static_cast<float>(std::min(600.0 / nats, 1.4e5 / (nats * nats)));
+    // float32 distances err by 5e-8 of log w (rounding of sums; 2e-8 with those over rows in double) and by 8e-8 *
+    // sqrt(scale * log w) (rounding of pixels); where they are random, either is kept below 3e-5. A query like any other
+    // has about half as many nats as its window has pixels. Far beyond that no weight is left to float32, whether it
+    // stands out or not: many equal ones would err together.
+    const double pixel_rounding = 1.4e5 / (nats * nats);
+    t.wide_above = static_cast<float>(std::min(600.0 / nats, pixel_rounding));
+    t.exact_above = static_cast<float>(std::min(1200.0 / nats, pixel_rounding));
     const std::int64_t window_pixels =
         a_.channels * (plan_.whole_image() ? plan_.pixels : std::int64_t{t.k_rows} * t.k_columns);
     const double far = std::min(1e5, 300 * std::sqrt(static_cast<double>(window_pixels)));

@@ -9,16 +9,20 @@
 //
 // Layout: L bank images side by side in the lanes of a vector; x is broadcast. A displacement is worked off in bands of
 // a few rows: map and sums along the row, sums over k rows, weights. What passes between these steps stays in the
-// nearest caches. Precision: float32. Where its error in the log-weight could show (a large distance, and a weight that stands
-// out), the one distance is evaluated again in double. The caller moves the state into double before rounding of long
-// sums could show.
+// nearest caches. Precision: float32. Where its error in the log-weight could show (a large distance), sums over rows are
+// in double, and far beyond that the one distance is evaluated again in double if its weight stands out. The caller moves
+// the state into double before rounding of long sums could show.
 //
 // Weights are summed relative to `reference`, which follows the running maximum lazily: it is raised only when a
 // log-weight exceeds it by more than `kHeadroom`, so sums stay below 2^kHeadroom * terms, far from overflow.
 #include "kernel.h"
 
 #if defined(__x86_64__)
+#pragma GCC diagnostic push
+#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"  // of GCC 12, in its own header
+#pragma GCC diagnostic ignored "-Wuninitialized"
 #include <immintrin.h>
+#pragma GCC diagnostic pop
 #endif
 
 #define PYELS_INLINE inline __attribute__((always_inline))
@@ -28,16 +32,21 @@ namespace {
 
 #if defined(__AVX512F__)
 constexpr int kLanes = 16;
+#define PYELS_LOW 0, 1, 2, 3, 4, 5, 6, 7
+#define PYELS_HIGH 8, 9, 10, 11, 12, 13, 14, 15
 #elif defined(__AVX__)
 constexpr int kLanes = 8;
+#define PYELS_LOW 0, 1, 2, 3
+#define PYELS_HIGH 4, 5, 6, 7
 #else
 constexpr int kLanes = 4;
+#define PYELS_LOW 0, 1
+#define PYELS_HIGH 2, 3
 #endif
 
 typedef float Vec __attribute__((vector_size(kLanes * 4)));
 typedef std::int32_t IntVec __attribute__((vector_size(kLanes * 4)));
 typedef std::uint32_t Bits __attribute__((vector_size(kLanes * 4)));
-typedef double DoubleVec __attribute__((vector_size(kLanes * 8)));
 
 constexpr float kHeadroom = 43.0f;   // 2^43 is far from overflow
 constexpr float kStandsOut = 0.25f;  // of the weight that the lane has gathered so far
@@ -45,6 +54,47 @@ constexpr int kChunk = 4;            // vectors weighed together, so that their 
 
 Vec load(const float* at) { return *reinterpret_cast<const Vec*>(at); }
 void store(float* at, Vec v) { *reinterpret_cast<Vec*>(at) = v; }
+
+// A double for each lane, as two vectors: compilers take vectors that are too long for the machine apart lane by lane.
+typedef double Half __attribute__((vector_size(kLanes * 4)));
+typedef std::int64_t HalfLong __attribute__((vector_size(kLanes * 4)));
+typedef float HalfFloat __attribute__((vector_size(kLanes * 2)));
+typedef std::int32_t HalfInt __attribute__((vector_size(kLanes * 2)));
+
+struct DoubleVec {
+  Half low, high;
+};
+
+PYELS_INLINE DoubleVec widen(Vec v) {
+#if defined(__AVX512F__)  // which GCC does in quarters
+  const __m512d swapped = reinterpret_cast<__m512d>(__builtin_shufflevector(v, v, PYELS_HIGH, PYELS_LOW));
+  return {reinterpret_cast<Half>(_mm512_cvtps_pd(_mm512_castps512_ps256(reinterpret_cast<__m512>(v)))),
+          reinterpret_cast<Half>(_mm512_cvtps_pd(_mm512_castps512_ps256(_mm512_castpd_ps(swapped))))};
+#else
+  return {__builtin_convertvector(__builtin_shufflevector(v, v, PYELS_LOW), Half),
+          __builtin_convertvector(__builtin_shufflevector(v, v, PYELS_HIGH), Half)};
+#endif
+}
+PYELS_INLINE Vec narrow(DoubleVec v) {
+  return __builtin_shufflevector(__builtin_convertvector(v.low, HalfFloat), __builtin_convertvector(v.high, HalfFloat),
+                                 PYELS_LOW, PYELS_HIGH);
+}
+PYELS_INLINE IntVec narrow(HalfLong low, HalfLong high) {
+  return __builtin_shufflevector(__builtin_convertvector(low, HalfInt), __builtin_convertvector(high, HalfInt),
+                                 PYELS_LOW, PYELS_HIGH);
+}
+PYELS_INLINE DoubleVec operator+(DoubleVec a, DoubleVec b) { return {a.low + b.low, a.high + b.high}; }
+PYELS_INLINE DoubleVec operator-(double a, DoubleVec b) { return {a - b.low, a - b.high}; }
+PYELS_INLINE DoubleVec operator-(DoubleVec a, double b) { return {a.low - b, a.high - b}; }
+PYELS_INLINE DoubleVec operator*(double a, DoubleVec b) { return {a * b.low, a * b.high}; }
+PYELS_INLINE DoubleVec operator*(DoubleVec a, DoubleVec b) { return {a.low * b.low, a.high * b.high}; }
+PYELS_INLINE IntVec operator<(DoubleVec a, DoubleVec b) { return narrow(a.low < b.low, a.high < b.high); }
+PYELS_INLINE IntVec operator==(DoubleVec a, DoubleVec b) { return narrow(a.low == b.low, a.high == b.high); }
+PYELS_INLINE DoubleVec choose(IntVec mask, DoubleVec a, DoubleVec b) {
+  const HalfLong low = __builtin_convertvector(__builtin_shufflevector(mask, mask, PYELS_LOW), HalfLong);
+  const HalfLong high = __builtin_convertvector(__builtin_shufflevector(mask, mask, PYELS_HIGH), HalfLong);
+  return {low ? a.low : b.low, high ? a.high : b.high};
+}
 
 bool any(IntVec mask) {
 #if defined(__AVX512F__)
@@ -69,12 +119,6 @@ bool any_above(Vec v, Vec limit) {
 }
 
 std::int32_t least(std::int32_t a, std::int32_t b) { return a < b ? a : b; }
-
-float largest(Vec v) {
-  float m = v[0];
-  for (int i = 1; i < kLanes; ++i) m = v[i] > m ? v[i] : m;
-  return m;
-}
 
 // Keeps the compiler from fusing a product with the sum it goes into in one place and not in the next.
 PYELS_INLINE void keep_apart(Vec& v) {
@@ -198,12 +242,11 @@ struct MapWindow {
   std::int32_t query_row, source_row, rows;
   Axis column;
   std::int32_t columns;
-  const DoubleVec* distance;  // the distance in double where it was summed so, or null
 };
 
 // Its squared distances in double: the same terms, one after the other.
-void exact_distance(const KernelTask& t, const MapWindow& window, DoubleVec& sum) {
-  sum = DoubleVec{};
+DoubleVec exact_distance(const KernelTask& t, const MapWindow& window) {
+  DoubleVec sum{};
   for (std::int64_t c = 0; c < t.channels; ++c)
     for (std::int32_t i = 0; i < window.rows; ++i) {
       const MapRow row = map_row(t, window.query_row + i, window.source_row + i, window.column);
@@ -211,11 +254,11 @@ void exact_distance(const KernelTask& t, const MapWindow& window, DoubleVec& sum
       const float* x = row.x + c * t.height * t.x_width;
       const float* phi = row.phi + c * t.height * t.panel_width * kLanes;
       for (std::int32_t j = 0; j < window.columns; ++j) {
-        const DoubleVec pixel = __builtin_convertvector(load(phi + j * kLanes), DoubleVec);
-        const DoubleVec difference = static_cast<double>(x[j]) - t.alpha * pixel;
-        sum += difference * difference;
+        const DoubleVec difference = static_cast<double>(x[j]) - t.alpha * widen(load(phi + j * kLanes));
+        sum = sum + difference * difference;
       }
     }
+  return sum;
 }
 
 // ---- Weights -----------------------------------------------------------------------------------------------------
@@ -244,62 +287,13 @@ void raise_reference(const KernelTask& t, const State& state, double reference) 
   t.offset[p] = -static_cast<float>(reference);
 }
 
-// The log-weights of one displacement relative to the reference, which is raised where they exceed it by far; all
-// distances are as good in float32.
-Vec relative_log_weights(const KernelTask& t, const State& state, Vec distance, IntVec matters) {
-  const float scale = static_cast<float>(t.scale);
-  const Vec zero{};
-  // With fused multiply-add a single rounding; +inf while the state is empty.
-  Vec relative = t.offset[state.p] - scale * distance;
-  if (any(matters & (relative > kHeadroom))) {
-    const float top = largest(zero - scale * distance);
-    raise_reference(t, state, static_cast<double>(top));
-    relative = -top - scale * distance;
-  }
-  return relative;
-}
-
-// The same where some distance is so large that float32 will not do. Puts the better distances into `distances` and
-// narrows `matters` to the lanes that do by them.
-Vec relative_log_weights_exact(const KernelTask& t, const State& state, Vec distance, IntVec& matters,
-                               const MapWindow& window, DoubleVec& distances) {
-  const std::int64_t p = state.p;
-  if (window.distance) distances = *window.distance;
-  IntVec exact = matters & (distance > t.exact_above);
-  if (!t.full) {  // only what stands out; the full posterior also wants ties to be ties
-    const Vec relative = __builtin_convertvector(-t.scale * distances - t.reference[p], Vec);
-    const Vec most = Vec{} + 120.0f;
-    const Vec w = exp2(relative < most ? relative : most);
-    exact &= (w > kStandsOut * load(t.s + p * kLanes)) | (distance > t.always_exact_above);
-  }
-  if (any(exact)) {
-    DoubleVec found;
-    exact_distance(t, window, found);
-    for (int i = 0; i < kLanes; ++i)
-      if (exact[i]) distances[i] = found[i];
-  }
-  const DoubleVec log_w = -t.scale * distances;
-  double top = t.reference[p];
-  for (int i = 0; i < kLanes; ++i)
-    if (matters[i] && log_w[i] > top + kHeadroom) top = log_w[i];
-  if (top > t.reference[p]) {
-    // A reference that is a float spares the fast path above a rounding; beyond 1e5 that path plays no part.
-    const double rounded = static_cast<double>(static_cast<float>(top));
-    raise_reference(t, state, top > -1e5 ? rounded : top);
-  }
-  const Vec relative = __builtin_convertvector(log_w - t.reference[p], Vec);
-  matters &= relative > -t.skip;
-  return relative;
-}
-
 // Remembers the least distance of each lane; of equal ones the first source pixel.
-void note_best(const KernelTask& t, std::int64_t p, const DoubleVec& distance, std::int32_t at) {
+PYELS_INLINE void note_best(const KernelTask& t, std::int64_t p, DoubleVec distance, std::int32_t at) {
   DoubleVec& best = *reinterpret_cast<DoubleVec*>(t.best + p * kLanes);
   IntVec& best_at = *reinterpret_cast<IntVec*>(t.best_at + p * kLanes);
-  const IntVec nearer = __builtin_convertvector(distance < best, IntVec);
-  const IntVec as_near = __builtin_convertvector(distance == best, IntVec) & (at < best_at);
-  best = distance < best ? distance : best;
-  best_at = (nearer | as_near) ? at : best_at;
+  const IntVec nearer = distance < best;
+  best_at = (nearer | ((distance == best) & (at < best_at))) ? at : best_at;
+  best = choose(nearer, distance, best);
 }
 
 // The same where float32 will do.
@@ -312,17 +306,39 @@ PYELS_INLINE void note_near(const KernelTask& t, std::int64_t p, Vec distance, s
 }
 
 // Adds the weights of one displacement to s, e and best, and gives them; false when none matters. y is the caller's to
-// add to.
-template <bool full>
-bool weigh(const KernelTask& t, const State& state, std::int32_t at, Vec distance, const MapWindow& window, Vec& w) {
+// add to. wide() is to give the distances with sums in double.
+template <bool full, class Wide>
+PYELS_INLINE bool weigh(const KernelTask& t, const State& state, std::int32_t at, Vec distance, Wide wide, const MapWindow& window,
+           Vec& w) {
   const std::int64_t p = state.p;
   // True for every lane while the state is empty (reference -inf).
   IntVec matters = t.skip - static_cast<float>(t.reference[p]) > t.least_scale * distance;
   if (!any(matters)) return false;
-  DoubleVec distances = __builtin_convertvector(distance, DoubleVec);
-  const Vec relative = any(matters & (distance > t.exact_above))
-                           ? relative_log_weights_exact(t, state, distance, matters, window, distances)
-                           : relative_log_weights(t, state, distance, matters);
+  DoubleVec distances = widen(distance);
+  const IntVec far = matters & (distance > t.wide_above);
+  if (any(far)) {
+    distances = choose(far, wide(), distances);
+    IntVec exact = far & (distance > t.exact_above);
+    if (!full && any(exact)) {  // only what stands out; the full posterior also wants ties to be ties
+      const Vec relative = narrow(-t.scale * distances - t.reference[p]);
+      const Vec most = Vec{} + 120.0f;
+      const Vec weight = exp2(relative < most ? relative : most);
+      exact &= (weight > kStandsOut * load(t.s + p * kLanes)) | (distance > t.always_exact_above);
+    }
+    if (any(exact)) distances = choose(exact, exact_distance(t, window), distances);
+  }
+  const DoubleVec log_w = -t.scale * distances;
+  Vec relative = narrow(log_w - t.reference[p]);
+  if (any(matters & (relative > kHeadroom))) {
+    double top = t.reference[p], lanes[kLanes];
+    __builtin_memcpy(lanes, &log_w, sizeof lanes);
+    for (int i = 0; i < kLanes; ++i)
+      if (matters[i] && lanes[i] > top) top = lanes[i];
+    // A reference that is a float spares weigh_near a rounding; beyond 1e5 that plays no part.
+    raise_reference(t, state, top > -1e5 ? static_cast<double>(static_cast<float>(top)) : top);
+    relative = narrow(log_w - t.reference[p]);
+  }
+  matters &= relative > -t.skip;
   const Vec zero{};
   w = matters ? exp2(relative) : zero;
   store(t.s + p * kLanes, load(t.s + p * kLanes) + w);
@@ -340,6 +356,9 @@ struct Run {
   const float* distances;  // (outputs)[L]
   const float* centres;    // (outputs)[L] of channel 0
   std::int32_t at;         // number of its source pixel
+  MapWindow window;        // its window
+  const float* const* rows;  // (window.rows) sums along the rows of the windows
+  std::int64_t first;        // place of the first output in these
 };
 
 // Adds outputs j .. j + n - 1, where all that matters is near enough for float32 and no reference needs to be raised;
@@ -375,16 +394,22 @@ PYELS_INLINE bool weigh_near(const KernelTask& t, const Run& run, std::int64_t j
   return true;
 }
 
-// And however far they are. `window` is that of output 0.
+// And however far they are.
 template <bool full>
-void weigh_far(const KernelTask& t, const Run& run, std::int64_t j, std::int64_t n, const MapWindow& window) {
+void weigh_far(const KernelTask& t, const Run& run, std::int64_t j, std::int64_t n) {
   for (std::int64_t i = j; i < j + n; ++i) {
     const std::int64_t p = run.p + i;
     const std::int32_t at = static_cast<std::int32_t>(i);
-    MapWindow own = window;
-    own.column.query += at, own.column.source += at;
+    MapWindow window = run.window;
+    window.column.query += at, window.column.source += at;
+    const auto wide = [&]() __attribute__((always_inline)) {
+      DoubleVec distances{};
+      for (std::int32_t row = 0; row < window.rows; ++row)
+        distances = distances + widen(load(run.rows[row] + (run.first + i) * kLanes));
+      return distances;
+    };
     Vec w;
-    if (!weigh<full>(t, {p, p, 1}, run.at + at, load(run.distances + i * kLanes), own, w)) continue;
+    if (!weigh<full>(t, {p, p, 1}, run.at + at, load(run.distances + i * kLanes), wide, window, w)) continue;
     for (std::int64_t c = 0; c < t.channels; ++c) {
       float* y = t.y + (c * t.height * t.width + p) * kLanes;
       store(y, load(y) + w * load(run.centres + (c * t.height * t.panel_width + i) * kLanes));
@@ -395,23 +420,23 @@ void weigh_far(const KernelTask& t, const Run& run, std::int64_t j, std::int64_t
 // Outputs j .. count - 1, n at a time and then fewer.
 template <int C, bool full, int n>
 PYELS_INLINE void weigh_from(const KernelTask& t, const Run& run, std::int64_t j, std::int64_t count, Vec scale,
-                             Vec least_weight, const MapWindow& window) {
+                             Vec least_weight) {
   for (; j + n <= count; j += n)
-    if (!weigh_near<C, full, n>(t, run, j, scale, least_weight)) weigh_far<full>(t, run, j, n, window);
-  if constexpr (n > 1) weigh_from<C, full, n / 2>(t, run, j, count, scale, least_weight, window);
+    if (!weigh_near<C, full, n>(t, run, j, scale, least_weight)) weigh_far<full>(t, run, j, n);
+  if constexpr (n > 1) weigh_from<C, full, n / 2>(t, run, j, count, scale, least_weight);
 }
 
 template <int C, bool full>
-void weigh_run(const KernelTask& t, const Run& run, std::int64_t count, const MapWindow& window) {
+void weigh_run(const KernelTask& t, const Run& run, std::int64_t count) {
   // What matters at a pixel lies within (offset + skip) / scale.
-  const float nearest = static_cast<float>(t.scale) * t.exact_above - t.skip;
+  const float nearest = static_cast<float>(t.scale) * t.wide_above - t.skip;
   const float* offset = t.offset + run.p;
   int far = 0;
   for (std::int64_t j = 0; j < count; ++j) far |= !(offset[j] <= nearest);
   if (far)
-    weigh_far<full>(t, run, 0, count, window);
+    weigh_far<full>(t, run, 0, count);
   else
-    weigh_from<C, full, kChunk>(t, run, 0, count, Vec{} + static_cast<float>(t.scale), Vec{} - t.skip, window);
+    weigh_from<C, full, kChunk>(t, run, 0, count, Vec{} + static_cast<float>(t.scale), Vec{} - t.skip);
 }
 
 // ---- Displacements -----------------------------------------------------------------------------------------------
@@ -450,12 +475,14 @@ void square_windows(const KernelTask& t, const Axis& row, const Axis& column) {
       for (std::int32_t j = 0, n; j < column.outputs; j += n) {
         const std::int32_t p = t.wraps ? wrapped(column.query + r_columns + j, t.width) : column.query + r_columns + j;
         n = least(column.outputs - j, static_cast<std::int32_t>(t.width) - p);
-        const Run run{(p_row - before + u) * t.width + p, distances + u * row_size + j * kLanes,
+        const Run run{(p_row - before + u) * t.width + p,
+                      distances + u * row_size + j * kLanes,
                       t.panel + (q_row * t.panel_width + t.panel_margin + q + j) * kLanes,
-                      t.at + q_row * static_cast<std::int32_t>(t.width) + q + j};
-        weigh_run<C, full>(t, run, n,
-                        {row.query + top, row.source + top, k, {n, column.query + j, column.source + j}, t.k_columns,
-                         nullptr});
+                      t.at + q_row * static_cast<std::int32_t>(t.width) + q + j,
+                      {row.query + top, row.source + top, k, {n, column.query + j, column.source + j}, t.k_columns},
+                      row_at + top,
+                      j};
+        weigh_run<C, full>(t, run, n);
       }
     }
   }
@@ -469,15 +496,16 @@ void whole_image(const KernelTask& t, const Axis& row, const Axis& column) {
     const MapRow at = map_row(t, row.query + i, row.source + i, column);
     Vec sum{};
     for (std::int32_t j = 0; j < column.outputs; ++j) sum += squares<0>(t, at, j);
-    total += __builtin_convertvector(sum, DoubleVec);
+    total = total + widen(sum);
   }
   // The source is noted for pixel (0, 0); the caller moves it along to the others.
   const std::int32_t origin = wrapped(row.source - row.query, t.height) * static_cast<std::int32_t>(t.width) +
                               wrapped(column.source - column.query, t.width);
-  const MapWindow window{row.query, row.source, row.outputs, column, column.outputs, &total};
+  const MapWindow window{row.query, row.source, row.outputs, column, column.outputs};
+  const auto wide = [&]() __attribute__((always_inline)) { return total; };
   Vec w;
   const std::int64_t pixels = t.height * t.width;
-  if (!weigh<full>(t, {0, 0, pixels}, t.at + origin, __builtin_convertvector(total, Vec), window, w)) return;
+  if (!weigh<full>(t, {0, 0, pixels}, t.at + origin, narrow(total), wide, window, w)) return;
   for (std::int64_t c = 0; c < t.channels; ++c)
     for (std::int32_t i = 0; i < row.outputs; ++i) {
       const float* phi = map_row(t, row.query + i, row.source + i, column).phi + c * t.height * t.panel_width * kLanes;
@@ -591,7 +619,7 @@ void sum_lanes(const float* v, std::int64_t n, int live, double* sums) {
   Vec mask;
   for (int lane = 0; lane < kLanes; ++lane) mask[lane] = lane < live ? 1.0f : 0.0f;
   for (std::int64_t i = 0; i < n; ++i) {
-    const DoubleVec wide = __builtin_convertvector(load(v + i * kLanes) * mask, DoubleVec);
+    const DoubleVec wide = widen(load(v + i * kLanes) * mask);
     double lanes[kLanes];
     __builtin_memcpy(lanes, &wide, sizeof lanes);
     for (int half = kLanes / 2; half > 0; half /= 2)

@@ -29,7 +29,8 @@ struct KernelTask {
   double scale;              // log w = -scale * squared distance; log2(e) / (2 sigma^2)
   float least_scale;         // the same, less what a float32 distance may be too large by
   float skip;                // weights below 2^-skip of the running maximum are taken as zero
-  float exact_above;         // squared distances beyond this are found again in double where the weight stands out,
+  float wide_above;          // squared distances beyond this are summed over rows in double,
+  float exact_above;         // beyond this found again in double where the weight stands out,
   float always_exact_above;  // and beyond this wherever the weight may matter
 
   bool whole_image;                // one weight for all outputs of a displacement, from the sum over the whole map

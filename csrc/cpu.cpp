@@ -183,8 +183,8 @@ class Worker {
         e_(aligned<float>(a_.full ? states_ * lanes_ : 1)),
         near_(aligned<float>(a_.full ? states_ * lanes_ : 1)),
         near_at_(aligned<std::int32_t>(a_.full ? states_ * lanes_ : 1)),
-        best_(aligned<double>(a_.full ? states_ * lanes_ : 1)),
-        best_at_(aligned<std::int32_t>(a_.full ? states_ * lanes_ : 1)),
+        far_(aligned<double>(a_.full ? states_ * lanes_ : 1)),
+        far_at_(aligned<std::int32_t>(a_.full ? states_ * lanes_ : 1)),
         scratch_(aligned<float>(
             kernel_scratch(a_.height, a_.width, 2 * plan.radius_rows + 1, 2 * plan.radius_columns + 1) * lanes_)),
         map_rows_(aligned<const float*>(kernel_map_rows(a_.height, 2 * plan.radius_rows + 1))),
@@ -223,7 +223,7 @@ class Worker {
         merge(total, flushed_);
         clear();
         terms = 0;
-        first_block = block;
+        first_block = block;  // sources are numbered from here, whether this block is done or not
       }
     }
   }
@@ -243,10 +243,10 @@ class Worker {
     // The rounding errors of a sum along rows, then of rows.
     t.least_scale =
         static_cast<float>(t.scale * (1 - 5e-7 - 3e-9 * static_cast<double>(a_.height + a_.width + a_.channels)));
-    // float32 distances err by 5e-8 of log w (rounding of sums; 2e-8 with those over rows in double) and by 8e-8 *
-    // sqrt(scale * log w) (rounding of pixels); where they are random, either is kept below 3e-5. A query like any other
-    // has about half as many nats as its window has pixels. Far beyond that no weight is left to float32, whether it
-    // stands out or not: many equal ones would err together.
+    // float32 distances typically err by 5e-8 of log w (rounding of sums; 2e-8 with those over rows in double) and by
+    // 8e-8 * sqrt(scale * log w) (rounding of pixels); where they are random, either is kept below 3e-5. A query like
+    // any other has about half as many nats as its window has pixels. Far beyond that no weight is left to float32,
+    // whether it stands out or not: many equal ones would err together.
     const double pixel_rounding = 1.4e5 / (nats * nats);
     t.wide_above = static_cast<float>(std::min(600.0 / nats, pixel_rounding));
     t.exact_above = static_cast<float>(std::min(1200.0 / nats, pixel_rounding));
@@ -261,7 +261,7 @@ class Worker {
     t.full = a_.full;
     t.reference = reference_.get(), t.offset = offset_.get(), t.s = s_.get(), t.y = y_.get();
     t.e = e_.get();
-    t.near = near_.get(), t.near_at = near_at_.get(), t.best = best_.get(), t.best_at = best_at_.get();
+    t.near = near_.get(), t.near_at = near_at_.get(), t.far = far_.get(), t.far_at = far_at_.get();
     t.scratch = scratch_.get(), t.map_rows = map_rows_.get();
     return t;
   }
@@ -275,8 +275,8 @@ class Worker {
     std::fill_n(e_.get(), states_ * lanes_, 0.0f);
     std::fill_n(near_.get(), states_ * lanes_, std::numeric_limits<float>::infinity());
     std::fill_n(near_at_.get(), states_ * lanes_, 0);
-    std::fill_n(best_.get(), states_ * lanes_, std::numeric_limits<double>::infinity());
-    std::fill_n(best_at_.get(), states_ * lanes_, 0);
+    std::fill_n(far_.get(), states_ * lanes_, std::numeric_limits<double>::infinity());
+    std::fill_n(far_at_.get(), states_ * lanes_, 0);
   }
 
   std::int64_t image(std::int64_t b, std::int64_t block, std::int64_t lane) const {
@@ -287,13 +287,12 @@ class Worker {
   // Widens the rows of the query: they wrap around, or have zeros on both sides.
   void fill_query(std::int64_t b) {
     const float* from = a_.x + b * a_.channels * plan_.pixels;
-    for (std::int64_t row = 0; row < a_.channels * a_.height; ++row, from += a_.width)
-      for (std::int64_t i = 0; plan_.wraps() && i < plan_.x_width; ++i)
-        x_[row * plan_.x_width + i] = from[(i - plan_.x_margin + 2 * a_.width) % a_.width];
-    if (plan_.wraps()) return;
-    from = a_.x + b * a_.channels * plan_.pixels;
-    for (std::int64_t row = 0; row < a_.channels * a_.height; ++row)
-      std::copy_n(from + row * a_.width, a_.width, x_.get() + row * plan_.x_width + plan_.x_margin);
+    float* to = x_.get();
+    for (std::int64_t row = 0; row < a_.channels * a_.height; ++row, from += a_.width, to += plan_.x_width)
+      if (plan_.wraps())
+        for (std::int64_t i = 0; i < plan_.x_width; ++i) to[i] = from[(i - plan_.x_margin + 2 * a_.width) % a_.width];
+      else
+        std::copy_n(from, a_.width, to + plan_.x_margin);
   }
 
   // Spreads the pixels of the block's images over the lanes. Lanes without an image repeat the last; `flush` leaves
@@ -350,7 +349,7 @@ class Worker {
       };
       for (std::int64_t i = state * lanes_, lane = 0; lane < live; ++i, ++lane) {
         consider(near_[i], near_at_[i], lane);
-        consider(best_[i], best_at_[i], lane);
+        consider(far_[i], far_at_[i], lane);
       }
       out.top[p] = -scale(b) * nearest * ln2;  // rounded as m is: they may be far from 0 and equal
     }
@@ -374,8 +373,8 @@ class Worker {
   Aligned<float> offset_, s_, y_, e_;
   Aligned<float> near_;
   Aligned<std::int32_t> near_at_;
-  Aligned<double> best_;
-  Aligned<std::int32_t> best_at_;
+  Aligned<double> far_;
+  Aligned<std::int32_t> far_at_;
   Aligned<float> scratch_;
   Aligned<const float*> map_rows_;
   Partial flushed_;

@@ -9,9 +9,9 @@
 //
 // Layout: L bank images side by side in the lanes of a vector; x is broadcast. A displacement is worked off in bands of
 // a few rows: map and sums along the row, sums over k rows, weights. What passes between these steps stays in the
-// nearest caches. Precision: float32. Where its error in the log-weight could show (a large distance), sums over rows are
-// in double, and far beyond that the one distance is evaluated again in double if its weight stands out. The caller moves
-// the state into double before rounding of long sums could show.
+// nearest caches. Precision: float32. Where its error in the log-weight could show (a large distance), sums over rows
+// are in double, and far beyond that the one distance is evaluated again in double if its weight stands out. The caller
+// moves the state into double before rounding of long sums could show.
 //
 // Weights are summed relative to `reference`, which follows the running maximum lazily: it is raised only when a
 // log-weight exceeds it by more than `kHeadroom`, so sums stay below 2^kHeadroom * terms, far from overflow.
@@ -44,8 +44,8 @@ constexpr int kLanes = 4;
 #define PYELS_HIGH 2, 3
 #endif
 
-typedef float Vec __attribute__((vector_size(kLanes * 4)));
-typedef std::int32_t IntVec __attribute__((vector_size(kLanes * 4)));
+typedef float Vec __attribute__((vector_size(kLanes * 4), may_alias));
+typedef std::int32_t IntVec __attribute__((vector_size(kLanes * 4), may_alias));
 typedef std::uint32_t Bits __attribute__((vector_size(kLanes * 4)));
 
 constexpr float kHeadroom = 43.0f;   // 2^43 is far from overflow
@@ -56,7 +56,7 @@ Vec load(const float* at) { return *reinterpret_cast<const Vec*>(at); }
 void store(float* at, Vec v) { *reinterpret_cast<Vec*>(at) = v; }
 
 // A double for each lane, as two vectors: compilers take vectors that are too long for the machine apart lane by lane.
-typedef double Half __attribute__((vector_size(kLanes * 4)));
+typedef double Half __attribute__((vector_size(kLanes * 4), may_alias));
 typedef std::int64_t HalfLong __attribute__((vector_size(kLanes * 4)));
 typedef float HalfFloat __attribute__((vector_size(kLanes * 2)));
 typedef std::int32_t HalfInt __attribute__((vector_size(kLanes * 2)));
@@ -132,8 +132,8 @@ PYELS_INLINE void keep_apart(Vec& v) {
 // 2^max(x, -100) for x < 127, relative error below 2e-7: 2^n times a polynomial on |f| <= 1/2. The least is far from
 // numbers that take longer because they are denormal.
 Vec exp2(Vec x) {
-  const Vec least = Vec{} - 100.0f;
-  x = x > least ? x : least;
+  const Vec lowest = Vec{} - 100.0f;
+  x = x > lowest ? x : lowest;
   constexpr float magic = 12582912.0f;  // 1.5 * 2^23: adding it rounds to an integer, left in the low mantissa bits
   const Vec shifted = x + magic;
   const Vec n = shifted - magic;
@@ -186,8 +186,8 @@ PYELS_INLINE Vec squares(const KernelTask& t, const MapRow& row, std::int64_t j)
 }
 
 // Sums of k consecutive terms for a band of windows, the first at term 0 and each a term further on: from term k - 1,
-// which they share, down to where each begins, and from term k up to where it ends. put(u, sum) takes that of window u; the order in
-// which its terms are added depends on u alone. K = 0: any k >= band.
+// which they share, down to where each begins, and from term k up to where it ends. put(u, sum) takes that of window u;
+// the order in which its terms are added depends on u alone. K = 0: any k >= band.
 template <int K, int band, class Term, class Put>
 PYELS_INLINE void sum_windows(int k, Term term, Put put) {
   if constexpr (K > 0) k = K;
@@ -288,12 +288,12 @@ void raise_reference(const KernelTask& t, const State& state, double reference) 
 }
 
 // Remembers the least distance of each lane; of equal ones the first source pixel.
-PYELS_INLINE void note_best(const KernelTask& t, std::int64_t p, DoubleVec distance, std::int32_t at) {
-  DoubleVec& best = *reinterpret_cast<DoubleVec*>(t.best + p * kLanes);
-  IntVec& best_at = *reinterpret_cast<IntVec*>(t.best_at + p * kLanes);
-  const IntVec nearer = distance < best;
-  best_at = (nearer | ((distance == best) & (at < best_at))) ? at : best_at;
-  best = choose(nearer, distance, best);
+PYELS_INLINE void note_far(const KernelTask& t, std::int64_t p, DoubleVec distance, std::int32_t at) {
+  DoubleVec& far = *reinterpret_cast<DoubleVec*>(t.far + p * kLanes);
+  IntVec& far_at = *reinterpret_cast<IntVec*>(t.far_at + p * kLanes);
+  const IntVec nearer = distance < far;
+  far_at = (nearer | ((distance == far) & (at < far_at))) ? at : far_at;
+  far = choose(nearer, distance, far);
 }
 
 // The same where float32 will do.
@@ -305,16 +305,16 @@ PYELS_INLINE void note_near(const KernelTask& t, std::int64_t p, Vec distance, s
   near_at = nearer ? at : near_at;
 }
 
-// Adds the weights of one displacement to s, e and best, and gives them; false when none matters. y is the caller's to
-// add to. wide() is to give the distances with sums in double.
+// Adds the weights of one displacement to s, e and the least distances, and gives them; false when none matters. y is
+// the caller's to add to. wide() is to give the distances, where they are large, with sums in double.
 template <bool full, class Wide>
-PYELS_INLINE bool weigh(const KernelTask& t, const State& state, std::int32_t at, Vec distance, Wide wide, const MapWindow& window,
-           Vec& w) {
+PYELS_INLINE bool weigh(const KernelTask& t, const State& state, std::int32_t at, DoubleVec distances, Wide wide,
+                        const MapWindow& window, Vec& w) {
   const std::int64_t p = state.p;
   // True for every lane while the state is empty (reference -inf).
+  const Vec distance = narrow(distances);
   IntVec matters = t.skip - static_cast<float>(t.reference[p]) > t.least_scale * distance;
   if (!any(matters)) return false;
-  DoubleVec distances = widen(distance);
   const IntVec far = matters & (distance > t.wide_above);
   if (any(far)) {
     distances = choose(far, wide(), distances);
@@ -345,7 +345,7 @@ PYELS_INLINE bool weigh(const KernelTask& t, const State& state, std::int32_t at
   if (full) {
     store(t.e + p * kLanes, load(t.e + p * kLanes) + (matters ? w * relative : zero));
     // Decided by what does not depend on the reference, so that ties stay ties.
-    note_best(t, p, distances, at);
+    note_far(t, p, distances, at);
   }
   return true;
 }
@@ -409,7 +409,7 @@ void weigh_far(const KernelTask& t, const Run& run, std::int64_t j, std::int64_t
       return distances;
     };
     Vec w;
-    if (!weigh<full>(t, {p, p, 1}, run.at + at, load(run.distances + i * kLanes), wide, window, w)) continue;
+    if (!weigh<full>(t, {p, p, 1}, run.at + at, widen(load(run.distances + i * kLanes)), wide, window, w)) continue;
     for (std::int64_t c = 0; c < t.channels; ++c) {
       float* y = t.y + (c * t.height * t.width + p) * kLanes;
       store(y, load(y) + w * load(run.centres + (c * t.height * t.panel_width + i) * kLanes));
@@ -505,7 +505,7 @@ void whole_image(const KernelTask& t, const Axis& row, const Axis& column) {
   const auto wide = [&]() __attribute__((always_inline)) { return total; };
   Vec w;
   const std::int64_t pixels = t.height * t.width;
-  if (!weigh<full>(t, {0, 0, pixels}, t.at + origin, narrow(total), wide, window, w)) return;
+  if (!weigh<full>(t, {0, 0, pixels}, t.at + origin, total, wide, window, w)) return;
   for (std::int64_t c = 0; c < t.channels; ++c)
     for (std::int32_t i = 0; i < row.outputs; ++i) {
       const float* phi = map_row(t, row.query + i, row.source + i, column).phi + c * t.height * t.panel_width * kLanes;

@@ -8,7 +8,7 @@ namespace pyels {
 
 // One axis of one displacement d = q - p of query pixels p against source pixels q, for windows of k = 2 r + 1 places.
 // The map of squared differences has outputs + 2 r places; place i compares query coordinate query + i with source
-// coordinate source + i. Output j is the window of places j .. j + 2 r: pixels p = query + r + j and q = source + r + j.
+// coordinate source + i. Output j is the window of places j .. j + 2 r: pixels p = query + r + j, q = source + r + j.
 // Coordinates beyond the image wrap around, or lie outside a clipped window and count as zero (KernelTask::wraps).
 struct Axis {
   std::int32_t outputs, query, source;
@@ -39,7 +39,7 @@ struct KernelTask {
   std::int32_t n_rows, n_columns;  // displacements along each axis; all combinations are evaluated
 
   bool full;        // also keep entropy and heaviest source
-  std::int32_t at;  // number of this panel's first source pixel, for `best_at`
+  std::int32_t at;  // number of this panel's first source pixel, for `near_at` and `far_at`
 
   // State: weights refer to 2^reference. With whole_image, all but y have a single entry instead of (H, W).
   double* reference;      // (H, W)
@@ -51,23 +51,23 @@ struct KernelTask {
   // enough in float32, and of the others.
   float* near;            // (H, W)[L]
   std::int32_t* near_at;  // (H, W)[L]
-  double* best;           // (H, W)[L]
-  std::int32_t* best_at;  // (H, W)[L]
+  double* far;            // (H, W)[L]
+  std::int32_t* far_at;   // (H, W)[L]
 
   float* scratch;          // kernel_scratch(...)[L], zero at first
   const float** map_rows;  // (kernel_map_rows(...)), each of which may be read
 };
 
 // Windows are summed in bands of so many neighbours, of which those at an end may lie outside.
-constexpr std::int32_t kernel_band = 8;
-constexpr std::int64_t kernel_row(std::int64_t width) { return width + kernel_band; }
-constexpr std::int64_t kernel_map_rows(std::int64_t height, std::int64_t k_rows) {
+static constexpr std::int32_t kernel_band = 8;
+static constexpr std::int64_t kernel_row(std::int64_t width) { return width + kernel_band; }
+static constexpr std::int64_t kernel_map_rows(std::int64_t height, std::int64_t k_rows) {
   return height + k_rows - 1 + 2 * kernel_band;
 }
 // A band of distances, a row of zeros, the sums of the last rows of the map or of all, and a row of the map.
-constexpr std::int64_t kernel_scratch(std::int64_t height, std::int64_t width, std::int64_t k_rows,
+static constexpr std::int64_t kernel_scratch(std::int64_t height, std::int64_t width, std::int64_t k_rows,
                                       std::int64_t k_columns) {
-  const std::int64_t last = k_rows + kernel_band - 1, kept = last < height ? height : last;
+  const std::int64_t last = k_rows + kernel_band - 1, kept = height > last ? height : last;
   return (kernel_band + 1 + kept) * kernel_row(width) + width + k_columns - 1 + 3 * kernel_band;
 }
 

@@ -16,7 +16,8 @@ void merge(Partial& into, const Partial& from) {
       // e refers to m as well: moving m to m' turns (log w - m) into (log w - m) + (m - m').
       const double shift_a = into.s[p] == 0.0 ? 0.0 : into.m[p] - m, shift_b = from.m[p] - m;
       into.e[p] = a * (into.e[p] + into.s[p] * shift_a) + b * (from.e[p] + from.s[p] * shift_b);
-      if (from.top[p] > into.top[p] || (from.top[p] == into.top[p] && from.source[p] / from.pixels < into.source[p] / into.pixels)) {
+      const bool lower = from.source[p] / from.pixels < into.source[p] / into.pixels;  // image
+      if (from.top[p] > into.top[p] || (from.top[p] == into.top[p] && lower)) {
         into.top[p] = from.top[p];
         into.source[p] = from.source[p];
       }

@@ -26,6 +26,8 @@ enum class Sources : int {
   zeros = 3           // where the window overhangs the border as p's does; windows clipped   (ELS)
 };
 
+// Python has checked what is taken for granted here: 0 <= begin <= end, sigma >= 1e-9, 0 <= alpha <= 1e6, |x| <= 1e6,
+// pixels within [-10, 10], and k <= min(H, W) for circular and interior.
 struct Problem {
   // Bank. Exactly one of the two pointers is set; uint8 v stands for v / 127.5 - 1.
   const std::uint8_t* pixels_uint8 = nullptr;  // (N, C, H, W)
@@ -101,7 +103,7 @@ void reference_engine(const Problem& problem, Sink& sink);
 // The exact float32 engine. Bit-identical for any number of threads and any batch.
 void cpu_engine(const Problem& problem, Sink& sink);
 
-// The instruction sets this CPU can run, best first, and the one in use (environment variable PYELS_ISA, else the best).
+// The instruction sets this CPU can run, best first, and the one in use: environment variable PYELS_ISA, else the best.
 std::vector<const char*> available_isas();
 const char* isa_in_use();
 

@@ -211,6 +211,17 @@ def test_ties_go_to_the_first(kind):
     assert set(cpu.source[1, ..., 0].flatten().tolist()) == {0}
 
 
+@pytest.mark.parametrize("kind", MACHINES)
+def test_of_equal_images_the_first_is_the_source(kind):
+    """Whatever stands beside it: 40 images of which i and i + 20 are equal."""
+    half = make_bank(20, (1, 8, 9)).images
+    bank = pyels.PatchBank(torch.cat([half, half]))
+    for seed in range(20):
+        sigma = 0.05 * 1.2**seed
+        x = noisy(bank, 0.6, sigma, batch=2, seed=seed)
+        assert int(MACHINES[kind](bank, 5).posterior(x, 0.6, sigma).source[..., 0].max()) < 20
+
+
 def test_reference_engine_keeps_float64(small):
     machine = pyels.ELS(small, 3, engine="reference")
     x = noisy(small, 0.6, 0.8)

@@ -478,6 +478,6 @@ def curves(result: dict[str, Any], channels: int) -> list[plots.Curve]:
     products = {k: top["multiply_adds_per_second"] / (k * k * channels) for k in sizes}
     drawn.append(plots.Curve("ceiling of matrix products", products, "ceiling"))
     drawn.append(
-        plots.Curve("ceiling of one exp a pair", dict.fromkeys(sizes, top["exponentials_per_second"]), "ceiling")
+        plots.Curve("one torch.exp a pair", dict.fromkeys(sizes, top["exponentials_per_second"]), "ceiling")
     )
     return drawn

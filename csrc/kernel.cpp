@@ -519,10 +519,10 @@ void whole_image(const KernelTask& t, const Axis& row, const Axis& column) {
 
 using Displacement = void (*)(const KernelTask&, const Axis&, const Axis&);
 
-// With the number of channels known to the compiler where it is a common one.
+// With the number of channels known to the compiler where it is a common one. K = 0: any k >= kernel_band.
 template <int K, bool full>
 Displacement with_channels(std::int64_t channels) {
-  constexpr int band = K < kernel_band ? K : kernel_band;
+  constexpr int band = K == 0 || K > kernel_band ? kernel_band : K;
   return channels == 1   ? square_windows<K, band, band, 1, full>
          : channels == 3 ? square_windows<K, band, band, 3, full>
                          : square_windows<K, band, band, 0, full>;
@@ -548,7 +548,7 @@ Displacement choose(const KernelTask& t) {
   return low && narrow ? square_windows<0, 1, 1, 0, full>
          : low         ? square_windows<0, 1, band, 0, full>
          : narrow      ? square_windows<0, band, 1, 0, full>
-                       : square_windows<0, band, band, 0, full>;
+                       : with_channels<0, full>(t.channels);
 }
 
 void accumulate(const KernelTask& t) {

@@ -477,7 +477,5 @@ def curves(result: dict[str, Any], channels: int) -> list[plots.Curve]:
     sizes, top = result["settings"]["sizes"], result["ceilings"]
     products = {k: top["multiply_adds_per_second"] / (k * k * channels) for k in sizes}
     drawn.append(plots.Curve("ceiling of matrix products", products, "ceiling"))
-    drawn.append(
-        plots.Curve("one torch.exp a pair", dict.fromkeys(sizes, top["exponentials_per_second"]), "ceiling")
-    )
+    drawn.append(plots.Curve("one torch.exp a pair", dict.fromkeys(sizes, top["exponentials_per_second"]), "ceiling"))
     return drawn

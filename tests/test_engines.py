@@ -135,6 +135,18 @@ def test_queries_far_from_every_patch(kind, sigma, size):
         torch.testing.assert_close(ours.log_evidence.double(), expected.log_evidence, rtol=1e-6, atol=1e-5)
 
 
+@pytest.mark.parametrize("kind", ["LS", "ELS-interior", "ELS-zeros"])
+@pytest.mark.parametrize(("k", "t"), [(21, 0.5), (25, 1.0), (33, 0.9)])
+def test_windows_too_large_for_sums_in_float32(kind, k, t):
+    """Log-weights of 660, 940 and 1630 nats: sums in double, and single distances in double."""
+    bank = make_bank(5, (3, 34, 35))
+    alpha, sigma = COSINE.alpha(t), COSINE.sigma(t)
+    x = noisy(bank, alpha, sigma)
+    ours, oracle = posteriors(kind, bank, k, x, alpha, sigma)
+    check(ours, oracle)
+    assert float((MACHINES[kind](bank, k).denoise(x, alpha, sigma) - oracle.mean).abs().max()) < BOUNDS["mean"]
+
+
 def test_many_equal_patches_far_from_the_query():
     """Equal weights must not err together: two-valued images, thousands of nats away, every displacement a tie."""
     for seed in range(5):

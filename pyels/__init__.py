@@ -5,11 +5,12 @@ The equivariant local score machine of Kamb & Ganguli (ICML 2025, arXiv 2412.202
 
 from importlib.metadata import version
 
-from pyels import datasets, metrics, presets
+from pyels import adapters, datasets, metrics, presets
+from pyels.adapters import NetworkDenoiser
 from pyels.bank import PatchBank
 from pyels.denoiser import Denoiser
 from pyels.machines import ELS, ES, IS, LS, Machine
-from pyels.nets import NetworkDenoiser, ResNet
+from pyels.nets import ResNet, UNet
 from pyels.posterior import PartialPosterior, Posterior
 from pyels.sampling import sample
 from pyels.schedules import make_schedule
@@ -28,6 +29,8 @@ __all__ = [
     "PatchBank",
     "Posterior",
     "ResNet",
+    "UNet",
+    "adapters",
     "datasets",
     "make_schedule",
     "metrics",

@@ -130,11 +130,12 @@ class PatchBank:
             np.savez(file, **arrays)  # type: ignore[arg-type]
 
     @classmethod
-    def load(cls, path: str | Path) -> PatchBank:
+    def load(cls, path: str | Path, split: str = "train") -> PatchBank:
         """Read an npz with arrays `images` (N, C, H, W) and, optionally, `labels` (N,), or an npy of images alone.
 
-        What is stored uncompressed stays on disk, mapped into memory for reading only. Raises ValueError naming a
-        damaged file.
+        An npz may instead hold `train_images`, `train_labels` and `test_images`, `test_labels`, of which `split`
+        chooses. What is stored uncompressed stays on disk, mapped into memory for reading only. Raises ValueError
+        naming a damaged file.
         """
         path = Path(path)
         if not path.is_file():
@@ -144,10 +145,14 @@ class PatchBank:
                 return cls(np.load(path, mmap_mode="r", allow_pickle=False))
             with zipfile.ZipFile(path) as archive:
                 names = archive.namelist()
-                if "images.npy" not in names:
-                    raise ValueError(f"no array 'images' in it, only {[n.removesuffix('.npy') for n in names]}")
-                images = _read_member(path, archive, "images.npy")
-                labels = _read_member(path, archive, "labels.npy") if "labels.npy" in names else None
+                prefix = "" if "images.npy" in names else f"{split}_"
+                if f"{prefix}images.npy" not in names:
+                    raise ValueError(
+                        f"no array 'images' or '{split}_images' in it, only {[n.removesuffix('.npy') for n in names]}"
+                    )
+                images = _read_member(path, archive, f"{prefix}images.npy")
+                has_labels = f"{prefix}labels.npy" in names
+                labels = _read_member(path, archive, f"{prefix}labels.npy") if has_labels else None
             return cls(images, labels)
         except (PermissionError, MemoryError):
             raise

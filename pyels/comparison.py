@@ -4,19 +4,17 @@ from __future__ import annotations
 
 import importlib.resources
 import json
-import zlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from pyels import metrics, runs
+from pyels import adapters, metrics, runs
 from pyels.bank import PatchBank
 from pyels.denoiser import Denoiser
-from pyels.nets import NetworkDenoiser, ResNet
 from pyels.sampling import Step, sample
 
 MEASURES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
@@ -24,21 +22,17 @@ MEASURES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "pearson_r2": metrics.pearson_r2,
     "r2_score": metrics.r2_score,
 }
-
-
-class Progress(Protocol):
-    """What is told of a comparison's progress."""
-
-    def reach(self, item: int) -> None: ...
-
-    def step(self, step: Step) -> None: ...
+NETWORK = "network"
+_RESAMPLINGS = 10_000
+_RESAMPLED_AT_ONCE = 100
 
 
 @dataclass(frozen=True)
 class Contender:
-    """A denoiser to compare, with its patch sizes (None where it has none)."""
+    """A denoiser to compare, with the number of its steps and its patch sizes (None where it has none)."""
 
     denoiser: Denoiser
+    steps: int
     patch_sizes: Sequence[int] | None = None
 
 
@@ -47,10 +41,11 @@ def compare(
     bank: PatchBank,
     seeds: Sequence[int],
     labels: Sequence[int] | None,
-    steps: int,
+    schedule: str,
     folder: str | Path,
     settings: Mapping[str, Any],
-    progress: Progress,
+    progress: runs.Progress,
+    jobs: int = 1,
 ) -> dict[str, Tensor]:
     """Draw every seed with every contender from the same noise; resumable in `folder` (see `runs.resumable`).
 
@@ -58,19 +53,24 @@ def compare(
     to the first contender's sample.
     """
 
-    def one(i: int) -> dict[str, Tensor]:
-        progress.reach(i)
+    def one(i: int, on_step: Callable[[Step], None]) -> dict[str, Tensor]:
         noise = runs.noise_of_seed(seeds[i], bank.shape)
         label = None if labels is None else torch.tensor([labels[i]])
         images = {"noise": noise}
         for name, contender in contenders.items():
             images[name] = sample(
-                contender.denoiser, noise[None], steps, "cosine", contender.patch_sizes, label, callback=progress.step
+                contender.denoiser,
+                noise[None],
+                contender.steps,
+                schedule,
+                contender.patch_sizes,
+                label,
+                callback=on_step,
             )[0]
         images["nearest"] = nearest_image(bank, images[next(iter(contenders))])
         return images
 
-    return runs.resumable(folder, settings, len(seeds), one)
+    return runs.resumable(folder, settings, len(seeds), one, progress, jobs)
 
 
 def nearest_image(bank: PatchBank, image: Tensor) -> Tensor:
@@ -81,27 +81,70 @@ def nearest_image(bank: PatchBank, image: Tensor) -> Tensor:
     return bank.read(distances.argmin()[None])[0]
 
 
-def report(images: Mapping[str, Tensor], network: str, machines: Sequence[str], seeds: Sequence[int]) -> dict[str, Any]:
-    """Each machine against the network: every measure for every seed, their medians, and how often ELS beats IS."""
+def report(images: Mapping[str, Tensor], machines: Sequence[str], seeds: Sequence[int]) -> dict[str, Any]:
+    """Each machine against the network.
+
+    Returns
+    -------
+    machines     machine -> measure -> median, quartiles [25%, 75%], interval_95 of the median (percentile bootstrap
+                 over the seeds, 10,000 resamplings), per_seed
+    beats_is     machine -> share of the seeds at which its pearson_r is above IS's, and its interval_95; where IS is
+                 one of the machines
+    seeds        the seeds
+    """
     figures = {
-        machine: {name: measure(images[network], images[machine]).tolist() for name, measure in MEASURES.items()}
+        machine: {name: measure(images[NETWORK], images[machine]) for name, measure in MEASURES.items()}
         for machine in machines
     }
-    median = {
-        machine: {name: float(torch.tensor(values, dtype=torch.float64).quantile(0.5)) for name, values in row.items()}
-        for machine, row in figures.items()
+    result: dict[str, Any] = {
+        "seeds": list(seeds),
+        "machines": {
+            machine: {name: summary(values) for name, values in row.items()} for machine, row in figures.items()
+        },
     }
-    result: dict[str, Any] = {"median": median, "seeds": list(seeds), "per_seed": figures}
-    if "els" in figures and "is" in figures:
-        wins = [a > b for a, b in zip(figures["els"]["pearson_r"], figures["is"]["pearson_r"], strict=True)]
-        result["els_beats_is"] = sum(wins) / len(wins)
+    if "is" in figures:
+        result["beats_is"] = {}
+        for machine in machines:
+            if machine != "is":
+                wins = (figures[machine]["pearson_r"] > figures["is"]["pearson_r"]).double()
+                result["beats_is"][machine] = {"share": float(wins.mean()), "interval_95": interval(wins, torch.mean)}
     return result
 
 
-def load_demo_network() -> tuple[NetworkDenoiser, dict[str, Any]]:
+def summary(values: Tensor) -> dict[str, Any]:
+    """Median, quartiles and the median's 95% interval of one figure a seed, (n,) float64."""
+    low, median, high = values.quantile(torch.tensor([0.25, 0.5, 0.75], dtype=torch.float64)).tolist()
+    return {
+        "median": median,
+        "quartiles": [low, high],
+        "interval_95": interval(values, _median),
+        "per_seed": values.tolist(),
+    }
+
+
+def interval(values: Tensor, statistic: Callable[..., Tensor]) -> list[float]:
+    """Percentile bootstrap: the central 95% of `statistic` over resamplings of `values` (n,) with replacement.
+
+    The same values give the same interval. Of one value it is that value: a single seed says nothing of its spread.
+    """
+    generator = torch.Generator().manual_seed(0)
+    drawn = []
+    for _ in range(_RESAMPLINGS // _RESAMPLED_AT_ONCE):
+        chosen = torch.randint(len(values), (_RESAMPLED_AT_ONCE, len(values)), generator=generator)
+        drawn.append(statistic(values[chosen], dim=1))
+    ends = torch.tensor([0.025, 0.975], dtype=torch.float64)
+    return [float(v) for v in torch.cat(drawn).quantile(ends)]
+
+
+def _median(values: Tensor, dim: int) -> Tensor:
+    return values.quantile(0.5, dim=dim)  # the mean of the middle two, where torch.median takes the lower
+
+
+def load_demo_network() -> tuple[adapters.NetworkDenoiser, dict[str, Any]]:
     """The ResNet that comes with the package, and the record of its training and calibration."""
     data = importlib.resources.files("pyels") / "data"
     record: dict[str, Any] = json.loads((data / "fashion_resnet.json").read_text(encoding="utf-8"))
     with importlib.resources.as_file(data / "fashion_resnet.safetensors") as path:
-        record["crc32"] = f"{zlib.crc32(path.read_bytes()):08x}"
-        return NetworkDenoiser(ResNet.load(path)), record
+        network, identity = adapters.load(path)
+    assert isinstance(network, adapters.NetworkDenoiser)
+    return network, {**record, "crc32": identity["crc32"]}

@@ -91,8 +91,8 @@ def load(
     name   "fashion-mnist-6000"  6,000 Fashion-MNIST training images, 600 a class, that come with the package
            "fashion-mnist", "mnist"  original idx files; "cifar10"  original binary or python batches
            a path  to an image folder (subfolders are classes), to a saved bank or npz with `images` (N, C, H, W) and
-                   `labels` (N,), or to an npy of images
-    split  "train" or "test", of the named data sets
+                   `labels` (N,), or `train_images`, `train_labels` and so on, or to an npy of images
+    split  "train" or "test", of the named data sets and of npz files that have both
     root   folder to look in first; then the system's `datasets/NAME` share folders and the user's cache are searched,
            and as a last resort the files are downloaded into the cache and their checksums compared
     limit  only the first so many images
@@ -126,7 +126,7 @@ def load(
     elif Path(name).is_dir():
         return _load_folder(Path(name), limit, size)
     elif Path(name).exists():
-        bank = PatchBank.load(name)
+        bank = PatchBank.load(name, split)
     else:
         raise ValueError(f"data set {str(name)!r} is neither one of {', '.join(NAMES)} nor an existing path")
     if limit is not None:

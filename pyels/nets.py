@@ -1,4 +1,4 @@
-"""The reference ResNet, and the adapter that lets a network denoise like a machine does."""
+"""The reference networks: the paper's fully convolutional ResNet, and a UNet of three scales."""
 
 from __future__ import annotations
 
@@ -10,21 +10,70 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from pyels.denoiser import Denoiser, check_labels, check_level, check_query
 from pyels.files import write_tensors
 
 _FREQUENCIES = 16
 _EMBEDDING = 128
+_METADATA = "pyels-network"
+
+Padding = Literal["zeros", "circular"]
 
 
-class ResNet(nn.Module):
+class ConvNetwork(nn.Module):
+    """What the reference networks share: the embedding of noise level and class, and their file.
+
+    They predict v = alpha * eps - sigma * x0, which is well scaled at both ends of the noise range, from an input
+    scaled so that alpha^2 + sigma^2 = 1. The noise level enters as the angle atan2(sigma, alpha).
+    """
+
+    def __init__(self, num_classes: int | None, padding: Padding, **config: int) -> None:
+        super().__init__()
+        if padding not in ("zeros", "circular"):
+            raise ValueError(f"padding must be 'zeros' or 'circular', got {padding!r}")
+        if num_classes is not None and num_classes < 1:
+            raise ValueError(f"num_classes must be at least 1, or None, got {num_classes}")
+        for name, value in config.items():
+            if value < 1:
+                raise ValueError(f"{name} must be at least 1, got {value}")
+        self.config: dict[str, Any] = {**config, "num_classes": num_classes, "padding": padding}
+        self.embed_noise = nn.Linear(2 * _FREQUENCIES, _EMBEDDING)
+        self.embed_class = nn.Embedding(num_classes, _EMBEDDING) if num_classes else None
+
+    def _conv(self, inputs: int, outputs: int, stride: int = 1) -> nn.Conv2d:
+        return nn.Conv2d(inputs, outputs, 3, stride, padding=1, padding_mode=self.config["padding"])
+
+    def embedding(self, angle: Tensor, labels: Tensor | None) -> Tensor:
+        """What the layers are told of noise level and class, (B, 128)."""
+        phases = angle[:, None] * torch.arange(1, _FREQUENCIES + 1, device=angle.device, dtype=angle.dtype)
+        embedding: Tensor = self.embed_noise(torch.cat([phases.cos(), phases.sin()], dim=1))
+        if self.embed_class is not None:
+            if labels is None:
+                raise ValueError("labels: this network is class-conditional and needs a label for every image")
+            classes = self.embed_class.num_embeddings
+            if not ((labels >= 0) & (labels < classes)).all():
+                raise ValueError(f"labels must lie in 0..{classes - 1} for this network, got {labels.tolist()}")
+            embedding = embedding + self.embed_class(labels)
+        return nn.functional.silu(embedding)
+
+    def save(self, path: str | Path, record: dict[str, Any] | None = None, half: bool = False) -> None:
+        """Write weights and configuration to one safetensors file.
+
+        Parameters
+        ----------
+        record  what else the header should say as JSON, such as how the network was trained
+        half    store the weights in float16, half the size; `load_network` makes them float32 again
+        """
+        header = {"kind": type(self).__name__, "config": self.config, **(record or {})}
+        weights = {name: value.half() if half else value for name, value in self.state_dict().items()}
+        write_tensors(path, weights, metadata={_METADATA: json.dumps(header)})
+
+
+class ResNet(ConvNetwork):
     """The paper's fully convolutional ResNet: up-projection, `depth` residual 3x3 layers, down-projection.
 
     No normalisation, no pooling, no attention: what an output pixel sees is a window of 2 * depth + 5 pixels, and the
-    only thing that tells positions apart is the zero padding (none with `padding="circular"`).
-
-    The network predicts v = alpha * eps - sigma * x0, which is well scaled at both ends of the noise range, from an
-    input scaled so that alpha^2 + sigma^2 = 1. The noise level enters as the angle atan2(sigma, alpha).
+    only thing that tells positions apart is the zero padding (none with `padding="circular"`). The paper's has 8 layers
+    in all, which is depth 6, and width 256.
 
     Parameters
     ----------
@@ -41,90 +90,121 @@ class ResNet(nn.Module):
         width: int = 64,
         depth: int = 6,
         num_classes: int | None = None,
-        padding: Literal["zeros", "circular"] = "zeros",
+        padding: Padding = "zeros",
     ) -> None:
-        super().__init__()
-        if padding not in ("zeros", "circular"):
-            raise ValueError(f"padding must be 'zeros' or 'circular', got {padding!r}")
-        self.config: dict[str, Any] = dict(
-            channels=channels, width=width, depth=depth, num_classes=num_classes, padding=padding
-        )
-
-        def conv(inputs: int, outputs: int) -> nn.Conv2d:
-            return nn.Conv2d(inputs, outputs, 3, padding=1, padding_mode=padding)
-
-        self.up = conv(channels, width)
-        self.layers = nn.ModuleList(conv(width, width) for _ in range(depth))
-        self.down = conv(width, channels)
-        self.embed_noise = nn.Linear(2 * _FREQUENCIES, _EMBEDDING)
-        self.embed_class = nn.Embedding(num_classes, _EMBEDDING) if num_classes else None
+        super().__init__(num_classes, padding, channels=channels, width=width, depth=depth)
+        self.up = self._conv(channels, width)
+        self.layers = nn.ModuleList(self._conv(width, width) for _ in range(depth))
+        self.down = self._conv(width, channels)
         self.embed = nn.Linear(_EMBEDDING, width * depth)
 
     def forward(self, x: Tensor, angle: Tensor, labels: Tensor | None = None) -> Tensor:
         """v (B, C, H, W) from x (B, C, H, W), angle (B,) in (0, pi/2] and labels (B,) where class-conditional."""
-        phases = angle[:, None] * torch.arange(1, _FREQUENCIES + 1, device=x.device, dtype=angle.dtype)
-        embedding = self.embed_noise(torch.cat([phases.cos(), phases.sin()], dim=1))
-        if self.embed_class is not None:
-            if labels is None:
-                raise ValueError("labels: this network is class-conditional and needs a label for every image")
-            classes = self.embed_class.num_embeddings
-            if not ((labels >= 0) & (labels < classes)).all():
-                raise ValueError(f"labels must lie in 0..{classes - 1} for this network, got {labels.tolist()}")
-            embedding = embedding + self.embed_class(labels)
-        biases = self.embed(nn.functional.silu(embedding)).chunk(len(self.layers), dim=1)
+        biases = self.embed(self.embedding(angle, labels)).chunk(len(self.layers), dim=1)
         h = self.up(x)
         for layer, bias in zip(self.layers, biases, strict=True):
             h = h + layer(nn.functional.relu(h + bias[:, :, None, None]))
         out: Tensor = self.down(h)
         return out
 
-    def save(self, path: str | Path) -> None:
-        """Write weights and configuration to one safetensors file (the configuration is JSON in its header)."""
-        write_tensors(path, self.state_dict(), metadata={"resnet": json.dumps(self.config)})
 
-    @classmethod
-    def load(cls, path: str | Path) -> ResNet:
-        """Read what `save` wrote. Raises ValueError naming the file when it is damaged or holds something else."""
-        if not Path(path).is_file():
-            raise FileNotFoundError(f"{path}: no such file")
-        try:
-            with safe_open(path, framework="pt") as file:
-                config = json.loads((file.metadata() or {})["resnet"])
-                weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
-            network = cls(**config)
-            network.load_state_dict(weights)
-        except (SafetensorError, KeyError, TypeError, ValueError, RuntimeError) as error:
-            raise ValueError(f"{path}: not a ResNet saved by pyels ({error})") from error
-        return network.eval()
+class _Block(nn.Module):
+    """Two 3x3 convolutions around the embedding, added to their input; no normalisation."""
+
+    def __init__(self, net: ConvNetwork, inputs: int, outputs: int) -> None:
+        super().__init__()
+        self.first = net._conv(inputs, outputs)
+        self.embed = nn.Linear(_EMBEDDING, outputs)
+        self.second = net._conv(outputs, outputs)
+        self.skip = nn.Conv2d(inputs, outputs, 1) if inputs != outputs else nn.Identity()
+        nn.init.zeros_(self.second.weight)  # without normalisation, deep stacks must start as the identity
+
+    def forward(self, h: Tensor, embedding: Tensor) -> Tensor:
+        relu = nn.functional.relu
+        inner = self.second(relu(self.first(relu(h)) + self.embed(embedding)[:, :, None, None]))
+        out: Tensor = self.skip(h) + inner
+        return out
 
 
-class NetworkDenoiser(Denoiser):
-    """A trained `ResNet` with the interface of a machine, so that one sampler serves both."""
+class UNet(ConvNetwork):
+    """A UNet of three scales, as in the paper with `width`, 2 * `width` and 4 * `width` channels (64, 128, 256 there).
 
-    def __init__(self, network: ResNet) -> None:
-        self.network = network.eval()
+    Residual blocks of 3x3 convolutions, strided convolutions on the way down, nearest-neighbour upsampling on the way
+    up, skips by concatenation; no normalisation, no attention. Height and width of the images must be multiples of 4.
 
-    @torch.no_grad()
-    def denoise(
+    Parameters
+    ----------
+    channels     image channels C
+    width        channels of the finest scale
+    depth        residual blocks at each scale, on the way down and on the way up
+    num_classes  number of classes of a class-conditional network, or None
+    padding      "zeros" or "circular"
+    """
+
+    def __init__(
         self,
-        x: Tensor,
-        alpha: float | Tensor,
-        sigma: float | Tensor,
-        labels: Tensor | None = None,
-        patch_size: int | None = None,
-    ) -> Tensor:
-        """x0_hat (B, C, H, W) float32; arguments as in `Machine.denoise`, of which patch_size has no meaning here.
-        A network that is not class-conditional draws without regard to labels.
+        channels: int = 1,
+        width: int = 64,
+        depth: int = 1,
+        num_classes: int | None = None,
+        padding: Padding = "zeros",
+    ) -> None:
+        super().__init__(num_classes, padding, channels=channels, width=width, depth=depth)
+        fine, middle, coarse = width, 2 * width, 4 * width
 
-        Noise levels outside alpha^2 + sigma^2 = 1 are rescaled to it, which leaves x0_hat unchanged.
-        """
-        if patch_size is not None:
-            self.check_size(patch_size)
-        x = check_query(x, channels=self.network.config["channels"])
-        a, s = check_level("alpha", alpha, len(x)), check_level("sigma", sigma, len(x))
-        labels = check_labels(labels, len(x))
-        scale = torch.hypot(a, s)
-        column = (-1, 1, 1, 1)
-        x = x / scale.float().view(column)
-        v: Tensor = self.network(x, torch.atan2(s, a).float(), labels)
-        return (a / scale).float().view(column) * x - (s / scale).float().view(column) * v
+        def blocks(inputs: int, outputs: int) -> nn.ModuleList:
+            return nn.ModuleList(_Block(self, inputs if i == 0 else outputs, outputs) for i in range(depth))
+
+        self.up = self._conv(channels, fine)
+        self.fine_in, self.to_middle = blocks(fine, fine), self._conv(fine, middle, stride=2)
+        self.middle_in, self.to_coarse = blocks(middle, middle), self._conv(middle, coarse, stride=2)
+        self.coarse = blocks(coarse, coarse)
+        self.from_coarse, self.middle_out = self._conv(coarse, middle), blocks(2 * middle, middle)
+        self.from_middle, self.fine_out = self._conv(middle, fine), blocks(2 * fine, fine)
+        self.down = self._conv(fine, channels)
+
+    def forward(self, x: Tensor, angle: Tensor, labels: Tensor | None = None) -> Tensor:
+        """v (B, C, H, W) from x (B, C, H, W), angle (B,) in (0, pi/2] and labels (B,) where class-conditional."""
+        if x.shape[2] % 4 or x.shape[3] % 4:
+            raise ValueError(
+                f"images of {x.shape[2]}x{x.shape[3]} pixels do not fit the UNet's three scales: height and width must "
+                "be multiples of 4; resize them"
+            )
+        embedding = self.embedding(angle, labels)
+
+        def through(blocks: nn.ModuleList, h: Tensor) -> Tensor:
+            for block in blocks:
+                h = block(h, embedding)
+            return h
+
+        def double(h: Tensor) -> Tensor:
+            return nn.functional.interpolate(h, scale_factor=2.0, mode="nearest")
+
+        fine = through(self.fine_in, self.up(x))
+        middle = through(self.middle_in, self.to_middle(fine))
+        coarse = through(self.coarse, self.to_coarse(middle))
+        middle = through(self.middle_out, torch.cat([middle, self.from_coarse(double(coarse))], dim=1))
+        fine = through(self.fine_out, torch.cat([fine, self.from_middle(double(middle))], dim=1))
+        out: Tensor = self.down(nn.functional.relu(fine))
+        return out
+
+
+NETWORKS: dict[str, type[ResNet] | type[UNet]] = {"resnet": ResNet, "unet": UNet}
+
+
+def load_network(path: str | Path) -> tuple[ResNet | UNet, dict[str, Any]]:
+    """Read a network that `save` wrote, and the record in its header: kind, config, and what was saved with it.
+
+    Raises FileNotFoundError, or ValueError naming the file when it is damaged or holds something else.
+    """
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"{path}: no such file")
+    try:
+        with safe_open(path, framework="pt") as file:
+            record = json.loads((file.metadata() or {})[_METADATA])
+            weights = {name: file.get_tensor(name).float() for name in file.keys()}  # noqa: SIM118 (not a dict)
+        network = NETWORKS[record["kind"].lower()](**record["config"])
+        network.load_state_dict(weights)
+    except (SafetensorError, KeyError, TypeError, ValueError, RuntimeError, AttributeError) as error:
+        raise ValueError(f"{path}: not a network saved by pyels ({error})") from error
+    return network.eval(), record

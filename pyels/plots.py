@@ -9,9 +9,13 @@ from pathlib import Path
 from typing import Any
 
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.cm import ScalarMappable
+from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
 from torch import Tensor
 
+from pyels.calibration import Calibration
 from pyels.files import replacing
 
 
@@ -79,9 +83,7 @@ _OWN: dict[str, list[dict[str, Any]]] = {
 
 def draw_rates(path: str | Path, curves: Sequence[Curve], title: str) -> None:
     """Write pairs/s against patch size, on a logarithmic axis, as a PNG."""
-    figure = Figure(figsize=(9, 5), dpi=150, layout="constrained")
-    FigureCanvasAgg(figure)
-    axis = figure.subplots()
+    figure, axis = _figure((9, 5))
     drawn = dict.fromkeys(_STYLES, 0)
     for curve in curves:
         own = _OWN[curve.kind][drawn[curve.kind]]
@@ -92,11 +94,129 @@ def draw_rates(path: str | Path, curves: Sequence[Curve], title: str) -> None:
     axis.set_xlabel("patch size k")
     axis.set_ylabel("pairs/s")
     axis.set_title(title, fontsize=10)
+    _plain(axis)
+    axis.legend(loc="center left", bbox_to_anchor=(1.01, 0.5), frameon=False, fontsize=9)
+    _save(figure, path)
+
+
+def draw_losses(path: str | Path, losses: Sequence[float], steps: int) -> None:
+    """Write the loss against the step, on logarithmic axes, as a PNG."""
+    figure, axis = _figure((6, 4))
+    axis.plot([steps * (i + 1) / len(losses) for i in range(len(losses))], list(losses))
+    axis.set_xscale("log")
+    axis.set_yscale("log")
+    axis.set_xlabel("step")
+    axis.set_ylabel("mean squared error of v")
+    _plain(axis)
+    _save(figure, path)
+
+
+def draw_calibration(path: str | Path, calibration: Calibration) -> None:
+    """Write the agreement of every patch size at every step, and the best sizes, as a PNG (the paper's figure 4b)."""
+    figure = Figure(figsize=(11, 4.2), dpi=150, layout="constrained")
+    FigureCanvasAgg(figure)
+    left, right = figure.subplots(1, 2)
+    times, sizes = calibration.times, calibration.sizes
+    left.plot(times, calibration.patch_sizes, "o-", drawstyle="steps-mid", label="largest cosine similarity")
+    left.plot(times, calibration.patch_sizes_by_mse, "s:", markersize=4, label="least squared error")
+    left.set_ylabel("patch size with the best agreement")
+    left.set_yticks(sizes)
+    left.legend(frameon=False, fontsize=9)
+    # The best size of each step is 0, so that steps with very different agreement can stand side by side.
+    lost = (calibration.cosine.amax(dim=1, keepdim=True) - calibration.cosine).clamp(min=1e-6)
+    mesh = right.pcolormesh(times, sizes, lost.T.numpy(), norm=LogNorm(), cmap="viridis_r", shading="nearest")
+    right.plot(times, calibration.patch_sizes, "wo", markersize=4, markeredgecolor="k")
+    right.set_yticks(sizes)
+    right.set_ylabel("patch size")
+    figure.colorbar(mesh, ax=right, label="median cosine similarity below the best")
+    for axis in (left, right):
+        axis.set_xlabel("t (noisiest right)")
+    _plain(left)
+    _save(figure, path)
+
+
+def draw_receptive_field(
+    path: str | Path, gradient: Tensor, times: Sequence[float], patch_sizes: Sequence[int]
+) -> None:
+    """Write the centre pixel's gradient (steps, H, W) at each step, on a logarithmic scale and the calibrated window
+    outlined, as a PNG (the paper's figure 4a)."""
+    columns = min(len(times), 10)
+    lines = math.ceil(len(times) / columns)
+    figure = Figure(figsize=(1.35 * columns + 1, 1.6 * lines), dpi=150, layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots(lines, columns, squeeze=False)
+    _, height, width = gradient.shape
+    norm = LogNorm(1e-4, 1)
+    for i, axis in enumerate(axes.flat):
+        axis.set_xticks([])
+        axis.set_yticks([])
+        if i >= len(times):
+            axis.set_axis_off()
+            continue
+        # Relative to the largest beside the centre itself: there, eps and x0 differ by a factor, which drops out.
+        beside = gradient[i].clone()
+        beside[height // 2, width // 2] = 0
+        field = (gradient[i] / beside.max().clamp(min=1e-30)).clamp(max=1)
+        axis.imshow(field.clamp(min=1e-4).numpy(), norm=norm, cmap="magma", interpolation="nearest")
+        k = patch_sizes[i]
+        corner = (width // 2 - k / 2, height // 2 - k / 2)
+        axis.add_patch(Rectangle(corner, k, k, fill=False, edgecolor="w", linewidth=1))
+        axis.set_title(f"t = {times[i]:.2f}, k = {k}", fontsize=8)
+    figure.colorbar(ScalarMappable(norm, "magma"), ax=axes, label="relative gradient", shrink=0.9)
+    _save(figure, path)
+
+
+def draw_scatter(path: str | Path, machines: Mapping[str, Sequence[float]], ideal: Sequence[float]) -> None:
+    """Write each seed's correlation of ELS with the network against that of IS as a PNG (the paper's figure 10)."""
+    figure, axis = _figure((5.2, 5))
+    low = min(0.0, *ideal, *(min(values) for values in machines.values()))
+    axis.plot([low, 1], [low, 1], color="0.6", linewidth=1)
+    for name, values in machines.items():
+        axis.plot(list(ideal), list(values), "o", markersize=4, alpha=0.7, label=name.upper())
+    axis.set_xlabel("Pearson r of IS with the network")
+    axis.set_ylabel("Pearson r of the machine with the network")
+    axis.set_aspect("equal")
+    axis.legend(frameon=False)
+    _plain(axis)
+    _save(figure, path)
+
+
+def draw_pairs(
+    path: str | Path, above: Tensor, below: Tensor, captions: Sequence[str], labels: tuple[str, str]
+) -> None:
+    """Write pairs of images (n, C, H, W), one above the other, ten pairs a line, as a PNG."""
+    n = len(above)
+    columns = min(n, 10)
+    lines = math.ceil(n / columns)
+    figure = Figure(figsize=(1.3 * columns + 0.9, 2.75 * lines), dpi=120, layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots(2 * lines, columns, squeeze=False)
+    for i in range(lines * columns):
+        line, column = divmod(i, columns)
+        upper, lower = axes[2 * line][column], axes[2 * line + 1][column]
+        if i >= n:
+            upper.set_axis_off()
+            lower.set_axis_off()
+            continue
+        _show(upper, above[i])
+        _show(lower, below[i])
+        lower.set_xlabel(captions[i], fontsize=7, labelpad=2)
+        if column == 0:
+            for axis, label in ((upper, labels[0]), (lower, labels[1])):
+                axis.set_ylabel(label, rotation=0, ha="right", va="center", fontsize=9)
+    _save(figure, path)
+
+
+def _figure(size: tuple[float, float]):  # type: ignore[no-untyped-def]
+    figure = Figure(figsize=size, dpi=150, layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure, figure.subplots()
+
+
+def _plain(axis) -> None:  # type: ignore[no-untyped-def]
     axis.grid(which="major", color="0.9", linewidth=0.8)
     axis.set_axisbelow(True)
     axis.spines[["top", "right"]].set_visible(False)
-    axis.legend(loc="center left", bbox_to_anchor=(1.01, 0.5), frameon=False, fontsize=9)
-    _save(figure, path)
 
 
 def _show(axis, image: Tensor) -> None:  # type: ignore[no-untyped-def]

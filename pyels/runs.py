@@ -4,18 +4,32 @@ from __future__ import annotations
 
 import json
 import shutil
+import threading
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
 import torch
 from torch import Tensor
 
 from pyels.files import read_tensors, write_json, write_tensors
+from pyels.sampling import Step
 
 UNFINISHED = "unfinished"
 _LARGEST_SEED = 2**63 - 1
+_T = TypeVar("_T")
+
+
+class Progress(Protocol):
+    """What is told of a run's progress, from several threads."""
+
+    def step(self, step: Step) -> None:
+        """A step of a sampler was done."""
+
+    def skip(self) -> None:
+        """An item was found finished."""
 
 
 def check_seeds(seed: int, count: int) -> None:
@@ -32,12 +46,22 @@ def noise_of_seed(seed: int, shape: tuple[int, int, int]) -> Tensor:
 
 
 def resumable(
-    folder: str | Path, settings: Mapping[str, Any], count: int, compute: Callable[[int], dict[str, Tensor]]
+    folder: str | Path,
+    settings: Mapping[str, Any],
+    count: int,
+    compute: Callable[[int, Callable[[Step], None]], dict[str, Tensor]],
+    progress: Progress,
+    jobs: int = 1,
 ) -> dict[str, Tensor]:
     """compute(0) .. compute(count - 1), stacked; items that an earlier, stopped run finished are read, not computed.
 
     Finished items wait in `folder`/unfinished together with the settings; call `finished` once the results made of
     them are safely written. Raises ValueError when items of a run with other settings wait there.
+
+    Parameters
+    ----------
+    compute  compute(i, on_step) gives the tensors of item i, and calls on_step after every step of a sampler
+    jobs     items computed at the same time, each in a thread of its own
     """
     folder = Path(folder)
     waiting, settings_file = folder / UNFINISHED, folder / UNFINISHED / "settings.json"
@@ -50,18 +74,49 @@ def resumable(
     else:
         waiting.mkdir(parents=True, exist_ok=True)
         write_json(settings_file, now)
-    items = []
+    stop = threading.Event()
+
+    def on_step(step: Step) -> None:
+        if stop.is_set():
+            raise _Stopped
+        progress.step(step)
+
+    def item(i: int) -> dict[str, Tensor]:
+        path = waiting / f"{i:06d}.safetensors"
+        if path.exists():
+            progress.skip()
+        else:
+            write_tensors(path, compute(i, on_step))
+        return read_tensors(path)
+
     try:
-        for i in range(count):
-            path = waiting / f"{i:06d}.safetensors"
-            if not path.exists():
-                write_tensors(path, compute(i))
-            items.append(read_tensors(path))
+        items = _in_threads(item, count, jobs, stop)
     except BaseException:
         if not _any_item(waiting):  # leave things as they were
             shutil.rmtree(folder if made_folder else waiting, ignore_errors=True)
         raise
     return {name: torch.stack([item[name] for item in items]) for name in items[0]}
+
+
+def _in_threads(item: Callable[[int], _T], count: int, jobs: int, stop: threading.Event) -> list[_T]:
+    """item(0) .. item(count - 1), `jobs` at a time. After an error, or Ctrl-C, the others end at their next step."""
+    if jobs == 1:
+        return [item(i) for i in range(count)]
+    with ThreadPoolExecutor(jobs) as pool:
+        futures = [pool.submit(item, i) for i in range(count)]
+        try:
+            # The first to fail, not the first in line: its message is the one that matters.
+            for future in as_completed(futures):
+                future.result()
+        except BaseException:
+            stop.set()
+            pool.shutdown(wait=True, cancel_futures=True)
+            raise
+    return [future.result() for future in futures]
+
+
+class _Stopped(Exception):
+    """Ends an item because another one failed."""
 
 
 def finished(folder: str | Path) -> None:

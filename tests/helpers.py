@@ -1,9 +1,11 @@
 """What several tests need."""
 
 import numpy as np
+import pytest
 import torch
 
 import pyels
+from pyels.cli import main
 
 
 def make_bank(n, shape, labels=None, dtype=torch.uint8, seed=0):
@@ -35,3 +37,10 @@ MACHINES = {
     "ELS-zeros": lambda bank, k, **options: pyels.ELS(bank, k, "zeros", **options),
 }
 WRAPPING = ("ELS-circular", "ELS-interior")
+
+
+def run_program(*arguments):
+    """Exit status of the command line program, run in this process."""
+    with pytest.raises(SystemExit) as ended:
+        main([str(a) for a in arguments])
+    return ended.value.code

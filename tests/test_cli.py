@@ -11,18 +11,24 @@ import numpy as np
 import pytest
 import torch
 from helpers import make_bank
+from helpers import run_program as run
 
 import pyels
 from pyels import runs
-from pyels.cli import main
 from pyels.files import read_tensors, replacing, write_tensors
 
 
-def run(*arguments):
-    """Exit status of the program run in this process."""
-    with pytest.raises(SystemExit) as ended:
-        main([str(a) for a in arguments])
-    return ended.value.code
+class Silent:
+    """Progress that nobody sees."""
+
+    def step(self, step):
+        pass
+
+    def skip(self):
+        pass
+
+
+SILENT = Silent()
 
 
 @pytest.fixture
@@ -220,37 +226,63 @@ def test_killed_run_goes_on_and_gives_the_same_bits(tmp_path):
 
 def test_items_of_unknown_settings_are_not_used(tmp_path):
     def compute(value):
-        return lambda i: {"v": torch.tensor(float(value))}
+        return lambda i, on_step: {"v": torch.tensor(float(value))}
 
-    def stop(i):
+    def stop(i, on_step):
         if i == 1:
             raise KeyboardInterrupt
         return {"v": torch.tensor(1.0)}
 
     with pytest.raises(KeyboardInterrupt):
-        runs.resumable(tmp_path, {"a": 1}, 2, stop)
+        runs.resumable(tmp_path, {"a": 1}, 2, stop, SILENT)
     with pytest.raises(ValueError, match="unfinished run with a = 1, now 2"):
-        runs.resumable(tmp_path, {"a": 2}, 2, compute(2))
+        runs.resumable(tmp_path, {"a": 2}, 2, compute(2), SILENT)
     (tmp_path / "unfinished" / "settings.json").unlink()
-    assert runs.resumable(tmp_path, {"a": 2}, 2, compute(2))["v"].tolist() == [2, 2]
+    assert runs.resumable(tmp_path, {"a": 2}, 2, compute(2), SILENT)["v"].tolist() == [2, 2]
     runs.finished(tmp_path)
     assert list(tmp_path.iterdir()) == []
 
 
 def test_a_run_that_finished_nothing_leaves_nothing(tmp_path, monkeypatch):
-    def stop(i):
+    def stop(i, on_step):
         raise KeyboardInterrupt
 
     monkeypatch.chdir(tmp_path)
     for folder in (Path(), tmp_path / "new" / "folder"):
         with pytest.raises(KeyboardInterrupt):
-            runs.resumable(folder, {"a": 1}, 2, stop)
+            runs.resumable(folder, {"a": 1}, 2, stop, SILENT)
     assert [p.name for p in tmp_path.iterdir()] == ["new"]
     assert list((tmp_path / "new").iterdir()) == []
     (tmp_path / "unfinished").mkdir()
     (tmp_path / "unfinished" / "settings.json").write_text('{"a": 1}')
     (tmp_path / "unfinished" / ".000000-abcd.safetensors").write_bytes(b"half")
-    assert runs.resumable(tmp_path, {"a": 2}, 1, lambda i: {"v": torch.ones(1)})["v"].tolist() == [[1.0]]
+    found = runs.resumable(tmp_path, {"a": 2}, 1, lambda i, on_step: {"v": torch.ones(1)}, SILENT)
+    assert found["v"].tolist() == [[1.0]]
+
+
+def test_jobs_give_the_same_items_and_stop_together(tmp_path):
+    """Eight items in four threads come back in order; an error in one stops the others at their next step."""
+
+    def compute(i, on_step):
+        return {"v": torch.tensor(float(i))}
+
+    items = runs.resumable(tmp_path / "a", {}, 8, compute, SILENT, jobs=4)
+    assert items["v"].tolist() == list(range(8))
+
+    steps = []
+
+    def endless(i, on_step):
+        if i == 2:
+            raise ValueError("no good")
+        while True:
+            steps.append(i)
+            time.sleep(0.001)
+            on_step(None)
+
+    with pytest.raises(ValueError, match="no good"):
+        runs.resumable(tmp_path / "b", {}, 8, endless, SILENT, jobs=4)
+    assert not (tmp_path / "b").exists()
+    assert set(steps) <= {0, 1, 3, 4, 5, 6, 7}
 
 
 def test_interrupt_inside_a_long_call_ends_it_at_once(tmp_path):
@@ -281,8 +313,8 @@ def test_info(bank_file, capsys):
 
 
 def test_help_of_everything(capsys):
-    for arguments in (["--help"], ["demo", "--help"], ["sample", "--help"], ["bench", "--help"], ["info", "--help"]):
-        assert run(*arguments) == 0
+    for arguments in ((), ("demo",), ("sample",), ("train",), ("calibrate",), ("compare",), ("bench",), ("info",)):
+        assert run(*arguments, "--help") == 0
         assert "Usage: pyels" in capsys.readouterr().out
     assert run("--version") == 0
     assert pyels.__version__ in capsys.readouterr().out
@@ -294,15 +326,15 @@ def test_demo(tmp_path, capsys):
     assert report == json.loads((tmp_path / "demo" / "report.json").read_text())
     assert report["seeds"] == [3, 4]
     for machine in ("els", "ls", "is"):
-        assert set(report["median"][machine]) == {"pearson_r", "pearson_r2", "r2_score"}
-    assert report["median"]["els"]["pearson_r"] > 0.85
-    assert report["els_beats_is"] == 1.0
-    tensors = read_tensors(tmp_path / "demo" / "demo.safetensors")
+        assert set(report["machines"][machine]) == {"pearson_r", "pearson_r2", "r2_score"}
+    assert report["machines"]["els"]["pearson_r"]["median"] > 0.85
+    assert report["beats_is"]["els"]["share"] == 1.0
+    tensors = read_tensors(tmp_path / "demo" / "comparison.safetensors")
     r = pyels.metrics.pearson_r(tensors["network"], tensors["els"])
-    assert report["per_seed"]["els"]["pearson_r"] == r.tolist()
+    assert report["machines"]["els"]["pearson_r"]["per_seed"] == r.tolist()
     assert sorted(p.name for p in (tmp_path / "demo").iterdir()) == [
+        "comparison.safetensors",
         "demo.png",
-        "demo.safetensors",
         "report.json",
         "run.json",
     ]

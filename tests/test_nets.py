@@ -2,8 +2,8 @@ import pytest
 import torch
 
 import pyels
-from pyels.calibration import calibrate
-from pyels.training import train
+from pyels.adapters import from_pyels
+from pyels.nets import load_network
 
 
 @pytest.mark.parametrize("padding", ["zeros", "circular"])
@@ -20,73 +20,85 @@ def test_receptive_field_and_equivariance(padding):
     assert torch.allclose(moved, expected, atol=1e-5) == (padding == "circular")
 
 
-def test_denoiser_does_not_depend_on_the_scale_of_alpha_and_sigma():
-    torch.manual_seed(0)
-    denoiser = pyels.NetworkDenoiser(pyels.ResNet(width=8, depth=2))
-    x = torch.randn(3, 1, 9, 9)
-    a = denoiser.denoise(x, 0.6, 0.8)
-    b = denoiser.denoise(5 * x, 3.0, 4.0)
-    torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-5)
+def _with_weights(network):
+    """All weights random: those that start at zero hide what a network depends on."""
+    torch.manual_seed(1)
+    for p in network.parameters():
+        torch.nn.init.normal_(p, std=0.1)
+    return network.eval()
 
 
-def test_v_prediction_is_x0_prediction():
-    """A network that returns the true v gives back x0."""
-    x0, noise = torch.randn(2, 1, 6, 6), torch.randn(2, 1, 6, 6)
-    denoiser = pyels.NetworkDenoiser(pyels.ResNet(width=4, depth=1))
-    denoiser.network.forward = lambda x, angle, labels: 0.6 * noise - 0.8 * x0
-    torch.testing.assert_close(denoiser.denoise(0.6 * x0 + 0.8 * noise, 0.6, 0.8), x0, atol=1e-5, rtol=0)
+@pytest.mark.parametrize("padding", ["zeros", "circular"])
+def test_unet_is_equivariant_to_moves_by_its_coarsest_pixel(padding):
+    network = _with_weights(pyels.UNet(channels=3, width=4, padding=padding))
+    x, angle = torch.randn(1, 3, 16, 24), torch.tensor([0.7])
+    with torch.no_grad():
+        out = network(x, angle)
+        by_four = network(torch.roll(x, (4, 8), (2, 3)), angle)
+        by_one = network(torch.roll(x, (1, 0), (2, 3)), angle)
+    assert out.shape == x.shape
+    assert torch.allclose(by_four, torch.roll(out, (4, 8), (2, 3)), atol=1e-5) == (padding == "circular")
+    assert not torch.allclose(by_one, torch.roll(out, (1, 0), (2, 3)), atol=1e-3)
 
 
-def test_save_and_load(tmp_path):
-    torch.manual_seed(0)
-    network = pyels.ResNet(width=8, depth=2, num_classes=3).eval()
-    network.save(tmp_path / "net.safetensors")
-    loaded = pyels.ResNet.load(tmp_path / "net.safetensors")
-    arguments = torch.randn(2, 1, 9, 9), torch.tensor([0.2, 1.1]), torch.tensor([0, 2])
-    assert torch.equal(network(*arguments), loaded(*arguments))
-    content = (tmp_path / "net.safetensors").read_bytes()
-    (tmp_path / "net.safetensors").write_bytes(content[:-100])
-    with pytest.raises(ValueError, match=r"net\.safetensors: not a ResNet"):
-        pyels.ResNet.load(tmp_path / "net.safetensors")
+def test_unet_sees_noise_level_and_class_at_every_scale():
+    network = _with_weights(pyels.UNet(width=4, depth=2, num_classes=3))
+    x = torch.randn(1, 1, 8, 8)
+    with torch.no_grad():
+        outs = [network(x, torch.tensor([a]), torch.tensor([c])) for a, c in ((0.3, 0), (0.9, 0), (0.3, 1))]
+    assert not torch.allclose(outs[0], outs[1], atol=1e-3)
+    assert not torch.allclose(outs[0], outs[2], atol=1e-3)
+    with pytest.raises(ValueError, match="9x8 pixels do not fit the UNet's three scales"):
+        network(torch.zeros(1, 1, 9, 8), torch.tensor([0.3]), torch.tensor([0]))
+
+
+@pytest.mark.parametrize("kind", [pyels.ResNet, pyels.UNet])
+@pytest.mark.parametrize("half", [False, True])
+def test_save_and_load(tmp_path, kind, half):
+    network = _with_weights(kind(channels=2, width=8, depth=2, num_classes=3, padding="circular"))
+    network.save(tmp_path / "net.safetensors", {"training": {"steps": 7}}, half)
+    loaded, record = load_network(tmp_path / "net.safetensors")
+    assert type(loaded) is kind
+    assert loaded.config == network.config == record["config"]
+    assert record["training"] == {"steps": 7}
+    for a, b in zip(network.parameters(), loaded.parameters(), strict=True):
+        assert b.dtype == torch.float32
+        assert torch.equal(a.half().float() if half else a, b)
+    arguments = torch.randn(2, 2, 8, 8), torch.tensor([0.2, 1.1]), torch.tensor([0, 2])
+    torch.testing.assert_close(network(*arguments), loaded(*arguments), atol=0.05 if half else 0, rtol=0)
+
+
+def test_damaged_and_foreign_files_are_refused_by_name(tmp_path):
+    path = tmp_path / "net.safetensors"
+    pyels.ResNet(width=8, depth=2).save(path)
+    content = path.read_bytes()
+    for damaged in (content[:-100], content[:20], b"", b"\x80\x04}q\x00.", content.replace(b"ResNet", b"VitNet")):
+        path.write_bytes(damaged)
+        with pytest.raises(ValueError, match=r"net\.safetensors: not a network saved by pyels"):
+            load_network(path)
+    with pytest.raises(FileNotFoundError, match=r"gone\.safetensors: no such file"):
+        load_network(tmp_path / "gone.safetensors")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"width": 0}, "width must be at least 1, got 0"),
+        ({"num_classes": 0}, "num_classes must be at least 1"),
+        ({"padding": "reflect"}, "padding must be 'zeros' or 'circular', got 'reflect'"),
+    ],
+)
+def test_bad_configurations(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        pyels.UNet(**arguments)
 
 
 @pytest.mark.parametrize(
     ("labels", "message"), [(None, "needs a label"), (torch.tensor([3]), r"labels must lie in 0\.\.2")]
 )
 def test_bad_labels(labels, message):
-    denoiser = pyels.NetworkDenoiser(pyels.ResNet(width=8, depth=2, num_classes=3))
+    network = pyels.ResNet(width=8, depth=2, num_classes=3)
     with pytest.raises(ValueError, match=message):
-        denoiser.denoise(torch.zeros(1, 1, 9, 9), 0.6, 0.8, labels=labels)
-
-
-def test_training_learns_and_repeats(fashion):
-    bank = pyels.PatchBank(fashion.images[:64, :, 8:20, 8:20].contiguous(), fashion.labels[:64])
-
-    def run():
-        torch.manual_seed(0)
-        network = pyels.ResNet(width=16, depth=2, num_classes=10)
-        return train(network, bank, steps=300, batch_size=16, progress=False)
-
-    network, losses = run()
-    assert sum(losses[-10:]) < 0.65 * sum(losses[:10])  # 0.55 seen
-    again, _ = run()
-    for a, b in zip(network.parameters(), again.parameters(), strict=True):
-        assert torch.equal(a, b)
-    with pytest.raises(ValueError, match="no labels"):
-        train(pyels.ResNet(num_classes=10), pyels.PatchBank(bank.images), steps=1)
-
-
-def test_calibration_finds_the_size_of_a_machine_in_disguise(fashion):
-    """The 'network' is an ELS machine of size 5: calibration must say 5 at every step."""
-    bank = fashion[:30]
-    noise = torch.randn(3, 1, 28, 28, generator=torch.Generator().manual_seed(0))
-    found = calibrate(pyels.ELS(bank, 5), pyels.ELS(bank), noise, sizes=(3, 5, 7, 9), steps=4, progress=False)
-    assert found.patch_sizes == [5, 5, 5, 5]
-    for schedule in ("edm", "flow"):
-        other = calibrate(
-            pyels.ELS(bank, 5), pyels.ELS(bank), noise, sizes=(3, 5), steps=2, schedule=schedule, progress=False
-        )
-        assert float(other.mse[:, 1].max()) == 0
-    assert found.times == [0.25, 0.5, 0.75, 1.0]
-    assert found.cosine.shape == found.mse.shape == (4, 4)
-    assert float(found.mse[:, 1].max()) == 0
+        from_pyels(network).denoise(torch.zeros(1, 1, 9, 9), 0.6, 0.8, labels=labels)
+    with pytest.raises(ValueError, match=message):
+        network(torch.zeros(1, 1, 9, 9), torch.tensor([0.3]), labels)

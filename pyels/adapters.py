@@ -1,0 +1,301 @@
+"""Networks as denoisers: anything that was trained to denoise, behind the interface of a machine."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import math
+import sys
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import torch
+from torch import Tensor
+
+from pyels.denoiser import Denoiser, check_labels, check_level, check_query
+from pyels.nets import ConvNetwork, load_network
+from pyels.schedules import Discrete, Schedule, make_schedule
+
+Prediction = Literal["eps", "x0", "score", "v"]
+_BISECTIONS = 60
+_ANGLE_SLACK = 1e-6  # radians beyond the ends of a schedule that are put down to rounding
+
+
+class NetworkDenoiser(Denoiser):
+    """A network with the interface of a machine, so that one sampler and one comparison serve both.
+
+    The network sees what it was trained on: a query x = alpha * x0 + sigma * noise is rescaled to the time t of the
+    network's own schedule that has the same sigma / alpha, which leaves x0 as it is. So a network may be compared along
+    another schedule than the one it was trained with.
+
+    Parameters
+    ----------
+    function     function(x, t, labels): x (B, C, H, W) float32 on `device`, t (B,) float32, labels (B,) int64 or None;
+                 returns the prediction (B, C, H, W)
+    predicts     "eps", "x0", "score" = -eps / sigma, or "v" = alpha * eps - sigma * x0
+    schedule     the schedule that t refers to: a name, or an object with alpha(t) and sigma(t) (see
+                 `pyels.make_schedule`). One that also has angle_to_time(angle) maps angle = atan2(sigma, alpha) to its
+                 time by itself, for others the time is found by bisection of [0, 1]
+    num_classes  number of classes of a class-conditional network, which then needs labels; None: labels are not passed
+    channels     channels of the images, where known: queries are checked against it
+    device       where the function wants its arguments
+
+    Raises
+    ------
+    ValueError  from `denoise`: an output of another shape or with NaN, a noise level that the schedule does not reach
+    """
+
+    def __init__(
+        self,
+        function: Callable[[Tensor, Tensor, Tensor | None], Tensor],
+        predicts: Prediction = "eps",
+        schedule: str | Schedule = "cosine",
+        num_classes: int | None = None,
+        channels: int | None = None,
+        device: str | torch.device = "cpu",
+    ) -> None:
+        if predicts not in get_args(Prediction):
+            raise ValueError(f"predicts must be one of {', '.join(get_args(Prediction))}, got {predicts!r}")
+        if isinstance(function, ConvNetwork) and not isinstance(schedule, _Angle):
+            raise TypeError(f"a {type(function).__name__} of pyels becomes a denoiser by pyels.adapters.from_pyels")
+        if not callable(function):
+            raise TypeError(f"function must be callable as function(x, t, labels), got {type(function).__name__}")
+        self.function = function
+        self.predicts = predicts
+        self.schedule = make_schedule(schedule)
+        self.num_classes = num_classes
+        self.channels = channels
+        self.device = torch.device(device)
+
+    @torch.no_grad()
+    def denoise(
+        self,
+        x: Tensor,
+        alpha: float | Tensor,
+        sigma: float | Tensor,
+        labels: Tensor | None = None,
+        patch_size: int | None = None,
+    ) -> Tensor:
+        """x0_hat (B, C, H, W) float32; arguments as in `Machine.denoise`, of which patch_size has no meaning here.
+        A network that is not class-conditional draws without regard to labels."""
+        if patch_size is not None:
+            self.check_size(patch_size)
+        return self.estimate(check_query(x, channels=self.channels), alpha, sigma, labels)
+
+    def estimate(self, x: Tensor, alpha: float | Tensor, sigma: float | Tensor, labels: Tensor | None = None) -> Tensor:
+        """As `denoise`, but x0_hat can be differentiated with respect to x."""
+        a, s = check_level("alpha", alpha, len(x)), check_level("sigma", sigma, len(x))
+        labels = self._labels(labels, len(x))
+        times = torch.tensor(
+            [self._time(math.atan2(*level)) for level in zip(s.tolist(), a.tolist(), strict=True)], dtype=torch.float64
+        )
+        own_a = torch.tensor([float(self.schedule.alpha(t)) for t in times.tolist()], dtype=torch.float64)
+        own_s = torch.tensor([float(self.schedule.sigma(t)) for t in times.tolist()], dtype=torch.float64)
+
+        def column(values: Tensor) -> Tensor:
+            return values.float().view(-1, 1, 1, 1)
+
+        x = x * column(torch.hypot(own_a, own_s) / torch.hypot(a, s))
+        arguments = x.to(self.device), times.float().to(self.device), None if labels is None else labels.to(self.device)
+        out = self.function(*arguments)
+        if not isinstance(out, Tensor) or out.shape != x.shape:
+            what = f"shape {tuple(out.shape)}" if isinstance(out, Tensor) else type(out).__name__
+            raise ValueError(
+                f"the network returned {what} for images of shape {tuple(x.shape)}; it must return a tensor of the "
+                "same shape (of a network that also predicts a variance, pass on the mean alone)"
+            )
+        out = out.float().cpu()
+        if not torch.isfinite(out).all():
+            raise ValueError(f"the network returned NaN or infinite values at t = {times.tolist()}")
+        if self.predicts == "x0":
+            return out
+        if self.predicts == "v":
+            return (column(own_a) * x - column(own_s) * out) / column(own_a**2 + own_s**2)
+        if not (own_a > 0).all():
+            raise ValueError(
+                f"a network that predicts {self.predicts} says nothing of x0 at alpha = 0; start at a time below 1"
+            )
+        eps = out if self.predicts == "eps" else -column(own_s) * out
+        return (x - column(own_s) * eps) / column(own_a)
+
+    def _labels(self, labels: Tensor | None, batch: int) -> Tensor | None:
+        labels = check_labels(labels, batch)
+        if self.num_classes is None:
+            return None
+        if labels is None:
+            raise ValueError("labels: this network is class-conditional and needs a label for every image")
+        if not ((labels >= 0) & (labels < self.num_classes)).all():
+            raise ValueError(f"labels must lie in 0..{self.num_classes - 1} for this network, got {labels.tolist()}")
+        return labels
+
+    def _time(self, angle: float) -> float:
+        """The time of the schedule at which atan2(sigma, alpha) is `angle`."""
+        exact = getattr(self.schedule, "angle_to_time", None)
+        if exact is not None:
+            return float(exact(angle))
+
+        def angle_of(t: float) -> float:
+            return math.atan2(self.schedule.sigma(t), self.schedule.alpha(t))
+
+        low, high = 0.0, 1.0
+        if not angle_of(low) - _ANGLE_SLACK <= angle <= angle_of(high) + _ANGLE_SLACK:
+            raise ValueError(
+                f"sigma / alpha = {math.tan(angle):.4g} is outside what the network's schedule reaches, "
+                f"{math.tan(angle_of(low)):.4g} to {math.tan(angle_of(high)):.4g}"
+            )
+        if angle >= angle_of(high):
+            return high
+        for _ in range(_BISECTIONS):
+            middle = (low + high) / 2
+            low, high = (middle, high) if angle_of(middle) < angle else (low, middle)
+        return high
+
+
+class _Angle:
+    """t is the angle atan2(sigma, alpha) itself."""
+
+    def alpha(self, t: float) -> float:
+        return math.cos(t)
+
+    def sigma(self, t: float) -> float:
+        return math.sin(t)
+
+    def angle_to_time(self, angle: float) -> float:
+        return angle
+
+
+class _NoiseLevel:
+    """t is sigma itself, at alpha = 1."""
+
+    def alpha(self, t: float) -> float:
+        return 1.0
+
+    def sigma(self, t: float) -> float:
+        return t
+
+    def angle_to_time(self, angle: float) -> float:
+        return math.tan(angle)
+
+
+def from_pyels(network: ConvNetwork) -> NetworkDenoiser:
+    """A `pyels.ResNet` or `pyels.UNet` as a denoiser."""
+    config = network.config
+    return NetworkDenoiser(
+        network.eval(), "v", _Angle(), config["num_classes"], config["channels"], next(network.parameters()).device
+    )
+
+
+def from_edm(denoiser: Callable[..., Tensor], num_classes: int | None = None, device: Any = "cpu") -> NetworkDenoiser:
+    """A denoiser in the style of Karras et al. (arXiv 2206.00364): D(x0 + sigma * noise, sigma, labels) -> x0_hat.
+
+    Parameters
+    ----------
+    denoiser  called with x (B, C, H, W), sigma (B,), and class labels (B,) int64 or None; wrap one that wants them
+              one-hot
+    """
+    return NetworkDenoiser(denoiser, "x0", _NoiseLevel(), num_classes, device=device)
+
+
+def from_diffusers(unet: Any, scheduler: Any) -> NetworkDenoiser:
+    """A `diffusers` UNet2DModel with the scheduler it was trained with (DDPM, DDIM or any other with alphas_cumprod).
+
+    Raises ValueError for a scheduler of another kind or an unknown prediction type.
+    """
+    kinds: dict[str, Prediction] = {"epsilon": "eps", "sample": "x0", "v_prediction": "v"}
+    prediction = scheduler.config.get("prediction_type", "epsilon")
+    if prediction not in kinds or not hasattr(scheduler, "alphas_cumprod"):
+        raise ValueError(
+            f"{type(scheduler).__name__} with prediction type {prediction!r}: needed is a scheduler with "
+            f"alphas_cumprod that predicts one of {', '.join(kinds)}"
+        )
+    count = len(scheduler.alphas_cumprod)
+    classes = unet.config.get("num_class_embeds")
+
+    def function(x: Tensor, t: Tensor, labels: Tensor | None) -> Tensor:
+        # Step j = 1 .. T of the schedule is diffusers' timestep j - 1.
+        out: Tensor = unet(x, (t * count - 1).clamp(min=0), class_labels=labels).sample
+        return out
+
+    schedule = Discrete(scheduler.alphas_cumprod.double().cpu().numpy())
+    channels = unet.config.get("in_channels")
+    return NetworkDenoiser(function, kinds[prediction], schedule, classes, channels, unet.device)
+
+
+def load(source: str | Path) -> tuple[Denoiser, dict[str, Any]]:
+    """A network from disk, and what identifies it: its source, a checksum, and the record saved with it.
+
+    Parameters
+    ----------
+    source  a file written by `pyels train`, or the folder it is in; a folder in which diffusers saved a pipeline with
+            a UNet2DModel (its weights as safetensors); or FILE.py:NAME, a Python file of your own and the name in it of
+            a `pyels.Denoiser` or of a function without arguments that returns one. No pickle is read.
+
+    Raises
+    ------
+    FileNotFoundError, ValueError  there is no network there; ImportError: diffusers is needed and not installed
+    """
+    file, _, name = str(source).rpartition(":")
+    if file.endswith(".py"):
+        return _load_python(Path(file), name), {"source": str(source), "crc32": _crc32(Path(file))}
+    path = Path(source)
+    if path.is_dir() and (path / "model_index.json").exists():
+        return _load_diffusers(path), {
+            "source": str(source),
+            "crc32": _crc32(*sorted(path.glob("unet/*.safetensors")), path / "model_index.json"),
+        }
+    if path.is_dir():
+        path = path / "network.safetensors"
+        if not path.exists():
+            raise FileNotFoundError(
+                f"{source}: no network.safetensors, as pyels train writes it, and no model_index.json of diffusers"
+            )
+    network, record = load_network(path)
+    return from_pyels(network), {"source": str(source), "crc32": _crc32(path), **record}
+
+
+def _load_diffusers(folder: Path) -> NetworkDenoiser:
+    try:
+        import diffusers
+    except ImportError as error:
+        raise ImportError(f"{folder} holds a diffusers pipeline: pip install diffusers to read it") from error
+    index = json.loads((folder / "model_index.json").read_text(encoding="utf-8"))
+    scheduler_kind = getattr(diffusers, index.get("scheduler", ["", ""])[1], None)
+    if index.get("unet", ["", ""])[1] != "UNet2DModel" or scheduler_kind is None:
+        raise ValueError(f"{folder}: needed is a pipeline of a UNet2DModel and a scheduler, got {index}")
+    kind: Any = diffusers.UNet2DModel
+    unet = kind.from_pretrained(folder, subfolder="unet", use_safetensors=True)
+    return from_diffusers(unet.eval(), scheduler_kind.from_pretrained(folder, subfolder="scheduler"))
+
+
+def _load_python(path: Path, name: str) -> Denoiser:
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such file")
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    if spec is None or spec.loader is None:
+        raise ValueError(f"{path}: cannot be imported")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[path.stem] = module  # as an import does; data classes need it
+    sys.path.insert(0, str(path.parent))
+    try:
+        spec.loader.exec_module(module)
+    finally:
+        sys.path.pop(0)
+    if not hasattr(module, name):
+        raise ValueError(f"{path}: nothing of the name {name!r} in it")
+    value = getattr(module, name)
+    denoiser = value if isinstance(value, Denoiser) else value()
+    if not isinstance(denoiser, Denoiser):
+        raise ValueError(f"{path}:{name} gave {type(denoiser).__name__}; it must be or return a pyels.Denoiser")
+    return denoiser
+
+
+def _crc32(*files: Path) -> str:
+    crc = 0
+    for file in files:
+        crc = zlib.crc32(file.read_bytes(), crc)
+    return f"{crc:08x}"
+
+
+__all__ = ["NetworkDenoiser", "from_diffusers", "from_edm", "from_pyels", "load"]

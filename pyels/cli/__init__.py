@@ -1,0 +1,61 @@
+"""The command line: `pyels demo | sample | train | calibrate | compare | bench | info`, one file a command."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+
+import click
+
+import pyels
+from pyels.cli.bench import bench_command
+from pyels.cli.calibrate import calibrate_command
+from pyels.cli.compare import compare_command
+from pyels.cli.demo import demo_command
+from pyels.cli.info import info_command
+from pyels.cli.sample import sample_command
+from pyels.cli.train import train_command
+
+INTERRUPTED = 130
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(pyels.__version__, prog_name="pyels")
+def program() -> None:
+    """What a convolutional diffusion model draws, in closed form."""
+
+
+for _command in (
+    demo_command,
+    sample_command,
+    train_command,
+    calibrate_command,
+    compare_command,
+    bench_command,
+    info_command,
+):
+    program.add_command(_command)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the program: bad input ends it with status 2 and one line on standard error."""
+    try:
+        sys.exit(program.main(args=arguments, prog_name="pyels", standalone_mode=False) or 0)
+    except click.exceptions.NoArgsIsHelpError as error:
+        click.echo(error.format_message(), err=True)
+        sys.exit(2)
+    except click.ClickException as error:
+        _fail(error.format_message())
+    except (ValueError, TypeError, OSError, ImportError, MemoryError) as error:
+        _fail(str(error) or type(error).__name__)
+    except (click.Abort, KeyboardInterrupt):
+        click.echo(
+            "pyels: interrupted; repeat the command to go on after the last finished sample (train: add --resume)",
+            err=True,
+        )
+        sys.exit(INTERRUPTED)
+
+
+def _fail(message: str) -> None:
+    click.echo("pyels: error: " + " ".join(message.split()), err=True)
+    sys.exit(2)

@@ -1,0 +1,134 @@
+"""`pyels calibrate`: the patch sizes at which a machine agrees best with a network."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import click
+import torch
+
+from pyels import plots, runs
+from pyels.calibration import SIZES, Calibration, agreement
+from pyels.cli.common import (
+    StepBar,
+    boundary_of,
+    check_sizes,
+    classes_of_seeds,
+    engine_option,
+    engine_settings,
+    integers,
+    jobs_option,
+    json_option,
+    load_network_and_bank,
+    make_machine,
+    network_options,
+    out_option,
+    seeds_labels_option,
+    split_threads,
+    threads_option,
+)
+from pyels.files import write_json
+from pyels.machines import ELS
+from pyels.sampling import Step
+from pyels.schedules import SCHEDULES
+
+
+@click.command("calibrate")
+@network_options
+@click.option("--machine", "kind", type=click.Choice(["els", "ls"]), default="els", show_default=True)
+@click.option("--boundary", type=click.Choice(ELS.boundaries), help="Of ELS.  [default: as the network's padding]")
+@click.option("--sizes", default=",".join(map(str, SIZES)), show_default=True, help="Patch sizes to try.")
+@click.option("--steps", type=int, default=20, show_default=True, help="Steps of the network's trajectories.")
+@click.option("--schedule", type=click.Choice(SCHEDULES), default="cosine", show_default=True)
+@click.option("--num", type=int, default=30, show_default=True, help="Number of trajectories.")
+@seeds_labels_option
+@click.option(
+    "--seed", type=int, default=1_000_000, show_default=True, help="First seed; none that is compared later, please."
+)
+@engine_option
+@threads_option
+@jobs_option
+@out_option("pyels-calibration")
+@json_option
+def calibrate_command(
+    source: str,
+    dataset: str | None,
+    limit: int | None,
+    size: int | None,
+    kind: str,
+    boundary: str | None,
+    sizes: str,
+    steps: int,
+    schedule: str,
+    num: int,
+    labels: str | None,
+    seed: int,
+    engine: str,
+    threads: int | None,
+    jobs: int | None,
+    out: Path,
+    as_json: bool,
+) -> None:
+    """Find the patch size of every step for a network.
+
+    Follows the network's own trajectories from noise to image, and compares its estimates at each step with those of
+    the machine at every patch size (the paper's section 4). Writes scales.json (the sizes with the largest median
+    cosine similarity, and every size's scores at every step; --patch-sizes of sample and compare takes it),
+    calibration.png (as the paper's figure 4b) and receptive_field.png (figure 4a: the gradient of the network's centre
+    pixel, and the calibrated size). A run that was stopped goes on after its last finished trajectory when the command
+    is repeated.
+    """
+    runs.check_seeds(seed, num)
+    if kind != "els" and boundary is not None:
+        raise ValueError(f"--boundary {boundary} was given, but only machine els has one")
+    if steps < 1:
+        raise ValueError(f"--steps must be at least 1, got {steps}")
+    denoiser, bank, record, settings = load_network_and_bank(source, dataset, limit, size)
+    boundary = boundary or boundary_of(record)
+    jobs, each = split_threads(jobs, threads, num)
+    machine = make_machine(kind, bank, boundary, engine, each)
+    tried = sorted(set(integers("--sizes", sizes)))
+    check_sizes(machine, tried)
+    classes = classes_of_seeds(labels, denoiser, bank, num)
+    settings = {
+        "command": "calibrate",
+        **settings,
+        "machine": kind,
+        "boundary": boundary if kind == "els" else None,
+        "sizes": tried,
+        "steps": steps,
+        "schedule": schedule,
+        "seeds": [seed + i for i in range(num)],
+        "labels": classes,
+        **engine_settings(machine),
+    }
+
+    def one(i: int, on_step: Callable[[Step], None]) -> dict[str, torch.Tensor]:
+        noise = runs.noise_of_seed(seed + i, bank.shape)[None]
+        label = None if classes is None else torch.tensor([classes[i]])
+        found = agreement(denoiser, machine, noise, label, tried, steps, schedule, on_step)
+        return {name: value[0] for name, value in found.items()}
+
+    with StepBar(num, steps, "calibrating") as bar:
+        samples = runs.resumable(out, settings, num, one, bar, jobs)
+    calibration = Calibration.of(samples, tried, steps, schedule)
+    result = {**settings, **calibration.record()}
+    write_json(out / "scales.json", result)
+    plots.draw_calibration(out / "calibration.png", calibration)
+    pictures = [out / "calibration.png"]
+    if calibration.gradient is not None:
+        pictures.append(out / "receptive_field.png")
+        plots.draw_receptive_field(pictures[-1], calibration.gradient, calibration.times, calibration.patch_sizes)
+    runs.finished(out)
+    if as_json:
+        click.echo(json.dumps(result, indent=2))
+        return
+    click.echo(f"{'t':>6} {'patch size':>10} {'cosine':>8} {'by squared error':>17}")
+    for i, t in enumerate(calibration.times):
+        best = float(calibration.cosine[i].max())
+        click.echo(f"{t:6.3f} {calibration.patch_sizes[i]:10} {best:8.4f} {calibration.patch_sizes_by_mse[i]:17}")
+    if tried[-1] in calibration.patch_sizes[:-1]:
+        click.echo(f"the largest size tried, {tried[-1]}, was the best one at some steps: larger --sizes may do better")
+    click.echo(f"sizes: {out / 'scales.json'}; pictures: {', '.join(map(str, pictures))}")

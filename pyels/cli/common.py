@@ -1,0 +1,208 @@
+"""What several commands need: options, names of things, progress."""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+import threading
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+import torch
+from tqdm import tqdm
+
+import pyels
+from pyels import _core, adapters, datasets, presets
+from pyels.denoiser import Denoiser
+from pyels.engines import ENGINES, default_threads
+from pyels.machines import ELS, ES, IS, LS, Machine
+from pyels.sampling import Step
+
+F = TypeVar("F", bound=Callable[..., Any])
+_MOST_JOBS = 8  # each holds its own part of a posterior, up to 130 MB
+
+dataset_option = click.option(
+    "--dataset", default=datasets.EMBEDDED, show_default=True, help="A name (see `pyels info`) or a path."
+)
+engine_option = click.option("--engine", type=click.Choice(ENGINES), default="auto", show_default=True)
+threads_option = click.option("--threads", type=int, help="Number of threads [default: all CPUs this process may use]")
+json_option = click.option("--json", "as_json", is_flag=True, help="Print the result as JSON on standard output.")
+limit_option = click.option("--limit", type=int, help="Use only the first so many images.")
+size_option = click.option("--size", type=int, help="Resize the images to so many pixels.")
+jobs_option = click.option(
+    "--jobs", type=int, help="Seeds worked on at the same time.  [default: one a thread, up to 8]"
+)
+seeds_labels_option = click.option(
+    "--labels",
+    help="Classes, as 0,1,7,9; repeated in turn over the seeds.  [default: all classes in turn where the network is "
+    "class-conditional, else all images]",
+)
+
+
+def out_option(default: str) -> Callable[[F], F]:
+    return click.option("--out", type=click.Path(path_type=Path), default=Path(default), show_default=True)
+
+
+def network_options(command: F) -> F:
+    """--network, and --dataset, --limit and --size of the bank to hold it against."""
+    for option in (
+        size_option,
+        limit_option,
+        click.option("--dataset", help="A name (see `pyels info`) or a path.  [default: what it was trained on]"),
+        click.option(
+            "--network",
+            "source",
+            required=True,
+            help="A file or folder written by pyels train, a folder written by diffusers, or FILE.py:NAME, a "
+            "pyels.Denoiser of your own.",
+        ),
+    ):
+        command = option(command)
+    return command
+
+
+def load_network_and_bank(
+    source: str, dataset: str | None, limit: int | None, size: int | None
+) -> tuple[Denoiser, pyels.PatchBank, dict[str, Any], dict[str, Any]]:
+    """The network, the bank, the record of the network, and what of both belongs into a run's settings."""
+    denoiser, record = adapters.load(source)
+    if dataset is None:
+        trained_on = record.get("training", {}).get("data")
+        if trained_on is None:
+            raise ValueError(f"--dataset is needed: {source} does not say what it was trained on")
+        dataset = trained_on["dataset"]
+        limit = trained_on["limit"] if limit is None else limit
+        size = trained_on["size"] if size is None else size
+    bank = datasets.load(dataset, limit=limit, size=size)
+    settings = {
+        "version": pyels.__version__,
+        "network": {key: record[key] for key in ("source", "crc32")},
+        "data": data_settings(dataset, limit, size, bank),
+    }
+    return denoiser, bank, record, settings
+
+
+def data_settings(dataset: str, limit: int | None, size: int | None, bank: pyels.PatchBank) -> dict[str, Any]:
+    """What is enough to load a bank again, and to see whether it is the same."""
+    where = dataset if dataset in datasets.NAMES else str(Path(dataset).resolve())
+    return {"dataset": where, "limit": limit, "size": size, "bank": describe(bank)}
+
+
+def describe(bank: pyels.PatchBank) -> dict[str, Any]:
+    return {"images": len(bank), "shape": list(bank.shape), "crc32": bank.fingerprint()}
+
+
+def classes_of_seeds(labels: str | None, denoiser: Denoiser, bank: pyels.PatchBank, num: int) -> list[int] | None:
+    """The class of each of `num` seeds, or None where classes play no part."""
+    conditional = getattr(denoiser, "num_classes", None) is not None
+    if labels is None and not conditional:
+        return None
+    if labels is None and bank.labels is None:
+        raise ValueError("the network is class-conditional, but the data set has no labels")
+    classes = bank.classes if labels is None else integers("--labels", labels)
+    for c in classes:
+        bank.class_range(c)
+    return [classes[i % len(classes)] for i in range(num)]
+
+
+def boundary_of(record: dict[str, Any]) -> str:
+    """The boundary of ELS that sees the border as the network does, as far as its record tells."""
+    return "circular" if record.get("config", {}).get("padding") == "circular" else "zeros"
+
+
+def make_machine(
+    kind: str, bank: pyels.PatchBank, boundary: str = "zeros", engine: str = "auto", threads: int | None = None
+) -> Machine:
+    if kind == "els":
+        return ELS(bank, boundary=boundary, engine=engine, threads=threads)
+    if kind == "ls":
+        return LS(bank, engine=engine, threads=threads)
+    return (IS if kind == "is" else ES)(bank, engine=engine, threads=threads)
+
+
+def engine_settings(machine: Machine) -> dict[str, str]:
+    """What the bits of a result depend on, beside its inputs."""
+    return {"engine": machine.engine, "isa": _core.isa_in_use()}
+
+
+def split_threads(jobs: int | None, threads: int | None, count: int) -> tuple[int, int]:
+    """The number of jobs, and the threads of each; torch is told too."""
+    threads = default_threads() if threads is None else threads
+    jobs = max(1, min(threads, count, _MOST_JOBS)) if jobs is None else jobs
+    for option, number in (("--jobs", jobs), ("--threads", threads)):
+        if number < 1:
+            raise ValueError(f"{option} must be at least 1, got {number}")
+    each = max(1, threads // jobs)
+    torch.set_num_threads(each)
+    return jobs, each
+
+
+def named_sizes(text: str | None, dataset: str, boundary: str, steps: int) -> list[int]:
+    """Patch sizes for `steps` steps, from numbers, a scales.json of `pyels calibrate`, or a preset's name."""
+    if text is not None and re.search(r"^[-+\d]|,", text) and not text.endswith(".json"):
+        return integers("--patch-sizes", text)
+    if text is not None and text.endswith(".json"):
+        return sizes_of_file(Path(text))
+    return presets.patch_sizes(default_preset(dataset, boundary) if text is None else text, steps)
+
+
+def sizes_of_file(path: Path) -> list[int]:
+    """`patch_sizes` of a scales.json."""
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such file")
+    try:
+        sizes = json.loads(path.read_text(encoding="utf-8"))["patch_sizes"]
+        return [int(k) for k in sizes]
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{path}: not a scales.json of pyels calibrate ({error!r})") from error
+
+
+def default_preset(dataset: str, boundary: str) -> str:
+    base = "fashion-mnist" if dataset == datasets.EMBEDDED else dataset
+    padding = "circular" if boundary in ("circular", "interior") else "zeros"
+    for name in (f"{base}-resnet-{padding}", f"{base}-resnet-zeros"):
+        if name in presets.PATCH_SIZES:
+            return name
+    raise ValueError(
+        f"--patch-size or --patch-sizes is needed for data set {dataset}: give numbers, a scales.json of pyels "
+        f"calibrate, or one of {', '.join(presets.PATCH_SIZES)}"
+    )
+
+
+def check_sizes(machine: Machine, sizes: Sequence[int]) -> None:
+    """Fail on a bad size before anything is written."""
+    for k in sizes:
+        machine.check_size(k)
+
+
+def integers(option: str, text: str) -> list[int]:
+    try:
+        return [int(part) for part in text.split(",")]
+    except ValueError:
+        raise ValueError(f"{option} must be integers separated by commas, such as 3,3,5, got {text!r}") from None
+
+
+class StepBar:
+    """Progress in steps of denoisers over samples of `steps` steps each. May be told by several threads."""
+
+    def __init__(self, samples: int, steps: int, what: str = "sampling") -> None:
+        self._bar = tqdm(total=samples * steps, desc=what, unit="step", file=sys.stderr)
+        self._steps = steps
+        self._lock = threading.Lock()
+
+    def __enter__(self) -> StepBar:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._bar.close()
+
+    def skip(self) -> None:
+        with self._lock:
+            self._bar.update(self._steps)
+
+    def step(self, step: Step) -> None:
+        with self._lock:
+            self._bar.update()

@@ -1,0 +1,199 @@
+"""`pyels compare`: machines against a network, from the same noise."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import click
+import torch
+from torch import Tensor
+
+from pyels import comparison, plots, runs
+from pyels.cli.common import (
+    StepBar,
+    boundary_of,
+    check_sizes,
+    classes_of_seeds,
+    engine_option,
+    engine_settings,
+    jobs_option,
+    json_option,
+    load_network_and_bank,
+    make_machine,
+    named_sizes,
+    network_options,
+    out_option,
+    seeds_labels_option,
+    split_threads,
+    threads_option,
+)
+from pyels.files import write_json, write_tensors
+from pyels.machines import ELS, LS
+from pyels.schedules import SCHEDULES
+
+_MOST_PAIRS = 100  # in the picture
+
+
+@click.command("compare")
+@network_options
+@click.option(
+    "--machines",
+    default="els,ls,is",
+    show_default=True,
+    help="Of is, es, ls, els; els:circular, els:interior and els:zeros name the boundary, els takes that of the "
+    "network's padding.",
+)
+@click.option(
+    "--patch-sizes",
+    help="One size a step, cleanest first, as 3,3,5,..; a scales.json; or a preset's name.  [default: the preset of "
+    "the data set]",
+)
+@click.option("--steps", type=int, help="Steps of the machines.  [default: 20, or as many as --patch-sizes]")
+@click.option("--network-steps", type=int, help="Steps of the network.  [default: as many as the machines]")
+@click.option("--schedule", type=click.Choice(SCHEDULES), default="cosine", show_default=True)
+@click.option("--num", type=int, default=50, show_default=True, help="Number of seeds.")
+@seeds_labels_option
+@click.option("--seed", type=int, default=0, show_default=True, help="First seed.")
+@engine_option
+@threads_option
+@jobs_option
+@out_option("pyels-comparison")
+@json_option
+def compare_command(
+    source: str,
+    dataset: str | None,
+    limit: int | None,
+    size: int | None,
+    machines: str,
+    patch_sizes: str | None,
+    steps: int | None,
+    network_steps: int | None,
+    schedule: str,
+    num: int,
+    labels: str | None,
+    seed: int,
+    engine: str,
+    threads: int | None,
+    jobs: int | None,
+    out: Path,
+    as_json: bool,
+) -> None:
+    """Let machines and a network draw from the same noise, and measure how alike they are.
+
+    Writes report.json (pearson_r, its square pearson_r2 and r2_score of every seed, their medians with quartiles and
+    95% bootstrap intervals, and how often each machine is closer to the network than IS), scatter.png (as the paper's
+    figure 10), pairs.png (the network's and the first machine's pictures, best to worst), comparison.safetensors and
+    run.json. A run that was stopped goes on after its last finished seed when the command is repeated.
+    """
+    runs.check_seeds(seed, num)
+    denoiser, bank, record, settings = load_network_and_bank(source, dataset, limit, size)
+    name = settings["data"]["dataset"]
+    jobs, each = split_threads(jobs, threads, num)
+    contenders: dict[str, comparison.Contender] = {}
+    used: list[int] | None = None
+    n = 20 if steps is None else steps
+    if n < 1:
+        raise ValueError(f"--steps must be at least 1, got {n}")
+    built = {}
+    for spec in dict.fromkeys(machines.split(",")):
+        kind, _, boundary = spec.partition(":")
+        if kind not in ("is", "es", "ls", "els") or (boundary and (kind != "els" or boundary not in ELS.boundaries)):
+            raise ValueError(f"--machines must be of is, es, ls, els and els:BOUNDARY, got {spec!r}")
+        built[spec] = make_machine(kind, bank, boundary or boundary_of(record), engine, each)
+    if any(isinstance(machine, (ELS, LS)) for machine in built.values()):
+        used = named_sizes(patch_sizes, name, boundary_of(record), n)
+        if steps is not None and steps != len(used):
+            raise ValueError(f"--patch-sizes has {len(used)} entries for {steps} steps; give one for each")
+        n = len(used)
+    elif patch_sizes is not None:
+        raise ValueError("machines is and es compare whole images: leave out --patch-sizes")
+    network_steps = n if network_steps is None else network_steps
+    if network_steps < 1:
+        raise ValueError(f"--network-steps must be at least 1, got {network_steps}")
+    contenders[comparison.NETWORK] = comparison.Contender(denoiser, network_steps)
+    for spec, machine in built.items():
+        local = isinstance(machine, (ELS, LS))
+        if local:
+            check_sizes(machine, used or ())
+        contenders[spec] = comparison.Contender(machine, n, used if local else None)
+    classes = classes_of_seeds(labels, denoiser, bank, num)
+    seeds = [seed + i for i in range(num)]
+    settings = {
+        "command": "compare",
+        **settings,
+        "machines": list(built),
+        "boundary": boundary_of(record),
+        "patch_sizes": used,
+        "steps": n,
+        "network_steps": network_steps,
+        "schedule": schedule,
+        "seeds": seeds,
+        "labels": classes,
+        **engine_settings(next(iter(built.values()))),
+    }
+    images, report = run_comparison(contenders, bank, seeds, classes, schedule, out, settings, jobs)
+    first = next(iter(built))
+    r = torch.tensor(report["machines"][first]["pearson_r"]["per_seed"], dtype=torch.float64)
+    order = r.argsort(descending=True, stable=True)
+    shown = order[torch.linspace(0, num - 1, min(num, _MOST_PAIRS)).round().long()]
+    plots.draw_pairs(
+        out / "pairs.png",
+        images[comparison.NETWORK][shown],
+        images[first][shown],
+        [f"seed {seeds[i]}, r = {r[i]:.2f}" for i in shown.tolist()],
+        ("network", first.upper()),
+    )
+    pictures = [out / "pairs.png"]
+    if "is" in built and len(built) > 1:
+        pictures.append(out / "scatter.png")
+        of_seeds = {spec: row["pearson_r"]["per_seed"] for spec, row in report["machines"].items()}
+        ideal = of_seeds.pop("is")
+        plots.draw_scatter(pictures[-1], of_seeds, ideal)
+    runs.finished(out)
+    if as_json:
+        click.echo(json.dumps(report, indent=2))
+        return
+    print_report(report)
+    click.echo(f"pictures: {', '.join(map(str, pictures))}")
+
+
+def run_comparison(
+    contenders: dict[str, comparison.Contender],
+    bank: Any,
+    seeds: list[int],
+    labels: list[int] | None,
+    schedule: str,
+    out: Path,
+    settings: dict[str, Any],
+    jobs: int,
+) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Draw, measure, and write comparison.safetensors, report.json and run.json to `out`."""
+    with StepBar(len(seeds), sum(contender.steps for contender in contenders.values())) as bar:
+        images = comparison.compare(contenders, bank, seeds, labels, schedule, out, settings, bar, jobs)
+    report = comparison.report(images, [name for name in contenders if name != comparison.NETWORK], seeds)
+    report["labels"] = labels
+    if labels is not None:
+        images["labels"] = torch.tensor(labels)
+    write_tensors(out / "comparison.safetensors", images)
+    write_json(out / "report.json", report)
+    write_json(out / "run.json", settings)
+    return images, report
+
+
+def print_report(report: dict[str, Any]) -> None:
+    """The medians with their intervals, a line a machine."""
+    click.echo(f"median over {len(report['seeds'])} seeds, each machine against the network [95% interval]:")
+    click.echo(f"{'':12} {'pearson_r':>22} {'pearson_r2':>22} {'r2_score':>22}")
+    for machine, row in report["machines"].items():
+        figures = [
+            f"{row[m]['median']:.3f} [{row[m]['interval_95'][0]:.3f}, {row[m]['interval_95'][1]:.3f}]"
+            for m in ("pearson_r", "pearson_r2", "r2_score")
+        ]
+        click.echo(f"{machine.upper():12} " + " ".join(f"{text:>22}" for text in figures))
+    for machine, wins in report.get("beats_is", {}).items():
+        low, high = wins["interval_95"]
+        click.echo(
+            f"{machine.upper()} closer to the network than IS: {wins['share']:.0%} of seeds [{low:.0%}, {high:.0%}]"
+        )

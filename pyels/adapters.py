@@ -143,7 +143,7 @@ class NetworkDenoiser(Denoiser):
         if not angle_of(low) - _ANGLE_SLACK <= angle <= angle_of(high) + _ANGLE_SLACK:
             raise ValueError(
                 f"sigma / alpha = {math.tan(angle):.4g} is outside what the network's schedule reaches, "
-                f"{math.tan(angle_of(low)):.4g} to {math.tan(angle_of(high)):.4g}"
+                f"{abs(math.tan(angle_of(low))):.4g} to {math.tan(angle_of(high)):.4g}; sample along another schedule"
             )
         if angle >= angle_of(high):
             return high
@@ -265,7 +265,7 @@ def _load_diffusers(folder: Path) -> NetworkDenoiser:
     if index.get("unet", ["", ""])[1] != "UNet2DModel" or scheduler_kind is None:
         raise ValueError(f"{folder}: needed is a pipeline of a UNet2DModel and a scheduler, got {index}")
     kind: Any = diffusers.UNet2DModel
-    unet = kind.from_pretrained(folder, subfolder="unet", use_safetensors=True)
+    unet = kind.from_pretrained(folder, subfolder="unet", use_safetensors=True, low_cpu_mem_usage=False)
     return from_diffusers(unet.eval(), scheduler_kind.from_pretrained(folder, subfolder="scheduler"))
 
 

@@ -13,51 +13,50 @@ from pyels import metrics
 from pyels.adapters import NetworkDenoiser
 from pyels.denoiser import Denoiser, eps_from_x0
 from pyels.machines import Machine
-from pyels.sampling import Level, Step, noise_levels, sample
-from pyels.schedules import Schedule, make_schedule
+from pyels.sampling import Level, Step, sample
+from pyels.schedules import Schedule
 
 SIZES = tuple(range(3, 19, 2))
 
 
 @dataclass(frozen=True)
 class Calibration:
-    """Agreement of a machine with a network at every step and patch size.
+    """Agreement of a machine with a network at every step and patch size, sample by sample.
 
     Attributes
     ----------
-    times     (steps,) ascending
-    sizes     (K,) the patch sizes tried
-    cosine    (steps, K) median over samples of the cosine between network's and machine's noise estimates
-    mse       (steps, K) median over samples of the mean squared difference of their x0 estimates
-    gradient  (steps, H, W) average over samples of the absolute gradient of the network's noise estimate at the centre
-              pixel (H // 2, W // 2) with respect to its input; None for a denoiser that is not a `NetworkDenoiser`
+    times      (steps,) ascending
+    sizes      (K,) the patch sizes tried
+    cosines    (B, steps, K) float64 cosine between network's and machine's noise estimates
+    mses       (B, steps, K) float64 mean squared difference of their x0 estimates
+    gradients  (B, steps, H, W) the network's `centre_gradient`; None for a denoiser that is not a `NetworkDenoiser`
     """
 
     times: list[float]
     sizes: list[int]
-    cosine: Tensor
-    mse: Tensor
-    gradient: Tensor | None = None
+    cosines: Tensor
+    mses: Tensor
+    gradients: Tensor | None = None
+
+    @property
+    def cosine(self) -> Tensor:
+        """Median over the samples, (steps, K)."""
+        return self.cosines.quantile(0.5, dim=0)
+
+    @property
+    def mse(self) -> Tensor:
+        """Median over the samples, (steps, K)."""
+        return self.mses.quantile(0.5, dim=0)
 
     @property
     def patch_sizes(self) -> list[int]:
-        """The size with the largest cosine at each step: `patch_sizes` of `pyels.sample`."""
+        """The size with the largest median cosine at each step: `patch_sizes` of `pyels.sample`."""
         return [self.sizes[i] for i in self.cosine.argmax(dim=1).tolist()]
 
     @property
     def patch_sizes_by_mse(self) -> list[int]:
-        """The size with the least squared difference at each step."""
+        """The size with the least median squared difference at each step."""
         return [self.sizes[i] for i in self.mse.argmin(dim=1).tolist()]
-
-    @classmethod
-    def of(
-        cls, samples: dict[str, Tensor], sizes: Sequence[int], steps: int, schedule: str | Schedule = "cosine"
-    ) -> Calibration:
-        """The medians over samples of what `agreement` gives."""
-        times = [level.t for level in noise_levels(steps, make_schedule(schedule))][::-1]
-        gradient = samples["gradient"].mean(dim=0) if "gradient" in samples else None
-        cosine, mse = (samples[name].quantile(0.5, dim=0) for name in ("cosine", "mse"))
-        return cls(times, list(sizes), cosine, mse, gradient)
 
     def record(self) -> dict[str, Any]:
         """What `scales.json` holds: times, sizes, patch_sizes, and every size's scores at every step."""
@@ -93,46 +92,32 @@ def calibrate(
     sizes     odd patch sizes to try
     callback  called with a `Step` after every step of the network
     """
-    return Calibration.of(
-        agreement(network, machine, noise, labels, sizes, steps, schedule, callback), sizes, steps, schedule
-    )
-
-
-def agreement(
-    network: Denoiser,
-    machine: Machine,
-    noise: Tensor,
-    labels: Tensor | None = None,
-    sizes: Sequence[int] = SIZES,
-    steps: int = 20,
-    schedule: str | Schedule = "cosine",
-    callback: Callable[[Step], Any] | None = None,
-) -> dict[str, Tensor]:
-    """What `calibrate` takes the medians of, sample by sample; arguments as there.
-
-    Returns
-    -------
-    cosine, mse (B, steps, K) float64 and, of a `NetworkDenoiser`, gradient (B, steps, H, W); steps in ascending time
-    """
-    rows: dict[str, list[Tensor]] = {}
+    times: list[float] = []
+    cosines: list[Tensor] = []
+    mses: list[Tensor] = []
+    gradients: list[Tensor] = []
 
     def compare(step: Step) -> None:
         x, level = step.x, step.level
         network_eps = eps_from_x0(step.x0, x, level.alpha, level.sigma)
         means = machine.denoise_over_sizes(x, level.alpha, level.sigma, sizes, labels)
-        found = {
-            "cosine": [metrics.cosine(network_eps, eps_from_x0(x0, x, level.alpha, level.sigma)) for x0 in means],
-            "mse": [metrics.mse(step.x0, x0) for x0 in means],
-        }
-        for name, values in found.items():
-            rows.setdefault(name, []).append(torch.stack(values, dim=1))
+        estimates = [eps_from_x0(x0, x, level.alpha, level.sigma) for x0 in means]
+        times.append(level.t)
+        cosines.append(torch.stack([metrics.cosine(network_eps, eps) for eps in estimates], dim=1))
+        mses.append(torch.stack([metrics.mse(step.x0, x0) for x0 in means], dim=1))
         if isinstance(network, NetworkDenoiser):
-            rows.setdefault("gradient", []).append(centre_gradient(network, x, level, labels))
+            gradients.append(centre_gradient(network, x, level, labels))
         if callback is not None:
             callback(step)
 
     sample(network, noise, steps, schedule, labels=labels, callback=compare)
-    return {name: torch.stack(values[::-1], dim=1) for name, values in rows.items()}
+
+    def ascending(values: list[Tensor]) -> Tensor:
+        return torch.stack(values[::-1], dim=1)
+
+    return Calibration(
+        times[::-1], list(sizes), ascending(cosines), ascending(mses), ascending(gradients) if gradients else None
+    )
 
 
 def centre_gradient(network: NetworkDenoiser, x: Tensor, level: Level, labels: Tensor | None = None) -> Tensor:

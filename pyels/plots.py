@@ -138,8 +138,10 @@ def draw_calibration(path: str | Path, calibration: Calibration) -> None:
 def draw_receptive_field(
     path: str | Path, gradient: Tensor, times: Sequence[float], patch_sizes: Sequence[int]
 ) -> None:
-    """Write the centre pixel's gradient (steps, H, W) at each step, on a logarithmic scale and the calibrated window
-    outlined, as a PNG (the paper's figure 4a)."""
+    """Write the centre pixel's average gradient (steps, H, W) at each step as a PNG (the paper's figure 4a).
+
+    The scale is logarithmic; the calibrated window is outlined.
+    """
     columns = min(len(times), 10)
     lines = math.ceil(len(times) / columns)
     figure = Figure(figsize=(1.35 * columns + 1, 1.6 * lines), dpi=150, layout="constrained")

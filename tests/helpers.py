@@ -44,3 +44,23 @@ def run_program(*arguments):
     with pytest.raises(SystemExit) as ended:
         main([str(a) for a in arguments])
     return ended.value.code
+
+
+def save_random_diffusers_pipeline(folder, size, num_class_embeds=None, prediction_type="epsilon"):
+    """A randomly initialised UNet2DModel for grey images and its scheduler; skips the test without diffusers."""
+    diffusers = pytest.importorskip("diffusers")
+    torch.manual_seed(0)
+    unet = diffusers.UNet2DModel(
+        sample_size=size,
+        in_channels=1,
+        out_channels=1,
+        block_out_channels=(8, 8),
+        norm_num_groups=4,
+        layers_per_block=1,
+        down_block_types=("DownBlock2D", "DownBlock2D"),
+        up_block_types=("UpBlock2D", "UpBlock2D"),
+        num_class_embeds=num_class_embeds,
+    ).eval()
+    scheduler = diffusers.DDPMScheduler(prediction_type=prediction_type)
+    diffusers.DDPMPipeline(unet, scheduler).save_pretrained(folder)
+    return unet, scheduler

@@ -5,7 +5,7 @@ import math
 
 import pytest
 import torch
-from helpers import make_bank, noisy
+from helpers import make_bank, noisy, save_random_diffusers_pipeline
 
 import pyels
 from pyels.adapters import NetworkDenoiser, from_edm, from_pyels, load
@@ -161,26 +161,14 @@ def test_pickles_are_not_read(tmp_path):
 @pytest.mark.filterwarnings("ignore")  # what other packages warn of at import is theirs
 @pytest.mark.parametrize("prediction", ["epsilon", "v_prediction", "sample"])
 def test_diffusers_pipeline(tmp_path, prediction):
-    diffusers = pytest.importorskip("diffusers")
-    torch.manual_seed(0)
-    unet = diffusers.UNet2DModel(
-        sample_size=16,
-        in_channels=1,
-        out_channels=1,
-        block_out_channels=(8, 8),
-        norm_num_groups=4,
-        layers_per_block=1,
-        down_block_types=("DownBlock2D", "DownBlock2D"),
-        up_block_types=("UpBlock2D", "UpBlock2D"),
-        num_class_embeds=4,
-    ).eval()
-    scheduler = diffusers.DDPMScheduler(num_train_timesteps=100, prediction_type=prediction)
-    diffusers.DDPMPipeline(unet, scheduler).save_pretrained(tmp_path / "model")
+    unet, scheduler = save_random_diffusers_pipeline(
+        tmp_path / "model", size=16, num_class_embeds=4, prediction_type=prediction
+    )
     denoiser, _ = load(tmp_path / "model")
     assert denoiser.num_classes == 4
 
     # At a timestep of its own, the estimate is diffusers' own.
-    x, labels, timestep = torch.randn(2, 1, 16, 16), torch.tensor([0, 3]), 42
+    x, labels, timestep = torch.randn(2, 1, 16, 16), torch.tensor([0, 3]), 420
     alpha_bar = float(scheduler.alphas_cumprod[timestep].double())
     alpha, sigma = alpha_bar**0.5, (1 - alpha_bar) ** 0.5
     with torch.no_grad():

@@ -7,12 +7,12 @@ import time
 
 import pytest
 import torch
-from helpers import make_bank, run_program
+from helpers import make_bank, run_program, save_random_diffusers_pipeline
 
 import pyels
 from pyels import comparison
 from pyels.adapters import NetworkDenoiser, from_pyels
-from pyels.calibration import Calibration, agreement, calibrate, centre_gradient
+from pyels.calibration import calibrate, centre_gradient
 from pyels.files import read_tensors
 from pyels.sampling import Level
 
@@ -31,25 +31,21 @@ def test_calibration_finds_the_size_of_a_machine_in_disguise(fashion):
     assert found.times == [0.25, 0.5, 0.75, 1.0]
     assert found.cosine.shape == found.mse.shape == (4, 4)
     assert float(found.mse[:, 1].max()) == 0
-    assert found.gradient is None
+    assert found.gradients is None
 
 
-def test_calibration_is_the_median_of_samples_taken_one_by_one(small):
+def test_calibration_takes_each_sample_by_itself(small):
     torch.manual_seed(0)
     network = from_pyels(pyels.ResNet(width=4, depth=1))
     noise, labels = torch.randn(5, 1, 9, 8), torch.tensor([0, 1, 2, 0, 1])
-    steps, sizes = 3, (3, 5)
-    together = calibrate(network, pyels.ELS(small), noise, labels, sizes, steps)
-    ones = [
-        agreement(network, pyels.ELS(small), noise[i : i + 1], labels[i : i + 1], sizes, steps)
-        for i in range(len(noise))
-    ]
-    stacked = {name: torch.cat([one[name] for one in ones]) for name in ones[0]}
-    again = Calibration.of(stacked, sizes, steps)
-    torch.testing.assert_close(again.cosine, together.cosine, atol=1e-6, rtol=0)
-    torch.testing.assert_close(again.gradient, together.gradient, atol=1e-6, rtol=1e-5)
-    assert torch.equal(stacked["cosine"].quantile(0.5, dim=0), again.cosine)
-    assert again.record()["patch_sizes"] == again.patch_sizes
+    together = calibrate(network, pyels.ELS(small), noise, labels, (3, 5), 3)
+    for i in range(5):
+        alone = calibrate(network, pyels.ELS(small), noise[i : i + 1], labels[i : i + 1], (3, 5), 3)
+        torch.testing.assert_close(together.cosines[i], alone.cosines[0], atol=1e-6, rtol=0)
+        torch.testing.assert_close(together.mses[i], alone.mses[0], atol=1e-6, rtol=0)
+        torch.testing.assert_close(together.gradients[i], alone.gradients[0], atol=1e-6, rtol=1e-5)
+    assert torch.equal(together.cosine, together.cosines.sort(dim=0).values[2])
+    assert together.record()["patch_sizes"] == together.patch_sizes
 
 
 def test_centre_gradient_is_that_of_finite_differences():
@@ -283,19 +279,7 @@ def test_a_network_of_ones_own_is_compared_unchanged(trained, tmp_path, capsys):
 
 @pytest.mark.filterwarnings("ignore")  # what other packages warn of at import is theirs
 def test_a_random_diffusers_unet_goes_through_compare(trained, tmp_path):
-    diffusers = pytest.importorskip("diffusers")
-    torch.manual_seed(0)
-    unet = diffusers.UNet2DModel(
-        sample_size=12,
-        in_channels=1,
-        out_channels=1,
-        block_out_channels=(8, 8),
-        norm_num_groups=4,
-        layers_per_block=1,
-        down_block_types=("DownBlock2D", "DownBlock2D"),
-        up_block_types=("UpBlock2D", "UpBlock2D"),
-    )
-    diffusers.DDPMPipeline(unet, diffusers.DDPMScheduler()).save_pretrained(tmp_path / "unet")
+    save_random_diffusers_pipeline(tmp_path / "unet", size=12)
     options = ("--network", tmp_path / "unet", "--dataset", trained / "bank.npz", "--patch-sizes", "3,3,5", "--num", 3)
     assert run_program("compare", *options, "--out", tmp_path / "out") == 0
     report = json.loads((tmp_path / "out" / "report.json").read_text())

@@ -10,7 +10,7 @@ import click
 import torch
 
 from pyels import plots, runs
-from pyels.calibration import SIZES, Calibration, agreement
+from pyels.calibration import SIZES, Calibration, calibrate
 from pyels.cli.common import (
     StepBar,
     boundary_of,
@@ -108,19 +108,24 @@ def calibrate_command(
     def one(i: int, on_step: Callable[[Step], None]) -> dict[str, torch.Tensor]:
         noise = runs.noise_of_seed(seed + i, bank.shape)[None]
         label = None if classes is None else torch.tensor([classes[i]])
-        found = agreement(denoiser, machine, noise, label, tried, steps, schedule, on_step)
-        return {name: value[0] for name, value in found.items()}
+        found = calibrate(denoiser, machine, noise, label, tried, steps, schedule, on_step)
+        tensors = {"times": torch.tensor(found.times, dtype=torch.float64), "cosines": found.cosines[0]}
+        tensors["mses"] = found.mses[0]
+        if found.gradients is not None:
+            tensors["gradients"] = found.gradients[0]
+        return tensors
 
     with StepBar(num, steps, "calibrating") as bar:
         samples = runs.resumable(out, settings, num, one, bar, jobs)
-    calibration = Calibration.of(samples, tried, steps, schedule)
+    times = samples.pop("times")[0].tolist()
+    calibration = Calibration(times, tried, **samples)
     result = {**settings, **calibration.record()}
     write_json(out / "scales.json", result)
     plots.draw_calibration(out / "calibration.png", calibration)
     pictures = [out / "calibration.png"]
-    if calibration.gradient is not None:
+    if calibration.gradients is not None:
         pictures.append(out / "receptive_field.png")
-        plots.draw_receptive_field(pictures[-1], calibration.gradient, calibration.times, calibration.patch_sizes)
+        plots.draw_receptive_field(pictures[-1], calibration.gradients.mean(dim=0), times, calibration.patch_sizes)
     runs.finished(out)
     if as_json:
         click.echo(json.dumps(result, indent=2))

@@ -86,40 +86,37 @@ def report(images: Mapping[str, Tensor], machines: Sequence[str], seeds: Sequenc
 
     Returns
     -------
-    machines     machine -> measure -> median, quartiles [25%, 75%], interval_95 of the median (percentile bootstrap
-                 over the seeds, 10,000 resamplings), per_seed
-    beats_is     machine -> share of the seeds at which its pearson_r is above IS's, and its interval_95; where IS is
-                 one of the machines
-    seeds        the seeds
+    median        machine -> measure -> median over the seeds
+    quartiles     machine -> measure -> [25%, 75%]
+    interval_95   machine -> measure -> 95% interval of the median, by `interval`
+    per_seed      machine -> measure -> the figure of each seed
+    beats_is      machine -> share of the seeds at which its pearson_r is above that of IS, and the share's interval_95;
+                  where IS is one of the machines
+    els_beats_is  the share of the first of the ELS machines
+    seeds         the seeds
     """
+    result: dict[str, Any] = {"median": {}, "quartiles": {}, "interval_95": {}, "seeds": list(seeds), "per_seed": {}}
     figures = {
         machine: {name: measure(images[NETWORK], images[machine]) for name, measure in MEASURES.items()}
         for machine in machines
     }
-    result: dict[str, Any] = {
-        "seeds": list(seeds),
-        "machines": {
-            machine: {name: summary(values) for name, values in row.items()} for machine, row in figures.items()
-        },
-    }
+    for machine, row in figures.items():
+        for part, summary in (
+            ("median", lambda values: float(values.quantile(0.5))),
+            ("quartiles", lambda values: [float(values.quantile(q)) for q in (0.25, 0.75)]),
+            ("interval_95", lambda values: interval(values, _median)),
+            ("per_seed", Tensor.tolist),
+        ):
+            result[part][machine] = {name: summary(values) for name, values in row.items()}
     if "is" in figures:
         result["beats_is"] = {}
         for machine in machines:
             if machine != "is":
                 wins = (figures[machine]["pearson_r"] > figures["is"]["pearson_r"]).double()
                 result["beats_is"][machine] = {"share": float(wins.mean()), "interval_95": interval(wins, torch.mean)}
+                if machine.startswith("els"):
+                    result.setdefault("els_beats_is", float(wins.mean()))
     return result
-
-
-def summary(values: Tensor) -> dict[str, Any]:
-    """Median, quartiles and the median's 95% interval of one figure a seed, (n,) float64."""
-    low, median, high = values.quantile(torch.tensor([0.25, 0.5, 0.75], dtype=torch.float64)).tolist()
-    return {
-        "median": median,
-        "quartiles": [low, high],
-        "interval_95": interval(values, _median),
-        "per_seed": values.tolist(),
-    }
 
 
 def interval(values: Tensor, statistic: Callable[..., Tensor]) -> list[float]:

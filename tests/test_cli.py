@@ -326,15 +326,15 @@ def test_demo(tmp_path, capsys):
     assert report == json.loads((tmp_path / "demo" / "report.json").read_text())
     assert report["seeds"] == [3, 4]
     for machine in ("els", "ls", "is"):
-        assert set(report["machines"][machine]) == {"pearson_r", "pearson_r2", "r2_score"}
-    assert report["machines"]["els"]["pearson_r"]["median"] > 0.85
-    assert report["beats_is"]["els"]["share"] == 1.0
-    tensors = read_tensors(tmp_path / "demo" / "comparison.safetensors")
+        assert set(report["median"][machine]) == {"pearson_r", "pearson_r2", "r2_score"}
+    assert report["median"]["els"]["pearson_r"] > 0.85
+    assert report["els_beats_is"] == report["beats_is"]["els"]["share"] == 1.0
+    tensors = read_tensors(tmp_path / "demo" / "demo.safetensors")
     r = pyels.metrics.pearson_r(tensors["network"], tensors["els"])
-    assert report["machines"]["els"]["pearson_r"]["per_seed"] == r.tolist()
+    assert report["per_seed"]["els"]["pearson_r"] == r.tolist()
     assert sorted(p.name for p in (tmp_path / "demo").iterdir()) == [
-        "comparison.safetensors",
         "demo.png",
+        "demo.safetensors",
         "report.json",
         "run.json",
     ]

@@ -134,8 +134,9 @@ def compare_command(
         **engine_settings(next(iter(built.values()))),
     }
     images, report = run_comparison(contenders, bank, seeds, classes, schedule, out, settings, jobs)
+    write_tensors(out / "comparison.safetensors", images)
     first = next(iter(built))
-    r = torch.tensor(report["machines"][first]["pearson_r"]["per_seed"], dtype=torch.float64)
+    r = torch.tensor(report["per_seed"][first]["pearson_r"], dtype=torch.float64)
     order = r.argsort(descending=True, stable=True)
     shown = order[torch.linspace(0, num - 1, min(num, _MOST_PAIRS)).round().long()]
     plots.draw_pairs(
@@ -148,7 +149,7 @@ def compare_command(
     pictures = [out / "pairs.png"]
     if "is" in built and len(built) > 1:
         pictures.append(out / "scatter.png")
-        of_seeds = {spec: row["pearson_r"]["per_seed"] for spec, row in report["machines"].items()}
+        of_seeds = {spec: row["pearson_r"] for spec, row in report["per_seed"].items()}
         ideal = of_seeds.pop("is")
         plots.draw_scatter(pictures[-1], of_seeds, ideal)
     runs.finished(out)
@@ -169,14 +170,13 @@ def run_comparison(
     settings: dict[str, Any],
     jobs: int,
 ) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Draw, measure, and write comparison.safetensors, report.json and run.json to `out`."""
+    """Draw, measure, and write report.json and run.json to `out`; the images and the report."""
     with StepBar(len(seeds), sum(contender.steps for contender in contenders.values())) as bar:
         images = comparison.compare(contenders, bank, seeds, labels, schedule, out, settings, bar, jobs)
     report = comparison.report(images, [name for name in contenders if name != comparison.NETWORK], seeds)
     report["labels"] = labels
     if labels is not None:
         images["labels"] = torch.tensor(labels)
-    write_tensors(out / "comparison.safetensors", images)
     write_json(out / "report.json", report)
     write_json(out / "run.json", settings)
     return images, report
@@ -186,11 +186,11 @@ def print_report(report: dict[str, Any]) -> None:
     """The medians with their intervals, a line a machine."""
     click.echo(f"median over {len(report['seeds'])} seeds, each machine against the network [95% interval]:")
     click.echo(f"{'':12} {'pearson_r':>22} {'pearson_r2':>22} {'r2_score':>22}")
-    for machine, row in report["machines"].items():
-        figures = [
-            f"{row[m]['median']:.3f} [{row[m]['interval_95'][0]:.3f}, {row[m]['interval_95'][1]:.3f}]"
-            for m in ("pearson_r", "pearson_r2", "r2_score")
-        ]
+    for machine, medians in report["median"].items():
+        figures = []
+        for measure in comparison.MEASURES:
+            low, high = report["interval_95"][machine][measure]
+            figures.append(f"{medians[measure]:.3f} [{low:.3f}, {high:.3f}]")
         click.echo(f"{machine.upper():12} " + " ".join(f"{text:>22}" for text in figures))
     for machine, wins in report.get("beats_is", {}).items():
         low, high = wins["interval_95"]

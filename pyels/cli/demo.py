@@ -21,6 +21,7 @@ from pyels.cli.common import (
     threads_option,
 )
 from pyels.cli.compare import print_report, run_comparison
+from pyels.files import write_tensors
 
 
 @click.command("demo")
@@ -37,7 +38,7 @@ def demo_command(
     """A trained network and the machines draw from the same noise.
 
     Uses the Fashion-MNIST images and the small ResNet that come with the package; needs no network and no training.
-    Writes demo.png, report.json, comparison.safetensors and run.json to the output folder.
+    Writes demo.png, report.json, demo.safetensors and run.json to the output folder.
     """
     runs.check_seeds(seed, num)
     bank = datasets.load(datasets.EMBEDDED)
@@ -61,7 +62,8 @@ def demo_command(
         **engine_settings(machines["els"]),
     }
     images, report = run_comparison(contenders, bank, seeds, labels, "cosine", out, settings, jobs)
-    r = {m: [f"r = {v:.2f}" for v in report["machines"][m]["pearson_r"]["per_seed"]] for m in machines}
+    write_tensors(out / "demo.safetensors", images)
+    r = {m: [f"r = {v:.2f}" for v in report["per_seed"][m]["pearson_r"]] for m in machines}
     plots.draw_rows(
         out / "demo.png",
         [

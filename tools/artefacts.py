@@ -1,0 +1,51 @@
+"""Draw docs/artefacts.png: garments with a wrong number of legs or sleeves, by the network and by the theory alike.
+
+    python tools/artefacts.py [--dataset fashion-mnist] [--out docs/artefacts.png]
+
+The network is that of results/fashion-resnet-zeros, the patch sizes are its calibration's. The seeds were found by
+looking at the pairs that `pyels compare` draws.
+"""
+
+import argparse
+import tempfile
+from pathlib import Path
+
+import pyels
+from pyels import comparison, plots
+from pyels.cli.common import StepBar, sizes_of_file
+
+ROOT = Path(__file__).parent.parent
+NETWORK = ROOT / "results" / "fashion-resnet-zeros"
+CASES = [(0, 0, "")]  # seed, class, what is wrong
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--dataset", default="fashion-mnist")
+    parser.add_argument("--out", type=Path, default=ROOT / "docs" / "artefacts.png")
+    options = parser.parse_args()
+
+    bank = pyels.datasets.load(options.dataset)
+    network, _ = pyels.adapters.load(NETWORK)
+    sizes = sizes_of_file(NETWORK / "scales.json")
+    contenders = {
+        comparison.NETWORK: comparison.Contender(network, len(sizes)),
+        "els": comparison.Contender(pyels.ELS(bank), len(sizes), sizes),
+    }
+    seeds, labels, remarks = zip(*CASES, strict=True)
+    with tempfile.TemporaryDirectory() as folder, StepBar(len(CASES), 2 * len(sizes)) as bar:
+        images = comparison.compare(contenders, bank, seeds, labels, "cosine", folder, {}, bar)
+    r = pyels.metrics.pearson_r(images["network"], images["els"])
+    plots.draw_rows(
+        options.out,
+        [
+            plots.Row("trained\nnetwork", images["network"], remarks),
+            plots.Row("ELS machine", images["els"], [f"r = {v:.2f}" for v in r]),
+            plots.Row("nearest\ntraining image", images["nearest"]),
+        ],
+        [f"seed {seed}, class {label}" for seed, label, _ in CASES],
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -20,7 +20,13 @@ from pyels.schedules import Discrete, Schedule, make_schedule
 
 Prediction = Literal["eps", "x0", "score", "v"]
 _BISECTIONS = 60
-_ANGLE_SLACK = 1e-6  # radians beyond the ends of a schedule that are put down to rounding
+_ANGLE_SLACK = (
+    1e-4  # radians beyond the ends of a schedule that count as the end: cosine ends at sigma = 80.2, edm at 80
+)
+
+
+class NotDifferentiable(ValueError):
+    """A network whose output torch cannot differentiate."""
 
 
 class NetworkDenoiser(Denoiser):
@@ -85,7 +91,7 @@ class NetworkDenoiser(Denoiser):
         return self.estimate(check_query(x, channels=self.channels), alpha, sigma, labels)
 
     def estimate(self, x: Tensor, alpha: float | Tensor, sigma: float | Tensor, labels: Tensor | None = None) -> Tensor:
-        """As `denoise`, but x0_hat can be differentiated with respect to x."""
+        """As `denoise`, but x0_hat can be differentiated with respect to x. Raises NotDifferentiable if it cannot."""
         a, s = check_level("alpha", alpha, len(x)), check_level("sigma", sigma, len(x))
         labels = self._labels(labels, len(x))
         times = torch.tensor(
@@ -99,13 +105,20 @@ class NetworkDenoiser(Denoiser):
 
         x = x * column(torch.hypot(own_a, own_s) / torch.hypot(a, s))
         arguments = x.to(self.device), times.float().to(self.device), None if labels is None else labels.to(self.device)
-        out = self.function(*arguments)
+        try:
+            out = self.function(*arguments)
+        except Exception as error:  # a network of one's own may fail in any way
+            raise ValueError(
+                f"the network failed on images of shape {tuple(x.shape)}: {type(error).__name__}: {error}"
+            ) from error
         if not isinstance(out, Tensor) or out.shape != x.shape:
             what = f"shape {tuple(out.shape)}" if isinstance(out, Tensor) else type(out).__name__
             raise ValueError(
                 f"the network returned {what} for images of shape {tuple(x.shape)}; it must return a tensor of the "
                 "same shape (of a network that also predicts a variance, pass on the mean alone)"
             )
+        if x.requires_grad and not out.requires_grad:
+            raise NotDifferentiable("the network's output has no gradient with respect to its input")
         out = out.float().cpu()
         if not torch.isfinite(out).all():
             raise ValueError(f"the network returned NaN or infinite values at t = {times.tolist()}")
@@ -211,6 +224,7 @@ def from_diffusers(unet: Any, scheduler: Any) -> NetworkDenoiser:
             f"alphas_cumprod that predicts one of {', '.join(kinds)}"
         )
     count = len(scheduler.alphas_cumprod)
+    unet = unet.eval()
     classes = unet.config.get("num_class_embeds")
 
     def function(x: Tensor, t: Tensor, labels: Tensor | None) -> Tensor:
@@ -238,13 +252,14 @@ def load(source: str | Path) -> tuple[Denoiser, dict[str, Any]]:
     """
     file, _, name = str(source).rpartition(":")
     if file.endswith(".py"):
-        return _load_python(Path(file), name), {"source": str(source), "crc32": _crc32(Path(file))}
-    path = Path(source)
+        python = Path(file).resolve()
+        return _load_python(python, name), {"source": f"{python}:{name}", "crc32": _crc32(python)}
+    if str(source).endswith(".py"):
+        raise ValueError(f"{source}: say which name in it is the network, as {source}:NAME")
+    path = Path(source).resolve()
     if path.is_dir() and (path / "model_index.json").exists():
-        return _load_diffusers(path), {
-            "source": str(source),
-            "crc32": _crc32(*sorted(path.glob("unet/*.safetensors")), path / "model_index.json"),
-        }
+        files = sorted([*path.glob("unet/*.safetensors"), *path.glob("**/*.json")])
+        return _load_diffusers(path), {"source": str(path), "crc32": _crc32(*files)}
     if path.is_dir():
         path = path / "network.safetensors"
         if not path.exists():
@@ -252,7 +267,7 @@ def load(source: str | Path) -> tuple[Denoiser, dict[str, Any]]:
                 f"{source}: no network.safetensors, as pyels train writes it, and no model_index.json of diffusers"
             )
     network, record = load_network(path)
-    return from_pyels(network), {"source": str(source), "crc32": _crc32(path), **record}
+    return from_pyels(network), {**record, "source": str(path), "crc32": _crc32(path)}
 
 
 def _load_diffusers(folder: Path) -> NetworkDenoiser:
@@ -266,26 +281,26 @@ def _load_diffusers(folder: Path) -> NetworkDenoiser:
         raise ValueError(f"{folder}: needed is a pipeline of a UNet2DModel and a scheduler, got {index}")
     kind: Any = diffusers.UNet2DModel
     unet = kind.from_pretrained(folder, subfolder="unet", use_safetensors=True, low_cpu_mem_usage=False)
-    return from_diffusers(unet.eval(), scheduler_kind.from_pretrained(folder, subfolder="scheduler"))
+    return from_diffusers(unet, scheduler_kind.from_pretrained(folder, subfolder="scheduler"))
 
 
 def _load_python(path: Path, name: str) -> Denoiser:
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file")
-    spec = importlib.util.spec_from_file_location(path.stem, path)
+    spec = importlib.util.spec_from_file_location(f"_pyels_network_{path.stem}", path)
     if spec is None or spec.loader is None:
         raise ValueError(f"{path}: cannot be imported")
     module = importlib.util.module_from_spec(spec)
-    sys.modules[path.stem] = module  # as an import does; data classes need it
-    sys.path.insert(0, str(path.parent))
+    sys.modules[spec.name] = module  # as an import does; data classes need it
+    sys.path.insert(0, str(path.parent))  # and stays there, as with `python FILE`
     try:
         spec.loader.exec_module(module)
-    finally:
-        sys.path.pop(0)
-    if not hasattr(module, name):
-        raise ValueError(f"{path}: nothing of the name {name!r} in it")
-    value = getattr(module, name)
-    denoiser = value if isinstance(value, Denoiser) else value()
+        if not hasattr(module, name):
+            raise ValueError(f"nothing of the name {name!r} in it")
+        value = getattr(module, name)
+        denoiser = value if isinstance(value, Denoiser) else value()
+    except Exception as error:  # it may fail in any way
+        raise ValueError(f"{path}: {type(error).__name__}: {error}") from error
     if not isinstance(denoiser, Denoiser):
         raise ValueError(f"{path}:{name} gave {type(denoiser).__name__}; it must be or return a pyels.Denoiser")
     return denoiser

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -10,7 +11,7 @@ import torch
 from torch import Tensor
 
 from pyels import metrics
-from pyels.adapters import NetworkDenoiser
+from pyels.adapters import NetworkDenoiser, NotDifferentiable
 from pyels.denoiser import Denoiser, eps_from_x0
 from pyels.machines import Machine
 from pyels.sampling import Level, Step, sample
@@ -29,7 +30,8 @@ class Calibration:
     sizes      (K,) the patch sizes tried
     cosines    (B, steps, K) float64 cosine between network's and machine's noise estimates
     mses       (B, steps, K) float64 mean squared difference of their x0 estimates
-    gradients  (B, steps, H, W) the network's `centre_gradient`; None for a denoiser that is not a `NetworkDenoiser`
+    gradients  (B, steps, H, W) the network's `centre_gradient`; None for a denoiser that torch
+               cannot differentiate
     """
 
     times: list[float]
@@ -106,7 +108,8 @@ def calibrate(
         cosines.append(torch.stack([metrics.cosine(network_eps, eps) for eps in estimates], dim=1))
         mses.append(torch.stack([metrics.mse(step.x0, x0) for x0 in means], dim=1))
         if isinstance(network, NetworkDenoiser):
-            gradients.append(centre_gradient(network, x, level, labels))
+            with contextlib.suppress(NotDifferentiable):
+                gradients.append(centre_gradient(network, x, level, labels))
         if callback is not None:
             callback(step)
 
@@ -123,7 +126,7 @@ def calibrate(
 def centre_gradient(network: NetworkDenoiser, x: Tensor, level: Level, labels: Tensor | None = None) -> Tensor:
     """How much each input pixel moves the network's noise estimate at the centre pixel (the paper's figure 4a).
 
-    Returns (B, H, W): |d eps(centre) / d x|, averaged over the channels of input and output.
+    Returns (B, H, W): |d eps(centre) / d x|, averaged over the channels of input and output. Raises NotDifferentiable.
     """
     _, channels, height, width = x.shape
     x = x.detach().requires_grad_(True)

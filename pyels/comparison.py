@@ -49,8 +49,7 @@ def compare(
 ) -> dict[str, Tensor]:
     """Draw every seed with every contender from the same noise; resumable in `folder` (see `runs.resumable`).
 
-    Returns `noise`, one tensor (n, C, H, W) for each contender by its name, and `nearest`, the training image nearest
-    to the first contender's sample.
+    Returns `noise` and one tensor (n, C, H, W) for each contender by its name.
     """
 
     def one(i: int, on_step: Callable[[Step], None]) -> dict[str, Tensor]:
@@ -67,18 +66,21 @@ def compare(
                 label,
                 callback=on_step,
             )[0]
-        images["nearest"] = nearest_image(bank, images[next(iter(contenders))])
         return images
 
     return runs.resumable(folder, settings, len(seeds), one, progress, jobs)
 
 
-def nearest_image(bank: PatchBank, image: Tensor) -> Tensor:
-    """The bank image (C, H, W) with the least squared distance to `image`."""
-    distances = torch.cat(
-        [(bank.read(slice(i, i + 1024)) - image).square().sum(dim=(1, 2, 3)) for i in range(0, len(bank), 1024)]
-    )
-    return bank.read(distances.argmin()[None])[0]
+def nearest_images(bank: PatchBank, images: Tensor) -> Tensor:
+    """For each of `images` (n, C, H, W) the bank image with the least squared distance to it."""
+
+    def nearest(image: Tensor) -> Tensor:
+        distances = [
+            (bank.read(slice(i, i + 1024)) - image).square().sum(dim=(1, 2, 3)) for i in range(0, len(bank), 1024)
+        ]
+        return bank.read(torch.cat(distances).argmin()[None])[0]
+
+    return torch.stack([nearest(image) for image in images])
 
 
 def report(images: Mapping[str, Tensor], machines: Sequence[str], seeds: Sequence[int]) -> dict[str, Any]:

@@ -8,6 +8,7 @@ import math
 import signal
 import threading
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
@@ -88,21 +89,23 @@ class Recipe:
 
 
 @dataclass
-class Progress:
+class Log:
     """What a training has done so far.
 
     Attributes
     ----------
     step     steps done
-    losses   mean loss of each two-hundredth of the run
+    losses   mean loss of each two-hundredth of the run, or of each step of a run of fewer
     recent   losses since
     seconds  time it took, over all its parts
+    threads  torch's threads: with another number, the bits of a resumed training differ
     """
 
     step: int = 0
     losses: list[float] = field(default_factory=list)
     recent: list[float] = field(default_factory=list)
     seconds: float = 0.0
+    threads: int = 0
 
 
 def bfloat16_is_faster(device: torch.device) -> bool:
@@ -118,10 +121,9 @@ def train(
     bank: PatchBank,
     recipe: Recipe,
     folder: str | Path | None = None,
-    settings: dict[str, Any] | None = None,
     device: str | torch.device = "cpu",
     progress: bool = True,
-) -> tuple[ConvNetwork, Progress]:
+) -> tuple[ConvNetwork, Log]:
     """Train `network` to predict v on the bank's images.
 
     Minimises E ||v_hat - v||^2, v = alpha * noise - sigma * x0, over images, noise and t uniform in (0, 1].
@@ -133,8 +135,7 @@ def train(
     Parameters
     ----------
     network   changed in place; class-conditional if it was built with num_classes, and then the bank needs labels
-    folder    where the checkpoint is kept, or None for no checkpoints
-    settings  what else, beside recipe, network and bank, must be the same for a checkpoint to be continued
+    folder    where the checkpoint is kept, made if need be; None: no checkpoints
     device    where the network is trained; it comes back to the CPU
 
     Returns
@@ -154,18 +155,27 @@ def train(
     weight_decay = 1e-4 if recipe.optimizer == "adamw" else 0.0
     optimizer = kind(network.parameters(), recipe.learning_rate, weight_decay=weight_decay, fused=True)
     generator = torch.Generator().manual_seed(recipe.seed)
-    done = Progress()
+    done = Log()
     state = _State(network, average, optimizer, generator, done)
     path = None if folder is None else Path(folder) / CHECKPOINT
-    run = {"recipe": asdict(recipe), "network": network.config, "bank": bank.fingerprint(), **(settings or {})}
+    run = {"network": [type(network).__name__, network.config], "bank": bank.fingerprint(), **asdict(recipe)}
     run = json.loads(json.dumps(run))
-    if path is not None and path.exists():
-        state.read(path, run)
+    if path is not None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if path.exists():
+            state.read(path, run)
+    if done.threads not in (0, torch.get_num_threads()):
+        warnings.warn(
+            f"the training began with {done.threads} threads and goes on with {torch.get_num_threads()}: "
+            "its result will differ in the last bits from one that was not stopped",
+            stacklevel=2,
+        )
+    done.threads = torch.get_num_threads()
 
     saved = begun = time.monotonic()
     before = done.seconds
     bar = tqdm(total=recipe.steps, initial=done.step, desc="training", unit="step", disable=not progress)
-    window = max(1, recipe.steps // _LOSSES)
+    points = min(recipe.steps, _LOSSES)
     # Without these, cuDNN may choose another algorithm, and other bits, after every start.
     reproducible = torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=True)
     with bar, reproducible, _interrupts_between_steps() as interrupted:
@@ -175,8 +185,8 @@ def train(
             done.seconds = before + time.monotonic() - begun
             if not math.isfinite(loss):
                 raise ValueError(f"the loss is {loss} after step {done.step}; use a smaller learning rate")
-            if len(done.recent) == window:
-                done.losses.append(sum(done.recent) / window)
+            if done.step * points // recipe.steps > len(done.losses):
+                done.losses.append(sum(done.recent) / len(done.recent))
                 done.recent.clear()
                 bar.set_postfix(loss=f"{done.losses[-1]:.4f}", refresh=False)
             bar.update()
@@ -185,8 +195,8 @@ def train(
                 saved = time.monotonic()
             if interrupted():
                 raise KeyboardInterrupt
-    result = average if recipe.ema else network
-    return result.to("cpu").eval(), done
+    network.to("cpu")
+    return (average.to("cpu") if recipe.ema else network).eval(), done
 
 
 @contextmanager
@@ -268,7 +278,7 @@ class _State:
     average: ConvNetwork
     optimizer: torch.optim.Optimizer
     generator: torch.Generator
-    progress: Progress
+    progress: Log
 
     def write(self, path: Path, run: dict[str, Any]) -> None:
         tensors = {"generator": self.generator.get_state()}
@@ -284,7 +294,7 @@ class _State:
             with safe_open(path, framework="pt") as file:
                 header = json.loads((file.metadata() or {})[_METADATA])
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
-            before, progress = header["run"], Progress(**header["progress"])
+            before, progress = header["run"], Log(**header["progress"])
         except (SafetensorError, KeyError, TypeError, ValueError) as error:
             raise ValueError(f"{path}: not a checkpoint of pyels train, or damaged ({error})") from error
         for key in {**before, **run}:

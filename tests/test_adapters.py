@@ -86,9 +86,14 @@ def test_labels_reach_class_conditional_networks_only(small):
     assert seen[1].tolist() == [2, 0]
 
 
+def fails(x, t, labels):
+    raise RuntimeError("shapes do not fit")
+
+
 @pytest.mark.parametrize(
     ("function", "message"),
     [
+        (fails, r"failed on images of shape \(1, 1, 4, 4\): RuntimeError: shapes do not fit"),
         (lambda x, t, labels: torch.cat([x, x], dim=1), r"returned shape \(1, 2, 4, 4\) for images of shape"),
         (lambda x, t, labels: None, "returned NoneType"),
         (lambda x, t, labels: x * math.nan, "returned NaN or infinite values at t"),
@@ -125,6 +130,8 @@ def build():
     return network
 def wrong():
     return 3
+def broken():
+    return undefined
 """
 
 
@@ -143,6 +150,8 @@ def test_load_finds_files_folders_and_python(tmp_path):
     for source, message in (
         (f"{tmp_path / 'mine.py'}:wrong", "gave int; it must be or return a pyels.Denoiser"),
         (f"{tmp_path / 'mine.py'}:nothing", "nothing of the name 'nothing' in it"),
+        (f"{tmp_path / 'mine.py'}:broken", r"mine\.py: NameError: name 'undefined'"),
+        (tmp_path / "mine.py", r"mine\.py:NAME"),
     ):
         with pytest.raises(ValueError, match=message):
             load(source)

@@ -282,7 +282,7 @@ def test_jobs_give_the_same_items_and_stop_together(tmp_path):
     with pytest.raises(ValueError, match="no good"):
         runs.resumable(tmp_path / "b", {}, 8, endless, SILENT, jobs=4)
     assert not (tmp_path / "b").exists()
-    assert set(steps) <= {0, 1, 3, 4, 5, 6, 7}
+    assert len(set(steps)) < 7  # not all of the others were begun
 
 
 def test_interrupt_inside_a_long_call_ends_it_at_once(tmp_path):

@@ -130,9 +130,14 @@ def test_calibrate_command(trained, tmp_path, capsys):
         assert scales["sizes"][row.index(max(row))] == best
     assert sorted(p.name for p in (trained / "sizes").iterdir()) == [
         "calibration.png",
+        "calibration.safetensors",
         "receptive_field.png",
+        "run.json",
         "scales.json",
     ]
+    samples = read_tensors(trained / "sizes" / "calibration.safetensors")
+    assert samples["cosines"].quantile(0.5, dim=0).tolist() == scales["cosine"]
+    assert samples["gradients"].shape == (3, STEPS, 12, 12)
     assert scales["boundary"] == "zeros"
     assert scales["labels"] == [0, 1, 0]
     # The file is enough for the same figures from Python.
@@ -161,7 +166,7 @@ def test_compare_command(trained, tmp_path, capsys):
         "scatter.png",
     ]
     assert set(report["median"]) == {"els", "els:circular", "ls", "is", "es"}
-    assert report["labels"] == [0, 1, 0, 1, 0]
+    assert report["labels"] == [1, 0, 1, 0, 1]  # seed 7 is of class 7 % 2, whatever the first seed
     # Every image can be made again from the record.
     record = json.loads((out / "run.json").read_text())
     images = read_tensors(out / "comparison.safetensors")
@@ -217,7 +222,12 @@ def test_a_comparison_that_was_ended_goes_on(trained, tmp_path, end):
 @pytest.mark.parametrize(
     ("extra", "message"),
     [
-        (("--machines", "els,vae"), "--machines must be of is, es, ls, els and els:BOUNDARY, got 'vae'"),
+        (
+            ("--machines", "els,vae"),
+            "--machines must be of is, es, ls, els, els:zeros, els:circular",
+        ),
+        (("--machines", "is:,els"), "got 'is:'"),
+        (("--schedule", "flow"), "was calibrated along schedule cosine, but --schedule is flow"),
         (("--machines", "ls:zeros"), "got 'ls:zeros'"),
         (("--machines", "is"), "leave out --patch-sizes"),
         (("--steps", 7), f"--patch-sizes has {STEPS} entries for 7 steps"),
@@ -241,6 +251,31 @@ def test_bad_input_is_one_line_and_leaves_nothing(trained, tmp_path, capsys, ext
     assert not (tmp_path / "out").exists()
 
 
+def test_what_a_network_was_trained_on_is_what_it_is_compared_with(trained, tmp_path, capsys):
+    bank_file, net = tmp_path / "bank.npz", tmp_path / "net"
+    make_bank(30, (1, 16, 16), labels=[0, 1, 2] * 10).save(bank_file)
+    options = ("--limit", 20, "--size", 12, "--padding", "circular", "--width", 4, "--depth", 1, "--steps", 2)
+    assert run_program("train", "--dataset", bank_file, *options, "--out", net) == 0
+    assert run_program("calibrate", "--network", net, "--num", 1, "--steps", 2, "--out", tmp_path / "sizes") == 0
+    scales = json.loads((tmp_path / "sizes" / "scales.json").read_text())
+    assert scales["boundary"] == "circular"
+    assert scales["sizes"] == [3, 5, 7, 9, 11]  # those that fit the torus
+    assert scales["data"] == {**scales["data"], "limit": 20, "size": 12}
+    assert scales["data"]["bank"]["images"] == 20
+    options = ("compare", "--network", net, "--num", 2, "--machines", "els,els:circular,els:zeros")
+    sizes = ("--patch-sizes", tmp_path / "sizes" / "scales.json")
+    assert run_program(*options, *sizes, "--out", tmp_path / "theory") == 0
+    images = read_tensors(tmp_path / "theory" / "comparison.safetensors")
+    assert torch.equal(images["els"], images["els:circular"])
+    assert not torch.equal(images["els"], images["els:zeros"])
+    capsys.readouterr()
+    assert run_program(*options, "--out", tmp_path / "o") == 2
+    assert "--patch-sizes is needed" in capsys.readouterr().err
+    make_bank(30, (1, 16, 16), labels=[0, 1, 2] * 10, seed=9).save(bank_file)
+    assert run_program(*options, *sizes, "--out", tmp_path / "o") == 2
+    assert "has changed since" in capsys.readouterr().err
+
+
 def test_bad_calibrations(trained, tmp_path, capsys):
     for extra, message in (
         (("--sizes", "3,4"), "patch_size must be odd"),
@@ -258,14 +293,19 @@ def test_bad_calibrations(trained, tmp_path, capsys):
 
 FOREIGN = """
 import torch, pyels
-calls = []
+@torch.no_grad()
+def predict(x, t, labels):
+    from beside import factor
+    return factor * x
 def build():
-    return pyels.NetworkDenoiser(lambda x, t, labels: 0.1 * x, predicts="eps", schedule="linear")
+    import beside
+    return pyels.NetworkDenoiser(predict, predicts="eps", schedule="edm")
 """
 
 
 def test_a_network_of_ones_own_is_compared_unchanged(trained, tmp_path, capsys):
     (tmp_path / "mine.py").write_text(FOREIGN)
+    (tmp_path / "beside.py").write_text("factor = 0.1")
     options = ("--patch-sizes", "3,3,5", "--num", 2, "--network", f"{tmp_path / 'mine.py'}:build")
     assert run_program("compare", *options, "--out", tmp_path / "o") == 2
     assert "--dataset is needed" in capsys.readouterr().err

@@ -76,15 +76,26 @@ def test_a_stopped_training_goes_on_to_the_same_bits(bank, tmp_path, monkeypatch
 def test_checkpoints_of_other_runs_and_damaged_ones_are_refused(bank, tmp_path, monkeypatch):
     monkeypatch.setattr(training, "_CHECKPOINT_SECONDS", -1)
     recipe = Recipe(steps=3, batch_size=4)
-    train(make_network(), bank, recipe, tmp_path, progress=False)
+    folder = tmp_path / "made" / "for it"
+    train(make_network(), bank, recipe, folder, progress=False)
+    assert (folder / CHECKPOINT).exists()
+    tmp_path = folder
     cases = [
-        (make_network(), bank, Recipe(steps=4, batch_size=4), "training with recipe"),
+        (make_network(), bank, Recipe(steps=4, batch_size=4), "training with steps = 3, now 4"),
         (make_network(width=4), bank, recipe, "training with network"),
         (make_network(), make_bank(24, (1, 8, 8), labels=[0, 1, 2] * 8, seed=5), recipe, "training with bank"),
     ]
     for network, other, changed, message in cases:
         with pytest.raises(ValueError, match=message):
             train(network, other, changed, tmp_path, progress=False)
+    with pytest.raises(ValueError, match="training with network"):  # of the same configuration
+        train(make_network(pyels.UNet), bank, recipe, tmp_path, progress=False)
+    torch.set_num_threads((before := torch.get_num_threads()) + 1)
+    try:
+        with pytest.warns(UserWarning, match=f"began with {before} threads and goes on with {before + 1}"):
+            train(make_network(), bank, recipe, tmp_path, progress=False)
+    finally:
+        torch.set_num_threads(before)
     path = tmp_path / CHECKPOINT
     for content in (path.read_bytes()[:-10], b"\x80\x04}q\x00."):
         path.write_bytes(content)
@@ -120,6 +131,13 @@ def test_bad_recipes_and_banks(bank):
         train(make_network(), bank, Recipe(steps=50, batch_size=4, learning_rate=1e30), progress=False)
 
 
+@pytest.mark.parametrize(("steps", "points"), [(1, 1), (199, 199), (200, 200), (201, 200), (599, 200)])
+def test_losses_are_of_equal_parts_of_the_run(bank, steps, points):
+    _, log = train(make_network(width=2), bank, Recipe(steps=steps, batch_size=1), progress=False)
+    assert len(log.losses) == points
+    assert log.recent == []
+
+
 def test_learning_rates():
     paper = Recipe(steps=100)
     assert paper.rate(0) == 1e-4
@@ -146,10 +164,10 @@ def test_train_command_writes_what_the_others_read(bank_file, tmp_path, capsys):
     out = tmp_path / "net"
     assert run_program(*command(bank_file, out, "--epochs", 2.5, "--net", "unet", "--half", "--json")) == 0
     printed = json.loads(capsys.readouterr().out)
-    assert printed == json.loads((out / "train.json").read_text())
+    assert printed == json.loads((out / "run.json").read_text())
     assert printed["recipe"]["steps"] == 4  # 2.5 * 24 / 16
     assert len(printed["losses"]) == 4
-    assert sorted(p.name for p in out.iterdir()) == ["loss.png", "network.safetensors", "train.json"]
+    assert sorted(p.name for p in out.iterdir()) == ["loss.png", "network.safetensors", "run.json"]
     network, record = load_network(out / "network.safetensors")
     assert isinstance(network, pyels.UNet)
     assert network.config["num_classes"] == 3
@@ -159,19 +177,33 @@ def test_train_command_writes_what_the_others_read(bank_file, tmp_path, capsys):
     assert load_network(tmp_path / "u" / "network.safetensors")[0].config["num_classes"] is None
 
 
+SLOWLY = """
+import time
+from pyels import training
+from pyels.cli import main
+training._CHECKPOINT_SECONDS = {}
+steps = training._steps
+def slowly(*arguments):
+    for loss in steps(*arguments):
+        time.sleep(0.02)
+        yield loss
+training._steps = slowly
+main()
+"""
+
+
 @pytest.mark.parametrize("end", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL], ids=str)
 def test_train_command_goes_on_where_it_was_ended(bank_file, tmp_path, end):
     """SIGINT and SIGTERM write a checkpoint at once; SIGKILL leaves the last one, here of the step before."""
-    options = ("--steps", "400")
+    options = ("--steps", "300")
     assert run_program(*command(bank_file, tmp_path / "whole", *options)) == 0
     out = tmp_path / "ended"
-    code = "from pyels import training; training._CHECKPOINT_SECONDS = {}; from pyels.cli import main; main()"
-    program = [sys.executable, "-c", code.format(0.0 if end == signal.SIGKILL else 1e9)]
+    program = [sys.executable, "-c", SLOWLY.format(0.0 if end == signal.SIGKILL else 1e9)]
     process = subprocess.Popen(
         [*program, *command(bank_file, out, *options)], stderr=subprocess.PIPE, env={**os.environ, "COLUMNS": "80"}
     )
     seen = b""
-    while b"| 20/400" not in seen and b"| 1" not in seen:  # tqdm shows it is under way
+    while b"/300 [" not in seen or b"| 0/300" in seen[-90:]:  # tqdm shows it is under way
         seen += process.stderr.read1(200)
         assert process.poll() is None, seen
     time.sleep(0.1)
@@ -181,11 +213,15 @@ def test_train_command_goes_on_where_it_was_ended(bank_file, tmp_path, end):
     if end != signal.SIGKILL:
         assert process.returncode == 130
         assert b"interrupted" in err
-    assert run_program(*command(bank_file, out, *options)) == 2  # not by accident
+    assert run_program(*command(bank_file, out, *options)) == 2  # neither by accident
     assert run_program(*command(bank_file, out, *options, "--resume")) == 0
     nets = [load_network(folder / "network.safetensors")[0] for folder in (tmp_path / "whole", out)]
     assert same(*nets)
     assert not (out / CHECKPOINT).exists()
+    finished = (out / "network.safetensors").read_bytes()
+    for more in ((), ("--resume",)):
+        assert run_program(*command(bank_file, out, "--steps", 2, *more)) == 2  # nor is a finished one overwritten
+    assert (out / "network.safetensors").read_bytes() == finished
 
 
 @pytest.mark.parametrize(

@@ -27,7 +27,7 @@ def main() -> None:
 
     bank = pyels.datasets.load(options.dataset)
     network, _ = pyels.adapters.load(NETWORK)
-    sizes = sizes_of_file(NETWORK / "scales.json")
+    sizes = sizes_of_file(NETWORK / "sizes" / "scales.json", "cosine")
     contenders = {
         comparison.NETWORK: comparison.Contender(network, len(sizes)),
         "els": comparison.Contender(pyels.ELS(bank), len(sizes), sizes),
@@ -41,7 +41,7 @@ def main() -> None:
         [
             plots.Row("trained\nnetwork", images["network"], remarks),
             plots.Row("ELS machine", images["els"], [f"r = {v:.2f}" for v in r]),
-            plots.Row("nearest\ntraining image", images["nearest"]),
+            plots.Row("nearest\ntraining image", comparison.nearest_images(bank, images["network"])),
         ],
         [f"seed {seed}, class {label}" for seed, label, _ in CASES],
     )

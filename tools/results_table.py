@@ -2,11 +2,13 @@
 
     python tools/results_table.py
 
-Each folder of results/ holds what `pyels train`, `pyels calibrate` and `pyels compare` wrote for one row. The paper's
-figures are those of Kamb & Ganguli (ICML 2025, arXiv 2412.20292), medians of what is Pearson r here, 20 steps both.
+Each folder of results/ holds what `pyels train` wrote for one row, and in it sizes/ and theory/ are what `pyels
+calibrate` and `pyels compare` wrote. The paper's figures are those of Kamb & Ganguli (ICML 2025, arXiv 2412.20292),
+medians of what is Pearson r here, 20 steps both.
 """
 
 import json
+import zlib
 from pathlib import Path
 
 RESULTS = Path(__file__).parent.parent / "results"
@@ -44,10 +46,16 @@ def print_table(head: list[str], rows: list[list[str]]) -> None:
 
 
 def main() -> None:
-    rows = [row for row in NAMES if (RESULTS / row / "report.json").exists()]
+    rows = [row for row in NAMES if (RESULTS / row / "theory" / "report.json").exists()]
     correlation, others, networks, sizes = [], [], [], []
     for row in rows:
-        report, train, scales = read(row, "report.json"), read(row, "train.json"), read(row, "scales.json")
+        report, run = read(row, "theory/report.json"), read(row, "theory/run.json")
+        train, scales = read(row, "run.json"), read(row, "sizes/scales.json")
+        crc32 = f"{zlib.crc32((RESULTS / row / 'network.safetensors').read_bytes()):08x}"
+        assert run["network"]["crc32"] == scales["network"]["crc32"] == crc32, f"{row}: results of several networks"
+        assert run["data"]["bank"] == scales["data"]["bank"] == train["data"]["bank"], f"{row}: several banks"
+        assert run["patch_sizes"] == scales["patch_sizes"], f"{row}: patch sizes of another calibration"
+        assert run["steps"] == run["network_steps"] == 20, row
         line = [NAMES[row], str(len(report["seeds"]))]
         for machine in ("els", "ls", "is"):
             paper = PAPER[row].get(machine)

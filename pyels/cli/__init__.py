@@ -54,6 +54,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
             err=True,
         )
         sys.exit(INTERRUPTED)
+    except RuntimeError as error:  # after Abort, which is one too
+        if "memory" not in str(error) and "allocat" not in str(error):
+            raise
+        _fail(f"out of memory: {str(error).splitlines()[0]}")  # torch says so in its own way
 
 
 def _fail(message: str) -> None:

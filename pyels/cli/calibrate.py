@@ -10,7 +10,7 @@ import click
 import torch
 
 from pyels import plots, runs
-from pyels.calibration import SIZES, Calibration, calibrate
+from pyels.calibration import Calibration, calibrate
 from pyels.cli.common import (
     StepBar,
     boundary_of,
@@ -29,7 +29,7 @@ from pyels.cli.common import (
     split_threads,
     threads_option,
 )
-from pyels.files import write_json
+from pyels.files import write_json, write_tensors
 from pyels.machines import ELS
 from pyels.sampling import Step
 from pyels.schedules import SCHEDULES
@@ -39,7 +39,7 @@ from pyels.schedules import SCHEDULES
 @network_options
 @click.option("--machine", "kind", type=click.Choice(["els", "ls"]), default="els", show_default=True)
 @click.option("--boundary", type=click.Choice(ELS.boundaries), help="Of ELS.  [default: as the network's padding]")
-@click.option("--sizes", default=",".join(map(str, SIZES)), show_default=True, help="Patch sizes to try.")
+@click.option("--sizes", help="Patch sizes to try.  [default: 3,5,..,17, for a UNet 3,5,..,27, as far as they fit]")
 @click.option("--steps", type=int, default=20, show_default=True, help="Steps of the network's trajectories.")
 @click.option("--schedule", type=click.Choice(SCHEDULES), default="cosine", show_default=True)
 @click.option("--num", type=int, default=30, show_default=True, help="Number of trajectories.")
@@ -59,7 +59,7 @@ def calibrate_command(
     size: int | None,
     kind: str,
     boundary: str | None,
-    sizes: str,
+    sizes: str | None,
     steps: int,
     schedule: str,
     num: int,
@@ -76,9 +76,9 @@ def calibrate_command(
     Follows the network's own trajectories from noise to image, and compares its estimates at each step with those of
     the machine at every patch size (the paper's section 4). Writes scales.json (the sizes with the largest median
     cosine similarity, and every size's scores at every step; --patch-sizes of sample and compare takes it),
-    calibration.png (as the paper's figure 4b) and receptive_field.png (figure 4a: the gradient of the network's centre
-    pixel, and the calibrated size). A run that was stopped goes on after its last finished trajectory when the command
-    is repeated.
+    calibration.png (as the paper's figure 4b), receptive_field.png (figure 4a: the gradient of the network's centre
+    pixel, and the calibrated size), calibration.safetensors (each sample's scores and gradients) and run.json. A run
+    that was stopped goes on after its last finished trajectory when the command is repeated.
     """
     runs.check_seeds(seed, num)
     if kind != "els" and boundary is not None:
@@ -89,9 +89,14 @@ def calibrate_command(
     boundary = boundary or boundary_of(record)
     jobs, each = split_threads(jobs, threads, num)
     machine = make_machine(kind, bank, boundary, engine, each)
-    tried = sorted(set(integers("--sizes", sizes)))
+    if sizes is None:
+        largest = 27 if record.get("kind") == "UNet" else 17
+        tried = list(range(3, 1 + (min(largest, *bank.shape[1:]) if machine.sources.wraps else largest), 2))
+    else:
+        tried = sorted(set(integers("--sizes", sizes)))
     check_sizes(machine, tried)
-    classes = classes_of_seeds(labels, denoiser, bank, num)
+    seeds = [seed + i for i in range(num)]
+    classes = classes_of_seeds(labels, denoiser, bank, seeds)
     settings = {
         "command": "calibrate",
         **settings,
@@ -100,13 +105,13 @@ def calibrate_command(
         "sizes": tried,
         "steps": steps,
         "schedule": schedule,
-        "seeds": [seed + i for i in range(num)],
+        "seeds": seeds,
         "labels": classes,
         **engine_settings(machine),
     }
 
     def one(i: int, on_step: Callable[[Step], None]) -> dict[str, torch.Tensor]:
-        noise = runs.noise_of_seed(seed + i, bank.shape)[None]
+        noise = runs.noise_of_seed(seeds[i], bank.shape)[None]
         label = None if classes is None else torch.tensor([classes[i]])
         found = calibrate(denoiser, machine, noise, label, tried, steps, schedule, on_step)
         tensors = {"times": torch.tensor(found.times, dtype=torch.float64), "cosines": found.cosines[0]}
@@ -117,15 +122,19 @@ def calibrate_command(
 
     with StepBar(num, steps, "calibrating") as bar:
         samples = runs.resumable(out, settings, num, one, bar, jobs)
+    write_tensors(out / "calibration.safetensors", samples)
     times = samples.pop("times")[0].tolist()
     calibration = Calibration(times, tried, **samples)
     result = {**settings, **calibration.record()}
+    write_json(out / "run.json", settings)
     write_json(out / "scales.json", result)
     plots.draw_calibration(out / "calibration.png", calibration)
     pictures = [out / "calibration.png"]
     if calibration.gradients is not None:
         pictures.append(out / "receptive_field.png")
         plots.draw_receptive_field(pictures[-1], calibration.gradients.mean(dim=0), times, calibration.patch_sizes)
+    else:
+        click.echo("no receptive_field.png: torch cannot differentiate this network", err=True)
     runs.finished(out)
     if as_json:
         click.echo(json.dumps(result, indent=2))

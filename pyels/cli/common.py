@@ -37,8 +37,8 @@ jobs_option = click.option(
 )
 seeds_labels_option = click.option(
     "--labels",
-    help="Classes, as 0,1,7,9; repeated in turn over the seeds.  [default: all classes in turn where the network is "
-    "class-conditional, else all images]",
+    help="n classes, as 0,1,7,9, of which seed s gets number s % n. Machines then draw on the images of that class "
+    "alone, also beside a network that is not class-conditional.  [default: all classes where it is, else all images]",
 )
 
 
@@ -57,7 +57,7 @@ def network_options(command: F) -> F:
             "source",
             required=True,
             help="A file or folder written by pyels train, a folder written by diffusers, or FILE.py:NAME, a "
-            "pyels.Denoiser of your own.",
+            "pyels.Denoiser of your own (a resumed run sees changes in FILE.py, but not in what it loads).",
         ),
     ):
         command = option(command)
@@ -69,14 +69,19 @@ def load_network_and_bank(
 ) -> tuple[Denoiser, pyels.PatchBank, dict[str, Any], dict[str, Any]]:
     """The network, the bank, the record of the network, and what of both belongs into a run's settings."""
     denoiser, record = adapters.load(source)
+    trained_on = record.get("training", {}).get("data")
+    same = dataset is None and limit is None and size is None
     if dataset is None:
-        trained_on = record.get("training", {}).get("data")
         if trained_on is None:
             raise ValueError(f"--dataset is needed: {source} does not say what it was trained on")
         dataset = trained_on["dataset"]
         limit = trained_on["limit"] if limit is None else limit
         size = trained_on["size"] if size is None else size
     bank = datasets.load(dataset, limit=limit, size=size)
+    if same and trained_on.get("bank", {"crc32": bank.fingerprint()})["crc32"] != bank.fingerprint():
+        raise ValueError(
+            f"{dataset} has changed since {source} was trained on it; give --dataset to use it all the same"
+        )
     settings = {
         "version": pyels.__version__,
         "network": {key: record[key] for key in ("source", "crc32")},
@@ -95,8 +100,10 @@ def describe(bank: pyels.PatchBank) -> dict[str, Any]:
     return {"images": len(bank), "shape": list(bank.shape), "crc32": bank.fingerprint()}
 
 
-def classes_of_seeds(labels: str | None, denoiser: Denoiser, bank: pyels.PatchBank, num: int) -> list[int] | None:
-    """The class of each of `num` seeds, or None where classes play no part."""
+def classes_of_seeds(
+    labels: str | None, denoiser: Denoiser, bank: pyels.PatchBank, seeds: Sequence[int]
+) -> list[int] | None:
+    """The class of each seed, which depends on the seed alone; None where classes play no part."""
     conditional = getattr(denoiser, "num_classes", None) is not None
     if labels is None and not conditional:
         return None
@@ -105,7 +112,7 @@ def classes_of_seeds(labels: str | None, denoiser: Denoiser, bank: pyels.PatchBa
     classes = bank.classes if labels is None else integers("--labels", labels)
     for c in classes:
         bank.class_range(c)
-    return [classes[i % len(classes)] for i in range(num)]
+    return [classes[seed % len(classes)] for seed in seeds]
 
 
 def boundary_of(record: dict[str, Any]) -> str:
@@ -140,24 +147,32 @@ def split_threads(jobs: int | None, threads: int | None, count: int) -> tuple[in
     return jobs, each
 
 
-def named_sizes(text: str | None, dataset: str, boundary: str, steps: int) -> list[int]:
-    """Patch sizes for `steps` steps, from numbers, a scales.json of `pyels calibrate`, or a preset's name."""
-    if text is not None and re.search(r"^[-+\d]|,", text) and not text.endswith(".json"):
-        return integers("--patch-sizes", text)
-    if text is not None and text.endswith(".json"):
-        return sizes_of_file(Path(text))
-    return presets.patch_sizes(default_preset(dataset, boundary) if text is None else text, steps)
+def named_sizes(text: str, steps: int | None, schedule: str) -> list[int]:
+    """Patch sizes for `steps` steps along `schedule`, from numbers, a scales.json of `pyels calibrate`, or a preset's
+    name (20 steps where none are given)."""
+    if text.endswith(".json"):
+        sizes = sizes_of_file(Path(text), schedule)
+    elif re.search(r"^[-+\d]|,", text):
+        sizes = integers("--patch-sizes", text)
+    else:
+        sizes = presets.patch_sizes(text, 20 if steps is None else steps)
+    if steps is not None and steps != len(sizes):
+        raise ValueError(f"--patch-sizes has {len(sizes)} entries for {steps} steps; give one for each")
+    return sizes
 
 
-def sizes_of_file(path: Path) -> list[int]:
-    """`patch_sizes` of a scales.json."""
+def sizes_of_file(path: Path, schedule: str) -> list[int]:
+    """`patch_sizes` of a scales.json, which must have been calibrated along `schedule`."""
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file")
     try:
-        sizes = json.loads(path.read_text(encoding="utf-8"))["patch_sizes"]
-        return [int(k) for k in sizes]
+        scales = json.loads(path.read_text(encoding="utf-8"))
+        sizes, along = [int(k) for k in scales["patch_sizes"]], scales["schedule"]
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{path}: not a scales.json of pyels calibrate ({error!r})") from error
+    if along != schedule:
+        raise ValueError(f"{path} was calibrated along schedule {along}, but --schedule is {schedule}")
+    return sizes
 
 
 def default_preset(dataset: str, boundary: str) -> str:

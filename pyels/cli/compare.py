@@ -10,7 +10,7 @@ import click
 import torch
 from torch import Tensor
 
-from pyels import comparison, plots, runs
+from pyels import comparison, plots, presets, runs
 from pyels.cli.common import (
     StepBar,
     boundary_of,
@@ -33,6 +33,7 @@ from pyels.files import write_json, write_tensors
 from pyels.machines import ELS, LS
 from pyels.schedules import SCHEDULES
 
+_MACHINES = ("is", "es", "ls", "els", *(f"els:{boundary}" for boundary in ELS.boundaries))
 _MOST_PAIRS = 100  # in the picture
 
 
@@ -43,12 +44,12 @@ _MOST_PAIRS = 100  # in the picture
     default="els,ls,is",
     show_default=True,
     help="Of is, es, ls, els; els:circular, els:interior and els:zeros name the boundary, els takes that of the "
-    "network's padding.",
+    "network's padding (zeros where it is not known).",
 )
 @click.option(
     "--patch-sizes",
-    help="One size a step, cleanest first, as 3,3,5,..; a scales.json; or a preset's name.  [default: the preset of "
-    "the data set]",
+    help="Of els and ls: one size a step, cleanest first, as 3,3,5,..; a scales.json of pyels calibrate; or a preset's "
+    "name.",
 )
 @click.option("--steps", type=int, help="Steps of the machines.  [default: 20, or as many as --patch-sizes]")
 @click.option("--network-steps", type=int, help="Steps of the network.  [default: as many as the machines]")
@@ -89,43 +90,44 @@ def compare_command(
     """
     runs.check_seeds(seed, num)
     denoiser, bank, record, settings = load_network_and_bank(source, dataset, limit, size)
-    name = settings["data"]["dataset"]
     jobs, each = split_threads(jobs, threads, num)
-    contenders: dict[str, comparison.Contender] = {}
-    used: list[int] | None = None
-    n = 20 if steps is None else steps
-    if n < 1:
-        raise ValueError(f"--steps must be at least 1, got {n}")
+    if steps is not None and steps < 1:
+        raise ValueError(f"--steps must be at least 1, got {steps}")
     built = {}
     for spec in dict.fromkeys(machines.split(",")):
+        if spec not in _MACHINES:
+            raise ValueError(f"--machines must be of {', '.join(_MACHINES)}, got {spec!r}")
         kind, _, boundary = spec.partition(":")
-        if kind not in ("is", "es", "ls", "els") or (boundary and (kind != "els" or boundary not in ELS.boundaries)):
-            raise ValueError(f"--machines must be of is, es, ls, els and els:BOUNDARY, got {spec!r}")
         built[spec] = make_machine(kind, bank, boundary or boundary_of(record), engine, each)
     if any(isinstance(machine, (ELS, LS)) for machine in built.values()):
-        used = named_sizes(patch_sizes, name, boundary_of(record), n)
-        if steps is not None and steps != len(used):
-            raise ValueError(f"--patch-sizes has {len(used)} entries for {steps} steps; give one for each")
+        if patch_sizes is None:
+            raise ValueError(
+                "--patch-sizes is needed: pyels calibrate finds them for this network; or give numbers, or one of "
+                f"{', '.join(presets.PATCH_SIZES)}"
+            )
+        used = named_sizes(patch_sizes, steps, schedule)
         n = len(used)
     elif patch_sizes is not None:
         raise ValueError("machines is and es compare whole images: leave out --patch-sizes")
+    else:
+        used, n = [], 20 if steps is None else steps
     network_steps = n if network_steps is None else network_steps
     if network_steps < 1:
         raise ValueError(f"--network-steps must be at least 1, got {network_steps}")
-    contenders[comparison.NETWORK] = comparison.Contender(denoiser, network_steps)
+    contenders = {comparison.NETWORK: comparison.Contender(denoiser, network_steps)}
     for spec, machine in built.items():
         local = isinstance(machine, (ELS, LS))
         if local:
-            check_sizes(machine, used or ())
+            check_sizes(machine, used)
         contenders[spec] = comparison.Contender(machine, n, used if local else None)
-    classes = classes_of_seeds(labels, denoiser, bank, num)
     seeds = [seed + i for i in range(num)]
+    classes = classes_of_seeds(labels, denoiser, bank, seeds)
     settings = {
         "command": "compare",
         **settings,
         "machines": list(built),
         "boundary": boundary_of(record),
-        "patch_sizes": used,
+        "patch_sizes": used or None,
         "steps": n,
         "network_steps": network_steps,
         "schedule": schedule,
@@ -137,13 +139,17 @@ def compare_command(
     write_tensors(out / "comparison.safetensors", images)
     first = next(iter(built))
     r = torch.tensor(report["per_seed"][first]["pearson_r"], dtype=torch.float64)
+
+    def of_class(i: int) -> str:
+        return "" if classes is None else f", class {classes[i]}"
+
     order = r.argsort(descending=True, stable=True)
     shown = order[torch.linspace(0, num - 1, min(num, _MOST_PAIRS)).round().long()]
     plots.draw_pairs(
         out / "pairs.png",
         images[comparison.NETWORK][shown],
         images[first][shown],
-        [f"seed {seeds[i]}, r = {r[i]:.2f}" for i in shown.tolist()],
+        [f"seed {seeds[i]}{of_class(i)}, r = {r[i]:.2f}" for i in shown.tolist()],
         ("network", first.upper()),
     )
     pictures = [out / "pairs.png"]

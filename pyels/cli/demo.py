@@ -25,7 +25,7 @@ from pyels.files import write_tensors
 
 
 @click.command("demo")
-@click.option("--num", type=int, default=10, show_default=True, help="Number of seeds, classes 0, 1, 2 .. in turn.")
+@click.option("--num", type=int, default=10, show_default=True, help="Number of seeds; seed s draws class s % 10.")
 @click.option("--seed", type=int, default=0, show_default=True, help="First seed.")
 @out_option("pyels-demo")
 @engine_option
@@ -50,7 +50,7 @@ def demo_command(
     for kind, machine in machines.items():
         contenders[kind] = comparison.Contender(machine, len(sizes), None if kind == "is" else sizes)
     seeds = [seed + i for i in range(num)]
-    labels = [i % 10 for i in range(num)]
+    labels = [s % 10 for s in seeds]
     settings = {
         "command": "demo",
         "version": pyels.__version__,
@@ -62,6 +62,7 @@ def demo_command(
         **engine_settings(machines["els"]),
     }
     images, report = run_comparison(contenders, bank, seeds, labels, "cosine", out, settings, jobs)
+    images["nearest"] = comparison.nearest_images(bank, images[comparison.NETWORK])
     write_tensors(out / "demo.safetensors", images)
     r = {m: [f"r = {v:.2f}" for v in report["per_seed"][m]["pearson_r"]] for m in machines}
     plots.draw_rows(

@@ -163,8 +163,6 @@ def _stepping(
         check_sizes(machine, stepping["patch_sizes"])
         return stepping
     else:
-        sizes = named_sizes(patch_sizes, dataset, boundary, n)
-        if steps is not None and steps != len(sizes):
-            raise ValueError(f"--patch-sizes has {len(sizes)} entries for {steps} steps; give one for each")
+        sizes = named_sizes(default_preset(dataset, boundary) if patch_sizes is None else patch_sizes, steps, schedule)
     check_sizes(machine, sizes)
     return {"steps": len(sizes), "schedule": schedule, "patch_sizes": sizes}

@@ -98,7 +98,7 @@ def train_command(
 ) -> None:
     """Train a ResNet or a UNet to denoise.
 
-    Writes network.safetensors, train.json (how it was trained, and its losses) and loss.png to the output folder. A
+    Writes network.safetensors, run.json (how it was trained, and its losses) and loss.png to the output folder. A
     checkpoint is written there every minute and at Ctrl-C; --resume goes on from it, and on the same machine and number
     of threads gives the same weights, to the last bit, as a training that was not stopped. The defaults of optimiser,
     learning rate and batch are the paper's; for an hour on a CPU rather take --optimizer adamw --learning-rate 1e-3
@@ -132,35 +132,37 @@ def train_command(
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         network = NETWORKS[kind](bank.shape[0], width, _DEPTHS[kind] if depth is None else depth, classes, padding)
-    checkpoint = out / CHECKPOINT
+    checkpoint, finished = out / CHECKPOINT, out / "network.safetensors"
     if checkpoint.exists() and not resume:
         raise ValueError(f"{out} holds a training that was stopped: add --resume to go on, or choose another folder")
+    if finished.exists() and not checkpoint.exists():
+        raise ValueError(f"{finished} is a finished network: choose another folder, or delete it to train anew")
     data = data_settings(dataset, limit, size, bank)
     with runs.result_folder(out):
-        trained, progress = train(network, bank, recipe, out, {"net": kind, "data": data}, where)
+        trained, log = train(network, bank, recipe, out, where)
         training = {
             "version": pyels.__version__,
             "torch": torch.__version__,
             "data": data,
             "recipe": asdict(recipe),
             "epochs": round(steps * batch_size / len(bank), 3),
-            "seconds": round(progress.seconds, 1),
+            "seconds": round(log.seconds, 1),
             "device": torch.cuda.get_device_name(where) if where.type == "cuda" else "cpu",
             "threads": torch.get_num_threads(),
         }
-        trained.save(out / "network.safetensors", {"training": training}, half)
+        trained.save(finished, {"training": training}, half)
         weights = sum(p.numel() for p in trained.parameters())
         config = {"net": kind, **trained.config, "weights": weights}
-        result = {"command": "train", "network": config, **training, "losses": [round(v, 6) for v in progress.losses]}
-        write_json(out / "train.json", result)
-        plots.draw_losses(out / "loss.png", progress.losses, steps)
+        result = {"command": "train", "network": config, **training, "losses": [round(v, 6) for v in log.losses]}
+        write_json(out / "run.json", result)
+        plots.draw_losses(out / "loss.png", log.losses, steps)
         checkpoint.unlink(missing_ok=True)
     if as_json:
         click.echo(json.dumps(result, indent=2))
     else:
         click.echo(
             f"{weights} weights, {steps} steps of {batch_size} ({training['epochs']:.3g} epochs of {len(bank)} images) "
-            f"in {progress.seconds:.0f} s, loss {progress.losses[-1]:.4f}; network: {out / 'network.safetensors'}"
+            f"in {log.seconds:.0f} s, loss {log.losses[-1]:.4f}; network: {finished}"
         )
 
 

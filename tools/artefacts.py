@@ -16,7 +16,14 @@ from pyels.cli.common import StepBar, sizes_of_file
 
 ROOT = Path(__file__).parent.parent
 NETWORK = ROOT / "results" / "fashion-resnet-zeros"
-CASES = [(0, 0, "")]  # seed, class, what is wrong
+CASES = [  # seed, class, what is wrong
+    (126, 1, "three legs"),
+    (140, 1, "three legs"),
+    (157, 1, "three legs"),
+    (100, 1, "three feet"),
+    (213, 2, "one sleeve"),
+    (225, 2, "two left sleeves"),
+]
 
 
 def main() -> None:

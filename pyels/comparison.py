@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.resources
 import json
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -90,10 +91,10 @@ def report(images: Mapping[str, Tensor], machines: Sequence[str], seeds: Sequenc
     -------
     median        machine -> measure -> median over the seeds
     quartiles     machine -> measure -> [25%, 75%]
-    interval_95   machine -> measure -> 95% interval of the median, by `interval`
+    interval_95   machine -> measure -> 95% interval of the median, by `median_interval`
     per_seed      machine -> measure -> the figure of each seed
-    beats_is      machine -> share of the seeds at which its pearson_r is above that of IS, and the share's interval_95;
-                  where IS is one of the machines
+    beats_is      machine -> share of the seeds at which its pearson_r is above that of IS, and the interval_95 of that
+                  share, by `share_interval`; where IS is one of the machines
     els_beats_is  the share of the first of the ELS machines
     seeds         the seeds
     """
@@ -106,7 +107,7 @@ def report(images: Mapping[str, Tensor], machines: Sequence[str], seeds: Sequenc
         for part, summary in (
             ("median", lambda values: float(values.quantile(0.5))),
             ("quartiles", lambda values: [float(values.quantile(q)) for q in (0.25, 0.75)]),
-            ("interval_95", lambda values: interval(values, _median)),
+            ("interval_95", median_interval),
             ("per_seed", Tensor.tolist),
         ):
             result[part][machine] = {name: summary(values) for name, values in row.items()}
@@ -114,15 +115,16 @@ def report(images: Mapping[str, Tensor], machines: Sequence[str], seeds: Sequenc
         result["beats_is"] = {}
         for machine in machines:
             if machine != "is":
-                wins = (figures[machine]["pearson_r"] > figures["is"]["pearson_r"]).double()
-                result["beats_is"][machine] = {"share": float(wins.mean()), "interval_95": interval(wins, torch.mean)}
+                wins = int((figures[machine]["pearson_r"] > figures["is"]["pearson_r"]).sum())
+                share = wins / len(seeds)
+                result["beats_is"][machine] = {"share": share, "interval_95": share_interval(wins, len(seeds))}
                 if machine.startswith("els"):
-                    result.setdefault("els_beats_is", float(wins.mean()))
+                    result.setdefault("els_beats_is", share)
     return result
 
 
-def interval(values: Tensor, statistic: Callable[..., Tensor]) -> list[float]:
-    """Percentile bootstrap: the central 95% of `statistic` over resamplings of `values` (n,) with replacement.
+def median_interval(values: Tensor) -> list[float]:
+    """Percentile bootstrap: the central 95% of the medians of resamplings of `values` (n,) with replacement.
 
     The same values give the same interval. Of one value it is that value: a single seed says nothing of its spread.
     """
@@ -130,13 +132,18 @@ def interval(values: Tensor, statistic: Callable[..., Tensor]) -> list[float]:
     drawn = []
     for _ in range(_RESAMPLINGS // _RESAMPLED_AT_ONCE):
         chosen = torch.randint(len(values), (_RESAMPLED_AT_ONCE, len(values)), generator=generator)
-        drawn.append(statistic(values[chosen], dim=1))
+        drawn.append(values[chosen].quantile(0.5, dim=1))
     ends = torch.tensor([0.025, 0.975], dtype=torch.float64)
     return [float(v) for v in torch.cat(drawn).quantile(ends)]
 
 
-def _median(values: Tensor, dim: int) -> Tensor:
-    return values.quantile(0.5, dim=dim)  # the mean of the middle two, where torch.median takes the lower
+def share_interval(successes: int, trials: int) -> list[float]:
+    """Wilson's 95% interval of a share (J. Am. Stat. Assoc. 22, 209, 1927), which does not vanish at 0% and 100%."""
+    z = 1.959964
+    share = successes / trials
+    centre = share + z * z / (2 * trials)
+    half = z * math.sqrt(share * (1 - share) / trials + (z / (2 * trials)) ** 2)
+    return [max(0.0, (centre - half) / (1 + z * z / trials)), min(1.0, (centre + half) / (1 + z * z / trials))]
 
 
 def load_demo_network() -> tuple[adapters.NetworkDenoiser, dict[str, Any]]:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from pyels import comparison, plots, presets, runs
+from pyels.bank import PatchBank
 from pyels.cli.common import (
     StepBar,
     boundary_of,
@@ -30,7 +31,7 @@ from pyels.cli.common import (
     threads_option,
 )
 from pyels.files import write_json, write_tensors
-from pyels.machines import ELS, LS
+from pyels.machines import ELS, LS, Machine
 from pyels.schedules import SCHEDULES
 
 _MACHINES = ("is", "es", "ls", "els", *(f"els:{boundary}" for boundary in ELS.boundaries))
@@ -93,33 +94,15 @@ def compare_command(
     jobs, each = split_threads(jobs, threads, num)
     if steps is not None and steps < 1:
         raise ValueError(f"--steps must be at least 1, got {steps}")
-    built = {}
-    for spec in dict.fromkeys(machines.split(",")):
-        if spec not in _MACHINES:
-            raise ValueError(f"--machines must be of {', '.join(_MACHINES)}, got {spec!r}")
-        kind, _, boundary = spec.partition(":")
-        built[spec] = make_machine(kind, bank, boundary or boundary_of(record), engine, each)
-    if any(isinstance(machine, (ELS, LS)) for machine in built.values()):
-        if patch_sizes is None:
-            raise ValueError(
-                "--patch-sizes is needed: pyels calibrate finds them for this network; or give numbers, or one of "
-                f"{', '.join(presets.PATCH_SIZES)}"
-            )
-        used = named_sizes(patch_sizes, steps, schedule)
-        n = len(used)
-    elif patch_sizes is not None:
-        raise ValueError("machines is and es compare whole images: leave out --patch-sizes")
-    else:
-        used, n = [], 20 if steps is None else steps
+    built = _build(machines, bank, boundary_of(record), engine, each)
+    used = _patch_sizes(built, patch_sizes, steps, schedule)
+    n = len(used) if used is not None else 20 if steps is None else steps
     network_steps = n if network_steps is None else network_steps
     if network_steps < 1:
         raise ValueError(f"--network-steps must be at least 1, got {network_steps}")
     contenders = {comparison.NETWORK: comparison.Contender(denoiser, network_steps)}
     for spec, machine in built.items():
-        local = isinstance(machine, (ELS, LS))
-        if local:
-            check_sizes(machine, used)
-        contenders[spec] = comparison.Contender(machine, n, used if local else None)
+        contenders[spec] = comparison.Contender(machine, n, used if isinstance(machine, (ELS, LS)) else None)
     seeds = [seed + i for i in range(num)]
     classes = classes_of_seeds(labels, denoiser, bank, seeds)
     settings = {
@@ -127,7 +110,7 @@ def compare_command(
         **settings,
         "machines": list(built),
         "boundary": boundary_of(record),
-        "patch_sizes": used or None,
+        "patch_sizes": used,
         "steps": n,
         "network_steps": network_steps,
         "schedule": schedule,
@@ -137,27 +120,7 @@ def compare_command(
     }
     images, report = run_comparison(contenders, bank, seeds, classes, schedule, out, settings, jobs)
     write_tensors(out / "comparison.safetensors", images)
-    first = next(iter(built))
-    r = torch.tensor(report["per_seed"][first]["pearson_r"], dtype=torch.float64)
-
-    def of_class(i: int) -> str:
-        return "" if classes is None else f", class {classes[i]}"
-
-    order = r.argsort(descending=True, stable=True)
-    shown = order[torch.linspace(0, num - 1, min(num, _MOST_PAIRS)).round().long()]
-    plots.draw_pairs(
-        out / "pairs.png",
-        images[comparison.NETWORK][shown],
-        images[first][shown],
-        [f"seed {seeds[i]}{of_class(i)}, r = {r[i]:.2f}" for i in shown.tolist()],
-        ("network", first.upper()),
-    )
-    pictures = [out / "pairs.png"]
-    if "is" in built and len(built) > 1:
-        pictures.append(out / "scatter.png")
-        of_seeds = {spec: row["pearson_r"] for spec, row in report["per_seed"].items()}
-        ideal = of_seeds.pop("is")
-        plots.draw_scatter(pictures[-1], of_seeds, ideal)
+    pictures = _draw(out, images, report)
     runs.finished(out)
     if as_json:
         click.echo(json.dumps(report, indent=2))
@@ -166,9 +129,62 @@ def compare_command(
     click.echo(f"pictures: {', '.join(map(str, pictures))}")
 
 
+def _build(specs: str, bank: PatchBank, boundary: str, engine: str, threads: int) -> dict[str, Machine]:
+    """The machines of --machines, by the names given there."""
+    built = {}
+    for spec in dict.fromkeys(specs.split(",")):
+        if spec not in _MACHINES:
+            raise ValueError(f"--machines must be of {', '.join(_MACHINES)}, got {spec!r}")
+        kind, _, named_boundary = spec.partition(":")
+        built[spec] = make_machine(kind, bank, named_boundary or boundary, engine, threads)
+    return built
+
+
+def _patch_sizes(
+    built: dict[str, Machine], patch_sizes: str | None, steps: int | None, schedule: str
+) -> list[int] | None:
+    """One patch size a step; None where no machine has any."""
+    local = [machine for machine in built.values() if isinstance(machine, (ELS, LS))]
+    if not local and patch_sizes is not None:
+        raise ValueError("machines is and es compare whole images: leave out --patch-sizes")
+    if not local:
+        return None
+    if patch_sizes is None:
+        raise ValueError(
+            "--patch-sizes is needed: pyels calibrate finds them for this network; or give numbers, or one of "
+            f"{', '.join(presets.PATCH_SIZES)}"
+        )
+    used = named_sizes(patch_sizes, steps, schedule)
+    for machine in local:
+        check_sizes(machine, used)
+    return used
+
+
+def _draw(out: Path, images: dict[str, Tensor], report: dict[str, Any]) -> list[Path]:
+    """pairs.png and, where IS is one of several machines, scatter.png."""
+    of_seeds = {spec: row["pearson_r"] for spec, row in report["per_seed"].items()}
+    seeds, labels, first = report["seeds"], report["labels"], next(iter(of_seeds))
+    order = sorted(range(len(seeds)), key=lambda i: -of_seeds[first][i])
+    shown = [order[i] for i in torch.linspace(0, len(seeds) - 1, min(len(seeds), _MOST_PAIRS)).round().int().tolist()]
+    classes = ["" if labels is None else f", class {labels[i]}" for i in shown]
+    pictures = [out / "pairs.png"]
+    plots.draw_pairs(
+        pictures[0],
+        images[comparison.NETWORK][shown],
+        images[first][shown],
+        [f"seed {seeds[i]}{c}, r = {of_seeds[first][i]:.2f}" for i, c in zip(shown, classes, strict=True)],
+        ("network", first.upper()),
+    )
+    if "is" in of_seeds and len(of_seeds) > 1:
+        pictures.append(out / "scatter.png")
+        ideal = of_seeds.pop("is")
+        plots.draw_scatter(pictures[1], of_seeds, ideal)
+    return pictures
+
+
 def run_comparison(
     contenders: dict[str, comparison.Contender],
-    bank: Any,
+    bank: PatchBank,
     seeds: list[int],
     labels: list[int] | None,
     schedule: str,

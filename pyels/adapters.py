@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from pyels.denoiser import Denoiser, check_labels, check_level, check_query
 from pyels.nets import ConvNetwork, load_network
@@ -39,7 +39,8 @@ class NetworkDenoiser(Denoiser):
     Parameters
     ----------
     function     function(x, t, labels): x (B, C, H, W) float32 on `device`, t (B,) float32, labels (B,) int64 or None;
-                 returns the prediction (B, C, H, W)
+                 returns the prediction (B, C, H, W). A torch module is put into evaluation mode. May be called from
+                 several threads at once
     predicts     "eps", "x0", "score" = -eps / sigma, or "v" = alpha * eps - sigma * x0
     schedule     the schedule that t refers to: a name, or an object with alpha(t) and sigma(t) (see
                  `pyels.make_schedule`). One that also has angle_to_time(angle) maps angle = atan2(sigma, alpha) to its
@@ -68,7 +69,7 @@ class NetworkDenoiser(Denoiser):
             raise TypeError(f"a {type(function).__name__} of pyels becomes a denoiser by pyels.adapters.from_pyels")
         if not callable(function):
             raise TypeError(f"function must be callable as function(x, t, labels), got {type(function).__name__}")
-        self.function = function
+        self.function = function.eval() if isinstance(function, nn.Module) else function
         self.predicts = predicts
         self.schedule = make_schedule(schedule)
         self.num_classes = num_classes
@@ -196,7 +197,7 @@ def from_pyels(network: ConvNetwork) -> NetworkDenoiser:
     """A `pyels.ResNet` or `pyels.UNet` as a denoiser."""
     config = network.config
     return NetworkDenoiser(
-        network.eval(), "v", _Angle(), config["num_classes"], config["channels"], next(network.parameters()).device
+        network, "v", _Angle(), config["num_classes"], config["channels"], next(network.parameters()).device
     )
 
 
@@ -302,7 +303,10 @@ def _load_python(path: Path, name: str) -> Denoiser:
     except Exception as error:  # it may fail in any way
         raise ValueError(f"{path}: {type(error).__name__}: {error}") from error
     if not isinstance(denoiser, Denoiser):
-        raise ValueError(f"{path}:{name} gave {type(denoiser).__name__}; it must be or return a pyels.Denoiser")
+        raise ValueError(
+            f"{path}:{name} gave {type(denoiser).__name__}; it must be or return a "
+            "pyels.Denoiser: wrap a network in pyels.NetworkDenoiser"
+        )
     return denoiser
 
 

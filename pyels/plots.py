@@ -162,7 +162,7 @@ def draw_receptive_field(
         axis.imshow(field.clamp(min=1e-4).numpy(), norm=norm, cmap="magma", interpolation="nearest")
         k = patch_sizes[i]
         corner = (width // 2 - k / 2, height // 2 - k / 2)
-        axis.add_patch(Rectangle(corner, k, k, fill=False, edgecolor="w", linewidth=1))
+        axis.add_patch(Rectangle(corner, k, k, fill=False, edgecolor="cyan", linewidth=1.2))
         axis.set_title(f"t = {times[i]:.2f}, k = {k}", fontsize=8)
     figure.colorbar(ScalarMappable(norm, "magma"), ax=axes, label="relative gradient", shrink=0.9)
     _save(figure, path)
@@ -190,7 +190,7 @@ def draw_pairs(
     n = len(above)
     columns = min(n, 10)
     lines = math.ceil(n / columns)
-    figure = Figure(figsize=(1.3 * columns + 0.9, 2.75 * lines), dpi=120, layout="constrained")
+    figure = Figure(figsize=(1.3 * columns + 0.9, 2.9 * lines), dpi=120, layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.subplots(2 * lines, columns, squeeze=False)
     for i in range(lines * columns):

@@ -66,6 +66,7 @@ def resumable(
     folder = Path(folder)
     waiting, settings_file = folder / UNFINISHED, folder / UNFINISHED / "settings.json"
     now = json.loads(json.dumps(settings))
+    _check_other_results(folder, now)
     made_folder = not folder.exists()
     if waiting.exists() and not (settings_file.exists() and _any_item(waiting)):
         shutil.rmtree(waiting)  # nothing finished, or nobody knows with which settings
@@ -143,6 +144,34 @@ def result_folder(folder: str | Path) -> Iterator[None]:
 
 def _any_item(waiting: Path) -> bool:
     return any(waiting.glob("[0-9]*.safetensors"))
+
+
+def _check_other_results(folder: Path, now: dict[str, Any]) -> None:
+    """Raise ValueError where another command wrote its results: they would be mixed, or lost."""
+    before = _read_record(folder).get("command", now.get("command"))
+    if before != now.get("command"):
+        raise ValueError(f"{folder} holds results of pyels {before}; choose another folder for {now['command']}'s")
+
+
+def check_finished(folder: str | Path, settings: Mapping[str, Any]) -> None:
+    """Raise ValueError where a finished run with other settings would be replaced."""
+    before, now = _read_record(Path(folder)), json.loads(json.dumps(settings))
+    _check_other_results(Path(folder), now)
+    for key, value in now.items():
+        if before and before.get(key) != value:
+            raise ValueError(
+                f"{folder} holds finished results with {key} = {before.get(key)}, now {value}; choose another folder, "
+                "or delete them"
+            )
+
+
+def _read_record(folder: Path) -> dict[str, Any]:
+    """The run.json of a folder of results; empty where there is none that can be read."""
+    try:
+        record = json.loads((folder / "run.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return record if isinstance(record, dict) else {}
 
 
 def _check_settings(folder: Path, settings_file: Path, now: dict[str, Any]) -> None:

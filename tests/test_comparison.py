@@ -118,7 +118,7 @@ def trained(tmp_path_factory):
 
 
 def compare_arguments(trained, out, *more):
-    options = ("--patch-sizes", trained / "sizes" / "scales.json", "--num", 5, "--seed", 7, "--out", out)
+    options = ("--patch-sizes", trained / "sizes", "--num", 5, "--seed", 7, "--out", out)
     return ("compare", "--network", trained / "net", *options, *more)
 
 
@@ -217,6 +217,18 @@ def test_a_comparison_that_was_ended_goes_on(trained, tmp_path, end):
     for name in a:
         torch.testing.assert_close(a[name], b[name], atol=1e-5, rtol=0)
     assert not (out / "unfinished").exists()
+    report = (out / "report.json").read_bytes()
+    for changed in (("--num", 2), ("--network-steps", 3)):  # finished results are not replaced by others
+        assert run_program(*arguments, *changed) == 2
+    assert (out / "report.json").read_bytes() == report
+
+
+def test_results_of_different_commands_do_not_mix(trained, tmp_path, capsys):
+    for folder, command in (("net", "train"), ("sizes", "calibrate")):
+        before = (trained / folder / "run.json").read_bytes()
+        assert run_program(*compare_arguments(trained, trained / folder)) == 2
+        assert f"holds results of pyels {command}" in capsys.readouterr().err
+        assert (trained / folder / "run.json").read_bytes() == before
 
 
 @pytest.mark.parametrize(

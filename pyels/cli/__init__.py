@@ -50,7 +50,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         _fail(str(error) or type(error).__name__)
     except (click.Abort, KeyboardInterrupt):
         click.echo(
-            "pyels: interrupted; repeat the command to go on after the last finished sample (train: add --resume)",
+            "pyels: interrupted; repeat the command (of train: with --resume) to go on where it was",
             err=True,
         )
         sys.exit(INTERRUPTED)

@@ -120,6 +120,7 @@ def calibrate_command(
             tensors["gradients"] = found.gradients[0]
         return tensors
 
+    runs.check_finished(out, settings)
     with StepBar(num, steps, "calibrating") as bar:
         samples = runs.resumable(out, settings, num, one, bar, jobs)
     write_tensors(out / "calibration.safetensors", samples)

@@ -28,7 +28,9 @@ dataset_option = click.option(
     "--dataset", default=datasets.EMBEDDED, show_default=True, help="A name (see `pyels info`) or a path."
 )
 engine_option = click.option("--engine", type=click.Choice(ENGINES), default="auto", show_default=True)
-threads_option = click.option("--threads", type=int, help="Number of threads [default: all CPUs this process may use]")
+threads_option = click.option(
+    "--threads", type=int, help="Number of threads.  [default: all CPUs this process may use]"
+)
 json_option = click.option("--json", "as_json", is_flag=True, help="Print the result as JSON on standard output.")
 limit_option = click.option("--limit", type=int, help="Use only the first so many images.")
 size_option = click.option("--size", type=int, help="Resize the images to so many pixels.")
@@ -69,6 +71,7 @@ def load_network_and_bank(
 ) -> tuple[Denoiser, pyels.PatchBank, dict[str, Any], dict[str, Any]]:
     """The network, the bank, the record of the network, and what of both belongs into a run's settings."""
     denoiser, record = adapters.load(source)
+    channels = getattr(denoiser, "channels", None)
     trained_on = record.get("training", {}).get("data")
     same = dataset is None and limit is None and size is None
     if dataset is None:
@@ -78,6 +81,8 @@ def load_network_and_bank(
         limit = trained_on["limit"] if limit is None else limit
         size = trained_on["size"] if size is None else size
     bank = datasets.load(dataset, limit=limit, size=size)
+    if channels not in (None, bank.shape[0]):
+        raise ValueError(f"the network takes {channels} channels, but the images of {dataset} have {bank.shape[0]}")
     if same and trained_on.get("bank", {"crc32": bank.fingerprint()})["crc32"] != bank.fingerprint():
         raise ValueError(
             f"{dataset} has changed since {source} was trained on it; give --dataset to use it all the same"
@@ -150,7 +155,7 @@ def split_threads(jobs: int | None, threads: int | None, count: int) -> tuple[in
 def named_sizes(text: str, steps: int | None, schedule: str) -> list[int]:
     """Patch sizes for `steps` steps along `schedule`, from numbers, a scales.json of `pyels calibrate`, or a preset's
     name (20 steps where none are given)."""
-    if text.endswith(".json"):
+    if text.endswith(".json") or (Path(text) / "scales.json").is_file():
         sizes = sizes_of_file(Path(text), schedule)
     elif re.search(r"^[-+\d]|,", text):
         sizes = integers("--patch-sizes", text)
@@ -162,7 +167,8 @@ def named_sizes(text: str, steps: int | None, schedule: str) -> list[int]:
 
 
 def sizes_of_file(path: Path, schedule: str) -> list[int]:
-    """`patch_sizes` of a scales.json, which must have been calibrated along `schedule`."""
+    """`patch_sizes` of a scales.json, or of the one in a folder, which must have been calibrated along `schedule`."""
+    path = path / "scales.json" if path.is_dir() else path
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file")
     try:

@@ -36,6 +36,7 @@ from pyels.schedules import SCHEDULES
 
 _MACHINES = ("is", "es", "ls", "els", *(f"els:{boundary}" for boundary in ELS.boundaries))
 _MOST_PAIRS = 100  # in the picture
+_FEWEST_SEEDS = 5  # of which resampling says anything
 
 
 @click.command("compare")
@@ -118,6 +119,7 @@ def compare_command(
         "labels": classes,
         **engine_settings(next(iter(built.values()))),
     }
+    runs.check_finished(out, settings)
     images, report = run_comparison(contenders, bank, seeds, classes, schedule, out, settings, jobs)
     write_tensors(out / "comparison.safetensors", images)
     pictures = _draw(out, images, report)
@@ -126,13 +128,14 @@ def compare_command(
         click.echo(json.dumps(report, indent=2))
         return
     print_report(report)
+    click.echo(f"steps: {n} of the machines, {network_steps} of the network")
     click.echo(f"pictures: {', '.join(map(str, pictures))}")
 
 
 def _build(specs: str, bank: PatchBank, boundary: str, engine: str, threads: int) -> dict[str, Machine]:
     """The machines of --machines, by the names given there."""
     built = {}
-    for spec in dict.fromkeys(specs.split(",")):
+    for spec in dict.fromkeys(part.strip().lower() for part in specs.split(",")):
         if spec not in _MACHINES:
             raise ValueError(f"--machines must be of {', '.join(_MACHINES)}, got {spec!r}")
         kind, _, named_boundary = spec.partition(":")
@@ -172,7 +175,7 @@ def _draw(out: Path, images: dict[str, Tensor], report: dict[str, Any]) -> list[
         pictures[0],
         images[comparison.NETWORK][shown],
         images[first][shown],
-        [f"seed {seeds[i]}{c}, r = {of_seeds[first][i]:.2f}" for i, c in zip(shown, classes, strict=True)],
+        [f"seed {seeds[i]}{c}\nr = {of_seeds[first][i]:.2f}" for i, c in zip(shown, classes, strict=True)],
         ("network", first.upper()),
     )
     if "is" in of_seeds and len(of_seeds) > 1:
@@ -206,13 +209,15 @@ def run_comparison(
 
 def print_report(report: dict[str, Any]) -> None:
     """The medians with their intervals, a line a machine."""
-    click.echo(f"median over {len(report['seeds'])} seeds, each machine against the network [95% interval]:")
+    enough = len(report["seeds"]) >= _FEWEST_SEEDS
+    what = "[95% interval]" if enough else "(too few for an interval)"
+    click.echo(f"median over {len(report['seeds'])} seeds, each machine against the network {what}:")
     click.echo(f"{'':12} {'pearson_r':>22} {'pearson_r2':>22} {'r2_score':>22}")
     for machine, medians in report["median"].items():
         figures = []
         for measure in comparison.MEASURES:
             low, high = report["interval_95"][machine][measure]
-            figures.append(f"{medians[measure]:.3f} [{low:.3f}, {high:.3f}]")
+            figures.append(f"{medians[measure]:.3f}" + f" [{low:.3f}, {high:.3f}]" * enough)
         click.echo(f"{machine.upper():12} " + " ".join(f"{text:>22}" for text in figures))
     for machine, wins in report.get("beats_is", {}).items():
         low, high = wins["interval_95"]

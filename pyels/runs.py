@@ -66,7 +66,7 @@ def resumable(
     folder = Path(folder)
     waiting, settings_file = folder / UNFINISHED, folder / UNFINISHED / "settings.json"
     now = json.loads(json.dumps(settings))
-    _check_other_results(folder, now)
+    check_command(folder, now.get("command"))
     made_folder = not folder.exists()
     if waiting.exists() and not (settings_file.exists() and _any_item(waiting)):
         shutil.rmtree(waiting)  # nothing finished, or nobody knows with which settings
@@ -146,17 +146,17 @@ def _any_item(waiting: Path) -> bool:
     return any(waiting.glob("[0-9]*.safetensors"))
 
 
-def _check_other_results(folder: Path, now: dict[str, Any]) -> None:
+def check_command(folder: str | Path, command: str | None) -> None:
     """Raise ValueError where another command wrote its results: they would be mixed, or lost."""
-    before = _read_record(folder).get("command", now.get("command"))
-    if before != now.get("command"):
-        raise ValueError(f"{folder} holds results of pyels {before}; choose another folder for {now['command']}'s")
+    before = _read_record(Path(folder)).get("command", command)
+    if before != command:
+        raise ValueError(f"{folder} holds results of pyels {before}; choose another folder for those of {command}")
 
 
 def check_finished(folder: str | Path, settings: Mapping[str, Any]) -> None:
     """Raise ValueError where a finished run with other settings would be replaced."""
     before, now = _read_record(Path(folder)), json.loads(json.dumps(settings))
-    _check_other_results(Path(folder), now)
+    check_command(folder, now.get("command"))
     for key, value in now.items():
         if before and before.get(key) != value:
             raise ValueError(

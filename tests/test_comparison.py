@@ -229,6 +229,8 @@ def test_results_of_different_commands_do_not_mix(trained, tmp_path, capsys):
         assert run_program(*compare_arguments(trained, trained / folder)) == 2
         assert f"holds results of pyels {command}" in capsys.readouterr().err
         assert (trained / folder / "run.json").read_bytes() == before
+    assert run_program("train", "--dataset", trained / "bank.npz", "--steps", 1, "--out", trained / "sizes") == 2
+    assert "holds results of pyels calibrate" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

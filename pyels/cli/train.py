@@ -132,6 +132,7 @@ def train_command(
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         network = NETWORKS[kind](bank.shape[0], width, _DEPTHS[kind] if depth is None else depth, classes, padding)
+    runs.check_command(out, "train")
     checkpoint, finished = out / CHECKPOINT, out / "network.safetensors"
     if checkpoint.exists() and not resume:
         raise ValueError(f"{out} holds a training that was stopped: add --resume to go on, or choose another folder")

@@ -40,6 +40,25 @@ def check_seeds(seed: int, count: int) -> None:
         raise ValueError(f"seed must be between 0 and {_LARGEST_SEED} less the number of samples, got {seed}")
 
 
+def check_command(folder: str | Path, command: str | None) -> None:
+    """Raise ValueError where another command wrote its results: they would be mixed, or lost."""
+    before = _read_record(Path(folder)).get("command", command)
+    if before != command:
+        raise ValueError(f"{folder} holds results of pyels {before}; choose another folder for those of {command}")
+
+
+def check_finished(folder: str | Path, settings: Mapping[str, Any]) -> None:
+    """Raise ValueError where a finished run with other settings would be replaced."""
+    before, now = _read_record(Path(folder)), json.loads(json.dumps(settings))
+    check_command(folder, now.get("command"))
+    for key, value in now.items():
+        if before and before.get(key) != value:
+            raise ValueError(
+                f"{folder} holds finished results with {key} = {before.get(key)}, now {value}; choose another folder, "
+                "or delete them"
+            )
+
+
 def noise_of_seed(seed: int, shape: tuple[int, int, int]) -> Tensor:
     """Standard normal noise (C, H, W); depends on the seed alone, not on what else is drawn."""
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
@@ -144,25 +163,6 @@ def result_folder(folder: str | Path) -> Iterator[None]:
 
 def _any_item(waiting: Path) -> bool:
     return any(waiting.glob("[0-9]*.safetensors"))
-
-
-def check_command(folder: str | Path, command: str | None) -> None:
-    """Raise ValueError where another command wrote its results: they would be mixed, or lost."""
-    before = _read_record(Path(folder)).get("command", command)
-    if before != command:
-        raise ValueError(f"{folder} holds results of pyels {before}; choose another folder for those of {command}")
-
-
-def check_finished(folder: str | Path, settings: Mapping[str, Any]) -> None:
-    """Raise ValueError where a finished run with other settings would be replaced."""
-    before, now = _read_record(Path(folder)), json.loads(json.dumps(settings))
-    check_command(folder, now.get("command"))
-    for key, value in now.items():
-        if before and before.get(key) != value:
-            raise ValueError(
-                f"{folder} holds finished results with {key} = {before.get(key)}, now {value}; choose another folder, "
-                "or delete them"
-            )
 
 
 def _read_record(folder: Path) -> dict[str, Any]:

@@ -146,10 +146,12 @@ def test_calibrate_command(trained, tmp_path, capsys):
     noise = torch.stack([pyels.comparison.runs.noise_of_seed(seed, bank.shape) for seed in scales["seeds"]])
     again = calibrate(network, pyels.ELS(bank), noise, torch.tensor(scales["labels"]), scales["sizes"], STEPS)
     torch.testing.assert_close(again.cosine, torch.tensor(scales["cosine"]).double(), atol=1e-6, rtol=0)
-    # sample takes the file too.
+    # sample takes the file too, and more numbers than a file name may be long.
     options = ("--dataset", trained / "bank.npz", "--num", 1, "--out", tmp_path / "s")
     assert run_program("sample", *options, "--patch-sizes", trained / "sizes" / "scales.json", "--json") == 0
     assert json.loads(capsys.readouterr().out)["patch_sizes"] == scales["patch_sizes"]
+    many = ("--limit", 2, "--machine", "ls", "--patch-sizes", ",".join(["3"] * 150))
+    assert run_program("sample", *options[:-1], tmp_path / "many", *many) == 0
 
 
 def test_compare_command(trained, tmp_path, capsys):

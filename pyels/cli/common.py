@@ -83,14 +83,15 @@ def load_network_and_bank(
     bank = datasets.load(dataset, limit=limit, size=size)
     if channels not in (None, bank.shape[0]):
         raise ValueError(f"the network takes {channels} channels, but the images of {dataset} have {bank.shape[0]}")
-    if same and trained_on.get("bank", {"crc32": bank.fingerprint()})["crc32"] != bank.fingerprint():
+    data = data_settings(dataset, limit, size, bank)
+    if same and trained_on.get("bank", data["bank"])["crc32"] != data["bank"]["crc32"]:
         raise ValueError(
             f"{dataset} has changed since {source} was trained on it; give --dataset to use it all the same"
         )
     settings = {
         "version": pyels.__version__,
         "network": {key: record[key] for key in ("source", "crc32")},
-        "data": data_settings(dataset, limit, size, bank),
+        "data": data,
     }
     return denoiser, bank, record, settings
 
@@ -154,11 +155,13 @@ def split_threads(jobs: int | None, threads: int | None, count: int) -> tuple[in
 
 def named_sizes(text: str, steps: int | None, schedule: str) -> list[int]:
     """Patch sizes for `steps` steps along `schedule`, from numbers, a scales.json of `pyels calibrate`, or a preset's
-    name (20 steps where none are given)."""
-    if text.endswith(".json") or (Path(text) / "scales.json").is_file():
+    name (20 steps where none are given). A folder stands for the scales.json in it."""
+    if text.endswith(".json"):
         sizes = sizes_of_file(Path(text), schedule)
-    elif re.search(r"^[-+\d]|,", text):
+    elif re.search(r"^[-+\d]|,", text):  # before it is looked up as a folder: many numbers are too long for a name
         sizes = integers("--patch-sizes", text)
+    elif text and (Path(text) / "scales.json").is_file():
+        sizes = sizes_of_file(Path(text) / "scales.json", schedule)
     else:
         sizes = presets.patch_sizes(text, 20 if steps is None else steps)
     if steps is not None and steps != len(sizes):
@@ -167,8 +170,7 @@ def named_sizes(text: str, steps: int | None, schedule: str) -> list[int]:
 
 
 def sizes_of_file(path: Path, schedule: str) -> list[int]:
-    """`patch_sizes` of a scales.json, or of the one in a folder, which must have been calibrated along `schedule`."""
-    path = path / "scales.json" if path.is_dir() else path
+    """`patch_sizes` of a scales.json, which must have been calibrated along `schedule`."""
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file")
     try:

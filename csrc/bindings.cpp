@@ -22,6 +22,7 @@ T* at(std::uintptr_t address) {
 struct CopyOut : pyels::Sink {
   double *m, *s, *y, *e, *top;  // (B, H, W), (B, H, W), (B, C, H, W), (B, H, W), (B, H, W)
   std::int64_t* source;         // (B, H, W)
+  double *ss, *sy, *yy, *tail, *seen, *left;  // (B, H, W), (B, C, H, W), (B, C, H, W), (B, H, W) the others
 
   void take(std::int64_t b, const pyels::Partial& from) override {
     const auto put = [b](const auto& values, auto* to) {
@@ -29,6 +30,9 @@ struct CopyOut : pyels::Sink {
     };
     put(from.m, m), put(from.s, s), put(from.y, y);
     if (from.full) put(from.e, e), put(from.top, top), put(from.source, source);
+    if (!from.sampled) return;
+    put(from.ss, ss), put(from.sy, sy), put(from.yy, yy);
+    put(from.tail, tail), put(from.seen, seen), put(from.left, left);
   }
 };
 
@@ -37,29 +41,74 @@ bool signal_pending() {
   return PyErr_CheckSignals() != 0;  // leaves KeyboardInterrupt set
 }
 
+using Addresses = std::vector<std::uintptr_t>;
+
+pyels::Problem bank_problem(std::uintptr_t pixels, bool is_uint8, std::array<std::int64_t, 4> shape, int sources,
+                            std::int64_t patch_size, int threads) {
+  pyels::Problem a;
+  (is_uint8 ? void(a.pixels_uint8 = at<const std::uint8_t>(pixels)) : void(a.pixels_float = at<const float>(pixels)));
+  a.images = shape[0], a.channels = shape[1], a.height = shape[2], a.width = shape[3];
+  a.sources = static_cast<pyels::Sources>(sources);
+  a.patch_size = patch_size, a.threads = threads, a.interrupted = signal_pending;
+  return a;
+}
+
+// begin, image and place; mean, spread, centre_spread and radius where they are known.
+pyels::Lists make_lists(std::int64_t count, const Addresses& arrays) {
+  pyels::Lists lists;
+  lists.count = count;
+  lists.begin = at<const std::int64_t>(arrays[0]);
+  lists.image = at<const std::int32_t>(arrays[1]), lists.place = at<const std::uint16_t>(arrays[2]);
+  if (arrays.size() == 3) return lists;
+  lists.mean = at<const float>(arrays[3]), lists.spread = at<const float>(arrays[4]);
+  lists.centre_spread = at<const float>(arrays[5]), lists.radius = at<const float>(arrays[6]);
+  return lists;
+}
+
+template <class Work>
+void without_gil(Work work) {
+  try {
+    const py::gil_scoped_release release;  // nothing below touches a Python object; the caller keeps the arrays alive
+    work();
+  } catch (const pyels::Interrupted&) {
+    throw py::error_already_set();
+  }
+}
+
 void partial_posterior(const std::string& engine, std::uintptr_t pixels, bool is_uint8,
                        std::array<std::int64_t, 4> bank_shape, std::uintptr_t order, std::int64_t queries,
                        std::uintptr_t x, std::uintptr_t alpha, std::uintptr_t sigma, std::uintptr_t begin,
                        std::uintptr_t end, int window, int sources, std::int64_t patch_size, int threads, bool full,
-                       std::array<std::uintptr_t, 6> out) {
-  pyels::Problem a;
-  (is_uint8 ? void(a.pixels_uint8 = at<const std::uint8_t>(pixels)) : void(a.pixels_float = at<const float>(pixels)));
-  a.channels = bank_shape[1], a.height = bank_shape[2], a.width = bank_shape[3];
+                       const Addresses& out, std::int64_t list_count, const Addresses& lists, double tolerance) {
+  pyels::Problem a = bank_problem(pixels, is_uint8, bank_shape, sources, patch_size, threads);
   a.order = at<const std::int64_t>(order);
   a.queries = queries, a.x = at<const float>(x);
   a.alpha = at<const double>(alpha), a.sigma = at<const double>(sigma);
   a.begin = at<const std::int64_t>(begin), a.end = at<const std::int64_t>(end);
-  a.window = static_cast<pyels::Window>(window), a.sources = static_cast<pyels::Sources>(sources);
-  a.patch_size = patch_size, a.threads = threads, a.full = full, a.interrupted = signal_pending;
-  CopyOut sink;
+  a.window = static_cast<pyels::Window>(window), a.full = full;
+  CopyOut sink{};
   sink.m = at<double>(out[0]), sink.s = at<double>(out[1]), sink.y = at<double>(out[2]);
   sink.e = at<double>(out[3]), sink.top = at<double>(out[4]), sink.source = at<std::int64_t>(out[5]);
-  try {
-    const py::gil_scoped_release release;  // nothing below touches a Python object; the caller keeps the arrays alive
-    (engine == "reference" ? pyels::reference_engine : pyels::cpu_engine)(a, sink);
-  } catch (const pyels::Interrupted&) {
-    throw py::error_already_set();
+  if (list_count > 0) {
+    sink.ss = at<double>(out[6]), sink.sy = at<double>(out[7]), sink.yy = at<double>(out[8]);
+    sink.tail = at<double>(out[9]), sink.seen = at<double>(out[10]), sink.left = at<double>(out[11]);
   }
+  without_gil([&] {
+    if (list_count > 0)
+      pyels::lists_engine(a, make_lists(list_count, lists), tolerance, sink);
+    else
+      (engine == "reference" ? pyels::reference_engine : pyels::cpu_engine)(a, sink);
+  });
+}
+
+void list_statistics(std::uintptr_t pixels, bool is_uint8, std::array<std::int64_t, 4> bank_shape,
+                     std::int64_t patch_size, int threads, std::int64_t list_count, const Addresses& lists,
+                     std::array<std::uintptr_t, 4> out) {
+  const pyels::Problem a = bank_problem(pixels, is_uint8, bank_shape, 0, patch_size, threads);
+  without_gil([&] {
+    pyels::list_statistics(a, make_lists(list_count, lists), at<float>(out[0]), at<float>(out[1]), at<float>(out[2]),
+                           at<float>(out[3]));
+  });
 }
 
 }  // namespace
@@ -69,7 +118,11 @@ PYBIND11_MODULE(_core, module) {
   module.def("partial_posterior", &partial_posterior, py::kw_only(), py::arg("engine"), py::arg("pixels"),
              py::arg("is_uint8"), py::arg("bank_shape"), py::arg("order"), py::arg("queries"), py::arg("x"),
              py::arg("alpha"), py::arg("sigma"), py::arg("begin"), py::arg("end"), py::arg("window"),
-             py::arg("sources"), py::arg("patch_size"), py::arg("threads"), py::arg("full"), py::arg("out"));
+             py::arg("sources"), py::arg("patch_size"), py::arg("threads"), py::arg("full"), py::arg("out"),
+             py::arg("list_count") = 0, py::arg("lists") = Addresses{}, py::arg("tolerance") = 0.0);
+  module.def("list_statistics", &list_statistics, py::kw_only(), py::arg("pixels"), py::arg("is_uint8"),
+             py::arg("bank_shape"), py::arg("patch_size"), py::arg("threads"), py::arg("list_count"), py::arg("lists"),
+             py::arg("out"));
   module.def("available_isas", &pyels::available_isas, "Instruction sets this CPU can run, best first.");
   module.def("isa_in_use", &pyels::isa_in_use, "The one the cpu engine uses (PYELS_ISA, else the best).");
 }

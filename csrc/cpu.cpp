@@ -1,65 +1,26 @@
-// The exact CPU engine: picks the instruction set, cuts the bank into fixed segments, lets threads work through them,
+// The exact CPU engine: cuts the bank into fixed segments, lets threads work through them,
 // and merges their partial posteriors in the order of the bank. Neither the segments nor the order of any sum depends
 // on the number of threads or on the other queries, so the result does not either.
 #include <algorithm>
-#include <atomic>
-#include <chrono>
 #include <cmath>
-#include <cstdlib>
-#include <cstring>
-#include <exception>
 #include <limits>
-#include <memory>
-#include <mutex>
-#include <string>
-#include <thread>
 
 #include "kernel.h"
 #include "pyels.h"
+#include "work.h"
 
 namespace pyels {
 namespace {
 
-// ---- Instruction sets ------------------------------------------------------------------------------------------
-
-std::vector<const Kernel*> runnable_kernels() {
-  std::vector<const Kernel*> kernels;
-#if defined(__x86_64__)
-  __builtin_cpu_init();
-  const bool v2 = __builtin_cpu_supports("sse4.2") && __builtin_cpu_supports("popcnt");
-  const bool v3 = v2 && __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
-                  __builtin_cpu_supports("bmi") && __builtin_cpu_supports("bmi2") && __builtin_cpu_supports("f16c") &&
-                  __builtin_cpu_supports("lzcnt") && __builtin_cpu_supports("movbe");
-  const bool v4 = v3 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-                  __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq") &&
-                  __builtin_cpu_supports("avx512cd");
-  if (v4) kernels.push_back(&x86_64_v4::kernel);
-  if (v3) kernels.push_back(&x86_64_v3::kernel);
-  if (v2) kernels.push_back(&x86_64_v2::kernel);
-#else
-  kernels.push_back(&generic::kernel);
-#endif
-  return kernels;
-}
-
-const Kernel& kernel_in_use() {
-  const std::vector<const Kernel*> kernels = runnable_kernels();
-  if (kernels.empty()) throw std::runtime_error("this CPU lacks x86-64-v2 (SSE4.2), the least the cpu engine needs");
-  const char* forced = std::getenv("PYELS_ISA");
-  if (!forced || !*forced) return *kernels.front();
-  std::string allowed;
-  for (const Kernel* kernel : kernels) {
-    if (std::strcmp(kernel->isa, forced) == 0) return *kernel;
-    allowed += (allowed.empty() ? "" : ", ") + std::string(kernel->isa);
-  }
-  throw std::invalid_argument("PYELS_ISA is '" + std::string(forced) + "'; this CPU runs " + allowed);
-}
-
 // ---- Source sets as displacements --------------------------------------------------------------------------------
+
+// Which of an axis' pixels a list of displacements is for: all, or those whose window (of sources `zeros`) overhangs the
+// border, or the others.
+enum class Pixels { all, rim, inside };
 
 // The displacements along one axis of length n, for windows of radius r. Rows and columns are alike, and every source
 // set is the product of its two axes.
-std::vector<Axis> displacements(const Problem& a, std::int32_t n, std::int32_t r) {
+std::vector<Axis> displacements(const Problem& a, std::int32_t n, std::int32_t r, Pixels which = Pixels::all) {
   std::vector<Axis> axes;
   // Pixels p0 <= p < p1 against p + d.
   const auto add = [&](std::int32_t d, std::int32_t p0, std::int32_t p1) {
@@ -71,8 +32,13 @@ std::vector<Axis> displacements(const Problem& a, std::int32_t n, std::int32_t r
       break;
     case Sources::zeros:
       // At d = 0 every pixel meets its own overhang; elsewhere only interior pixels meet, interior with interior.
+      if (which == Pixels::rim) {
+        add(0, 0, std::min(r, n));
+        add(0, std::max(r, n - r), n);
+        break;
+      }
       for (std::int32_t d = -(n - 1); d < n; ++d) {
-        if (d == 0)
+        if (d == 0 && which == Pixels::all)
           add(0, 0, n);
         else
           add(d, std::max(r, r - d), std::min(n - r, n - r - d));
@@ -100,12 +66,18 @@ struct Plan {
   const Problem& a;
   const Kernel& kernel;
   std::int32_t radius_rows, radius_columns;  // beyond these a window holds the whole axis wherever it stands
-  std::vector<Axis> rows, columns;
+  // Products of axes which together are the source sets: of rows and columns, side by side in both.
+  std::vector<std::vector<Axis>> rows, columns;
   std::int64_t pixels;
   // Rows of the panel are widened by what windows reach over, rows of a query also by what displacements do.
   std::int64_t panel_margin, panel_width, x_margin, x_width;
-  std::int64_t row_terms, column_terms;  // of a pixel's sum
-  std::int64_t rows_per_call;            // of displacements
+  std::int64_t row_terms = 0, column_terms = 0;  // of a pixel's sum
+  // So many of the rows' displacements, with all of the columns', are one call of the kernel.
+  struct Call {
+    const Axis *rows, *columns;
+    std::int64_t n_rows, n_columns, terms;
+  };
+  std::vector<Call> calls;
 
   // About so many float32 terms may meet in one sum before it is moved into double.
   static constexpr std::int64_t max_terms = 128;
@@ -115,16 +87,32 @@ struct Plan {
         kernel(kernel_in_use()),
         radius_rows(radius(a.height)),
         radius_columns(radius(a.width)),
-        rows(displacements(a, static_cast<std::int32_t>(a.height), radius_rows)),
-        columns(displacements(a, static_cast<std::int32_t>(a.width), radius_columns)),
         pixels(a.height * a.width),
         panel_margin(radius_columns),
         panel_width(a.width + 2 * panel_margin),
         x_margin(panel_margin + (wraps() ? a.width - 1 : 0)),
         x_width(x_margin + a.width + panel_margin) {
-    row_terms = most_terms(rows, static_cast<std::int32_t>(a.height), radius_rows);
-    column_terms = most_terms(columns, static_cast<std::int32_t>(a.width), radius_columns);
-    rows_per_call = std::clamp<std::int64_t>(max_terms / column_terms, 1, static_cast<std::int64_t>(rows.size()));
+    const auto height = static_cast<std::int32_t>(a.height), width = static_cast<std::int32_t>(a.width);
+    const auto add = [&](Pixels rows_which, Pixels columns_which) {
+      rows.push_back(displacements(a, height, radius_rows, rows_which));
+      columns.push_back(displacements(a, width, radius_columns, columns_which));
+    };
+    if (a.rim)
+      add(Pixels::rim, Pixels::all), add(Pixels::inside, Pixels::rim);
+    else
+      add(Pixels::all, Pixels::all);
+    for (std::size_t i = 0; i < rows.size(); ++i) {
+      if (rows[i].empty() || columns[i].empty()) continue;
+      const std::int64_t across = most_terms(columns[i], width, radius_columns);
+      row_terms = std::max(row_terms, most_terms(rows[i], height, radius_rows));
+      column_terms = std::max(column_terms, across);
+      const auto n = static_cast<std::int64_t>(rows[i].size());
+      const std::int64_t step = std::clamp<std::int64_t>(max_terms / across, 1, n);
+      for (std::int64_t row = 0; row < n; row += step) {
+        const std::int64_t some = std::min(step, n - row);
+        calls.push_back({rows[i].data() + row, columns[i].data(), some, std::ssize(columns[i]), some * across});
+      }
+    }
   }
 
   std::int32_t radius(std::int64_t n) const {
@@ -151,20 +139,6 @@ struct Plan {
 };
 
 // ---- One thread's work -------------------------------------------------------------------------------------------
-
-struct Free {
-  void operator()(void* p) const { std::free(p); }
-};
-template <class T>
-using Aligned = std::unique_ptr<T[], Free>;
-
-template <class T>
-Aligned<T> aligned(std::int64_t n) {
-  void* p = std::aligned_alloc(64, (static_cast<std::size_t>(n) * sizeof(T) + 63) / 64 * 64);
-  if (!p) throw std::bad_alloc();
-  std::memset(p, 0, static_cast<std::size_t>(n) * sizeof(T));
-  return Aligned<T>(static_cast<T*>(p));
-}
 
 class Worker {
  public:
@@ -197,7 +171,6 @@ class Worker {
   void run(std::int64_t b, std::int64_t segment, Partial& total, Stop stop) {
     const std::int64_t blocks = plan_.blocks(b), segments = plan_.segments(b);
     const std::int64_t first = segment * blocks / segments, last = (segment + 1) * blocks / segments;
-    const std::int64_t rows = static_cast<std::int64_t>(plan_.rows.size());
     KernelTask task = make_task(b);
     fill_query(b);
     // The reference stays from flush to flush, so that weights are measured against the whole segment's maximum.
@@ -207,14 +180,15 @@ class Worker {
     std::int64_t terms = 0, first_block = first;
     for (std::int64_t block = first; block < last; ++block) {
       fill_panel(b, block);
-      for (std::int64_t row = 0; row < rows; row += plan_.rows_per_call) {
+      for (std::size_t i = 0; i < plan_.calls.size(); ++i) {
         if (stop()) return;
-        task.rows = plan_.rows.data() + row;
-        task.n_rows = static_cast<std::int32_t>(std::min(plan_.rows_per_call, rows - row));
+        const Plan::Call& call = plan_.calls[i];
+        task.rows = call.rows, task.n_rows = static_cast<std::int32_t>(call.n_rows);
+        task.columns = call.columns, task.n_columns = static_cast<std::int32_t>(call.n_columns);
         task.at = static_cast<std::int32_t>((block - first_block) * plan_.pixels);
         plan_.kernel.accumulate(task);
-        terms += task.n_rows * plan_.column_terms;
-        const bool block_ends = row + task.n_rows == rows;
+        terms += call.terms;
+        const bool block_ends = i + 1 == plan_.calls.size();
         const bool numbers_end = (block + 2 - first_block) * plan_.pixels > std::numeric_limits<std::int32_t>::max();
         // A last block with fewer images than lanes is by itself.
         const bool next_is_last = block_ends && block + 2 >= last;
@@ -257,7 +231,6 @@ class Worker {
     // All weights left out together are less than 1e-8 of the sum.
     const double sources = static_cast<double>(plan_.images(b) * plan_.terms());
     t.skip = static_cast<float>(std::min(80.0, std::log(sources) + std::log(1e8)) / ln2);
-    t.columns = plan_.columns.data(), t.n_columns = static_cast<std::int32_t>(plan_.columns.size());
     t.full = a_.full;
     t.reference = reference_.get(), t.offset = offset_.get(), t.s = s_.get(), t.y = y_.get();
     t.e = e_.get();
@@ -382,14 +355,6 @@ class Worker {
 
 }  // namespace
 
-std::vector<const char*> available_isas() {
-  std::vector<const char*> names;
-  for (const Kernel* kernel : runnable_kernels()) names.push_back(kernel->isa);
-  return names;
-}
-
-const char* isa_in_use() { return kernel_in_use().isa; }
-
 void cpu_engine(const Problem& a, Sink& sink) {
   const Plan plan(a);
   const std::int64_t group = plan.queries_in_group();
@@ -403,40 +368,13 @@ void cpu_engine(const Problem& a, Sink& sink) {
       for (std::int64_t segment = 0; segment < plan.segments(b); ++segment)
         units.push_back({b, segment, Partial(plan.pixels, a.channels, a.full)});
 
-    std::atomic<std::size_t> next{0};
-    std::atomic<bool> stop{false};
-    std::exception_ptr failure;
-    std::mutex failure_mutex;
-    const auto work = [&](auto stop_asked) {
-      try {
-        Worker worker(plan);
-        for (std::size_t i; !stop && (i = next++) < units.size();)
-          worker.run(units[i].query, units[i].segment, units[i].partial, stop_asked);
-      } catch (...) {
-        const std::lock_guard<std::mutex> lock(failure_mutex);
-        failure = std::current_exception();
-        stop = true;
-      }
-    };
-
-    const std::int64_t threads = std::clamp<std::int64_t>(a.threads, 1, static_cast<std::int64_t>(units.size()));
-    std::vector<std::thread> others;
-    try {
-      for (std::int64_t i = 1; i < threads; ++i) others.emplace_back(work, [&] { return stop.load(); });
-    } catch (...) {
-      // No more threads to be had: the ones that started and this one do the work.
-    }
-    auto asked = std::chrono::steady_clock::now();
-    work([&] {
-      const auto now = std::chrono::steady_clock::now();
-      if (a.interrupted && now - asked > std::chrono::milliseconds(100)) {
-        asked = now;
-        if (a.interrupted()) throw Interrupted();
-      }
-      return stop.load();
+    in_threads(a.threads, static_cast<std::int64_t>(units.size()), a.interrupted, [&](auto take) {
+      Worker worker(plan);
+      take([&](std::int64_t i, auto stop) {
+        Unit& unit = units[static_cast<std::size_t>(i)];
+        worker.run(unit.query, unit.segment, unit.partial, stop);
+      });
     });
-    for (std::thread& thread : others) thread.join();
-    if (failure) std::rethrow_exception(failure);
 
     // In the order of the bank, whichever thread did what.
     for (std::size_t i = 0; i < units.size();) {

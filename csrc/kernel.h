@@ -71,6 +71,36 @@ static constexpr std::int64_t kernel_scratch(std::int64_t height, std::int64_t w
   return (kernel_band + 1 + kept) * kernel_row(width) + width + k_columns - 1 + 3 * kernel_band;
 }
 
+// Windows of the bank against windows of the query, one by one: for lists of windows (lists.cpp). A panel holds blocks
+// of L windows, (blocks, dims)[L], pixel by pixel in the same units as x.
+static constexpr int list_blocks = 4;  // the most in a panel
+
+// A query pixel that looks into a list, and what has been summed for it. Weights are relative to 2^m, centres in units
+// of the panel. `sums` holds s = sum w, ss = sum w^2, sum d and sum d^2 of d = log2 w - expected, then for every channel
+// y = sum w c, sy = sum w^2 c, yy = sum w^2 c^2, and for the full posterior e = sum w (log2 w - m).
+struct ListQuery {
+  const float* x;            // (dims)
+  std::int32_t first, last;  // members of the panel to look at, counted from 0: first <= member < last
+  float scale;               // log2 w = -scale * squared distance
+  float expected;
+  float* m;                  // -inf when empty
+  float* sums;               // (list_sums(channels, full))
+  float* top;                // largest log2 w
+  std::int32_t* top_member;  // its place in the list
+};
+static constexpr std::int64_t list_sums(std::int64_t channels, bool full) { return 4 + 3 * channels + (full ? 1 : 0); }
+static constexpr std::int64_t list_channels = 16;  // the most
+
+struct ListTask {
+  const float* panel;
+  std::int64_t dims, channels;
+  const std::int64_t* centres;  // (C) where among the dims the centre is
+  std::int64_t first_member;    // of the panel, in the list
+  bool full;
+  const ListQuery* queries;
+  std::int64_t n_queries;
+};
+
 struct Kernel {
   const char* isa;
   int lanes;
@@ -80,7 +110,19 @@ struct Kernel {
   void (*spread_float)(const float* const* images, std::int64_t width, float* panel);
   // Sums the first `live` lanes of each of n vectors, in double.
   void (*sum_lanes)(const float* v, std::int64_t n, int live, double* sums);
+  void (*weigh_list)(const ListTask&);
+  // Squared distances of x, (dims), to the windows of one block of a panel: L of them.
+  void (*list_distances)(const float* panel, const float* x, std::int64_t dims, float* distances);
 };
+
+const Kernel& kernel_in_use();
+
+#if defined(PYELS_ISA_NAME)
+namespace PYELS_ISA_NAME {  // from lists_kernel.cpp into kernel.cpp
+void weigh_list(const ListTask&);
+void list_distances(const float* panel, const float* x, std::int64_t dims, float* distances);
+}
+#endif
 
 #if defined(__x86_64__)
 namespace x86_64_v2 { extern const Kernel kernel; }

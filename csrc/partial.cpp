@@ -22,6 +22,16 @@ void merge(Partial& into, const Partial& from) {
         into.source[p] = from.source[p];
       }
     }
+    if (into.sampled) {
+      for (auto field : {&Partial::tail, &Partial::seen, &Partial::left})
+        (into.*field)[p] = a * (into.*field)[p] + (from.sampled ? b * (from.*field)[p] : 0.0);
+      if (!from.sampled) into.seen[p] += b * from.s[p];
+      into.ss[p] = a * a * into.ss[p] + (from.sampled ? b * b * from.ss[p] : 0.0);
+      for (std::int64_t i = p; i < into.channels * into.pixels; i += into.pixels) {
+        into.sy[i] = a * a * into.sy[i] + (from.sampled ? b * b * from.sy[i] : 0.0);
+        into.yy[i] = a * a * into.yy[i] + (from.sampled ? b * b * from.yy[i] : 0.0);
+      }
+    }
     into.s[p] = a * into.s[p] + b * from.s[p];
     for (std::int64_t c = 0; c < into.channels; ++c) {
       double& y = into.y[c * into.pixels + p];

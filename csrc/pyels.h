@@ -32,7 +32,7 @@ struct Problem {
   // Bank. Exactly one of the two pointers is set; uint8 v stands for v / 127.5 - 1.
   const std::uint8_t* pixels_uint8 = nullptr;  // (N, C, H, W)
   const float* pixels_float = nullptr;         // (N, C, H, W)
-  std::int64_t channels = 0, height = 0, width = 0;
+  std::int64_t images = 0, channels = 0, height = 0, width = 0;
   const std::int64_t* order = nullptr;         // (N) image numbers, those of one class side by side; null: 0 .. N-1
 
   // Queries. Query b is compared with the images order[begin[b]] .. order[end[b] - 1].
@@ -46,6 +46,7 @@ struct Problem {
   Window window = Window::square;
   Sources sources = Sources::zeros;
   std::int64_t patch_size = 1;  // k, odd; of no meaning to Window::image
+  bool rim = false;             // Sources::zeros: leave out the pixels whose window lies wholly inside (cpu_engine)
 
   int threads = 1;
   bool full = false;                  // also fill the last three arrays of Partial
@@ -64,8 +65,14 @@ struct Partial {
   std::vector<double> top;                // (H, W) largest log w
   std::vector<std::int64_t> source;       // (H, W) its patch: image * H * W + row * W + column, -1 when empty
 
-  Partial(std::int64_t pixels_, std::int64_t channels_, bool full_)
-      : pixels(pixels_), channels(channels_), full(full_) {
+  // Of an approximation (`sampled`), where s and y are estimates: see Lists.
+  bool sampled = false;
+  std::vector<double> ss, sy, yy;  // (H, W), (C, H, W), (C, H, W) variance of s, covariance of s and y, variance of y
+  std::vector<double> tail;        // (H, W) estimated sum over the lists that were not looked at; not part of s
+  std::vector<double> seen, left;  // (H, W) sum over the patches looked at, and an upper bound on that over all others
+
+  Partial(std::int64_t pixels_, std::int64_t channels_, bool full_, bool sampled_ = false)
+      : pixels(pixels_), channels(channels_), full(full_), sampled(sampled_) {
     clear();
   }
 
@@ -79,6 +86,10 @@ struct Partial {
       e.assign(n, 0.0);
       top.assign(n, none);
       source.assign(n, -1);
+    }
+    if (sampled) {
+      for (auto* one : {&ss, &tail, &seen, &left}) one->assign(n, 0.0);
+      for (auto* one : {&sy, &yy}) one->assign(n * static_cast<std::size_t>(channels), 0.0);
     }
   }
 };
@@ -102,6 +113,31 @@ void reference_engine(const Problem& problem, Sink& sink);
 
 // The exact float32 engine. Bit-identical for any number of threads and any batch.
 void cpu_engine(const Problem& problem, Sink& sink);
+
+// The windows of the bank's images order[begin] .. order[end - 1] (those wholly inside, or with `wraps` all) in lists of
+// similar ones, each in random order. The first so many members of a list stand for all: a query pixel looks at more of
+// the lists that matter to it, and of these the sums are exact where it has looked at every member.
+struct Lists {
+  std::int64_t count = 0;
+  bool wraps = false;
+  const std::int64_t* begin = nullptr;   // (lists + 1) first member of each list
+  const std::int32_t* image = nullptr;   // (members) image of the window
+  const std::uint16_t* place = nullptr;  // (members) and its centre: row * W + column
+  // What is known of each list without looking at its members; only `radius` has to be right.
+  const float* mean = nullptr;           // (lists, C, k, k) of the windows, pixels in [-1, 1]
+  const float* spread = nullptr;         // (lists) mean squared distance of the windows from their mean
+  const float* centre_spread = nullptr;  // (lists) likewise of their centres
+  const float* radius = nullptr;         // (lists) largest distance from the mean
+};
+
+// Fills in mean, spread, centre_spread and radius, (lists, ...), of windows of problem.patch_size.
+void list_statistics(const Problem& problem, const Lists& lists, float* mean, float* spread, float* centre_spread,
+                     float* radius);
+
+// The posterior by looking at parts of lists: more and more of them, until the error of the mean of a pixel is below
+// `tolerance` (`error` below). Exact, by cpu_engine, for pixels whose windows overhang the border, and for all pixels of
+// a query where that costs less.
+void lists_engine(const Problem& problem, const Lists& lists, double tolerance, Sink& sink);
 
 // The instruction sets this CPU can run, best first, and the one in use: environment variable PYELS_ISA, else the best.
 std::vector<const char*> available_isas();

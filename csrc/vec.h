@@ -79,7 +79,7 @@ PYELS_INLINE DoubleVec choose(IntVec mask, DoubleVec a, DoubleVec b) {
   return {low ? a.low : b.low, high ? a.high : b.high};
 }
 
-bool any(IntVec mask) {
+inline bool any(IntVec mask) {
 #if defined(__AVX512F__)
   return _mm512_movepi32_mask(reinterpret_cast<__m512i>(mask)) != 0;
 #elif defined(__AVX__)
@@ -93,7 +93,7 @@ bool any(IntVec mask) {
 #endif
 }
 
-bool any_above(Vec v, Vec limit) {
+inline bool any_above(Vec v, Vec limit) {
 #if defined(__AVX512F__)
   return _mm512_cmp_ps_mask(reinterpret_cast<__m512>(v), reinterpret_cast<__m512>(limit), _CMP_GT_OQ) != 0;
 #else
@@ -101,7 +101,7 @@ bool any_above(Vec v, Vec limit) {
 #endif
 }
 
-std::int32_t least(std::int32_t a, std::int32_t b) { return a < b ? a : b; }
+inline std::int32_t least(std::int32_t a, std::int32_t b) { return a < b ? a : b; }
 
 // Keeps the compiler from fusing a product with the sum it goes into in one place and not in the next.
 PYELS_INLINE void keep_apart(Vec& v) {

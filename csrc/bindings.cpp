@@ -53,15 +53,15 @@ pyels::Problem bank_problem(std::uintptr_t pixels, bool is_uint8, std::array<std
   return a;
 }
 
-// begin, image and place; mean, spread, centre_spread and radius where they are known.
-pyels::Lists make_lists(std::int64_t count, const Addresses& arrays) {
+pyels::Lists make_lists(std::int64_t count, std::int64_t directions, float step, const Addresses& arrays) {
   pyels::Lists lists;
-  lists.count = count;
-  lists.begin = at<const std::int64_t>(arrays[0]);
-  lists.image = at<const std::int32_t>(arrays[1]), lists.place = at<const std::uint16_t>(arrays[2]);
-  if (arrays.size() == 3) return lists;
-  lists.mean = at<const float>(arrays[3]), lists.spread = at<const float>(arrays[4]);
-  lists.centre_spread = at<const float>(arrays[5]), lists.radius = at<const float>(arrays[6]);
+  lists.count = count, lists.directions_count = directions, lists.step = step;
+  lists.begin = at<const std::int64_t>(arrays[0]), lists.end = at<const std::int64_t>(arrays[1]);
+  lists.image = at<const std::int32_t>(arrays[2]), lists.place = at<const std::uint16_t>(arrays[3]);
+  lists.origin = at<const float>(arrays[4]), lists.directions = at<const float>(arrays[5]);
+  lists.mean = at<const float>(arrays[6]), lists.spread = at<const float>(arrays[7]);
+  lists.code = at<const std::int8_t>(arrays[8]);
+  lists.norm = at<const float>(arrays[9]), lists.rest = at<const float>(arrays[10]);
   return lists;
 }
 
@@ -79,7 +79,8 @@ void partial_posterior(const std::string& engine, std::uintptr_t pixels, bool is
                        std::array<std::int64_t, 4> bank_shape, std::uintptr_t order, std::int64_t queries,
                        std::uintptr_t x, std::uintptr_t alpha, std::uintptr_t sigma, std::uintptr_t begin,
                        std::uintptr_t end, int window, int sources, std::int64_t patch_size, int threads, bool full,
-                       const Addresses& out, std::int64_t list_count, const Addresses& lists, double tolerance) {
+                       const Addresses& out, std::int64_t list_count, std::int64_t list_directions, float list_step,
+                       const Addresses& lists, double tolerance) {
   pyels::Problem a = bank_problem(pixels, is_uint8, bank_shape, sources, patch_size, threads);
   a.order = at<const std::int64_t>(order);
   a.queries = queries, a.x = at<const float>(x);
@@ -95,19 +96,19 @@ void partial_posterior(const std::string& engine, std::uintptr_t pixels, bool is
   }
   without_gil([&] {
     if (list_count > 0)
-      pyels::lists_engine(a, make_lists(list_count, lists), tolerance, sink);
+      pyels::lists_engine(a, make_lists(list_count, list_directions, list_step, lists), tolerance, sink);
     else
       (engine == "reference" ? pyels::reference_engine : pyels::cpu_engine)(a, sink);
   });
 }
 
-void list_statistics(std::uintptr_t pixels, bool is_uint8, std::array<std::int64_t, 4> bank_shape,
-                     std::int64_t patch_size, int threads, std::int64_t list_count, const Addresses& lists,
-                     std::array<std::uintptr_t, 4> out) {
+void describe_lists(std::uintptr_t pixels, bool is_uint8, std::array<std::int64_t, 4> bank_shape,
+                    std::int64_t patch_size, int threads, std::int64_t list_count, std::int64_t list_directions,
+                    float list_step, const Addresses& lists) {
   const pyels::Problem a = bank_problem(pixels, is_uint8, bank_shape, 0, patch_size, threads);
   without_gil([&] {
-    pyels::list_statistics(a, make_lists(list_count, lists), at<float>(out[0]), at<float>(out[1]), at<float>(out[2]),
-                           at<float>(out[3]));
+    pyels::describe_lists(a, make_lists(list_count, list_directions, list_step, lists), at<float>(lists[6]),
+                          at<float>(lists[7]), at<std::int8_t>(lists[8]), at<float>(lists[9]), at<float>(lists[10]));
   });
 }
 
@@ -119,10 +120,11 @@ PYBIND11_MODULE(_core, module) {
              py::arg("is_uint8"), py::arg("bank_shape"), py::arg("order"), py::arg("queries"), py::arg("x"),
              py::arg("alpha"), py::arg("sigma"), py::arg("begin"), py::arg("end"), py::arg("window"),
              py::arg("sources"), py::arg("patch_size"), py::arg("threads"), py::arg("full"), py::arg("out"),
-             py::arg("list_count") = 0, py::arg("lists") = Addresses{}, py::arg("tolerance") = 0.0);
-  module.def("list_statistics", &list_statistics, py::kw_only(), py::arg("pixels"), py::arg("is_uint8"),
-             py::arg("bank_shape"), py::arg("patch_size"), py::arg("threads"), py::arg("list_count"), py::arg("lists"),
-             py::arg("out"));
+             py::arg("list_count") = 0, py::arg("list_directions") = 0, py::arg("list_step") = 1.0f,
+             py::arg("lists") = Addresses{}, py::arg("tolerance") = 0.0);
+  module.def("describe_lists", &describe_lists, py::kw_only(), py::arg("pixels"), py::arg("is_uint8"),
+             py::arg("bank_shape"), py::arg("patch_size"), py::arg("threads"), py::arg("list_count"),
+             py::arg("list_directions"), py::arg("list_step"), py::arg("lists"));
   module.def("available_isas", &pyels::available_isas, "Instruction sets this CPU can run, best first.");
   module.def("isa_in_use", &pyels::isa_in_use, "The one the cpu engine uses (PYELS_ISA, else the best).");
 }

@@ -71,34 +71,28 @@ static constexpr std::int64_t kernel_scratch(std::int64_t height, std::int64_t w
   return (kernel_band + 1 + kept) * kernel_row(width) + width + k_columns - 1 + 3 * kernel_band;
 }
 
-// Windows of the bank against windows of the query, one by one: for lists of windows (lists.cpp). A panel holds blocks
-// of L windows, (blocks, dims)[L], pixel by pixel in the same units as x.
-static constexpr int list_blocks = 4;  // the most in a panel
-
-// A query pixel that looks into a list, and what has been summed for it. Weights are relative to 2^m, centres in units
-// of the panel. `sums` holds s = sum w, ss = sum w^2, sum d and sum d^2 of d = log2 w - expected, then for every channel
-// y = sum w c, sy = sum w^2 c, yy = sum w^2 c^2, and for the full posterior e = sum w (log2 w - m).
-struct ListQuery {
-  const float* x;            // (dims)
-  std::int32_t first, last;  // members of the panel to look at, counted from 0: first <= member < last
-  float scale;               // log2 w = -scale * squared distance
-  float expected;
-  float* m;                  // -inf when empty
-  float* sums;               // (list_sums(channels, full))
-  float* top;                // largest log2 w
-  std::int32_t* top_member;  // its place in the list
+// A query against the descriptions of blocks of 16 windows (Lists in pyels.h):
+// log2 w is about base - norm_scale * norm + rest_scale * rest + dot_scale * (z . code).
+struct ScanQuery {
+  const std::int16_t* z;  // (directions)
+  float base, norm_scale, rest_scale, dot_scale;
+  float rate;             // log2 of how often a window of log2 w = 0 is to be picked
+  std::uint32_t seed;
+  // The sum of these w relative to 2^top, where top is the largest so far.
+  float top;
+  double sum;
 };
-static constexpr std::int64_t list_sums(std::int64_t channels, bool full) { return 4 + 3 * channels + (full ? 1 : 0); }
-static constexpr std::int64_t list_channels = 16;  // the most
-
-struct ListTask {
-  const float* panel;
-  std::int64_t dims, channels;
-  const std::int64_t* centres;  // (C) where among the dims the centre is
-  std::int64_t first_member;    // of the panel, in the list
-  bool full;
-  const ListQuery* queries;
-  std::int64_t n_queries;
+struct Pick {
+  std::int32_t query;
+  std::int32_t member;  // of the blocks
+  float probability;
+};
+struct ScanTask {
+  const std::int8_t* code;  // (blocks, directions / 2, 16, 2)
+  const float *norm, *rest; // (blocks, 16)
+  std::int64_t directions;
+  std::int64_t members;     // of the blocks, those behind are not there
+  std::uint32_t first;      // number of the first member, for the dice
 };
 
 struct Kernel {
@@ -110,17 +104,20 @@ struct Kernel {
   void (*spread_float)(const float* const* images, std::int64_t width, float* panel);
   // Sums the first `live` lanes of each of n vectors, in double.
   void (*sum_lanes)(const float* v, std::int64_t n, int live, double* sums);
-  void (*weigh_list)(const ListTask&);
-  // Squared distances of x, (dims), to the windows of one block of a panel: L of them.
-  void (*list_distances)(const float* panel, const float* x, std::int64_t dims, float* distances);
+  void (*scan_sum)(const ScanTask&, ScanQuery&);
+  // Returns the number of picks, up to `members` of them.
+  std::int64_t (*scan_pick)(const ScanTask&, const ScanQuery&, std::int32_t query, Pick* picks);
+  // Squared distances of x, (dims), to L windows, (dims)[L].
+  void (*window_distances)(const float* panel, const float* x, std::int64_t dims, float* distances);
 };
 
 const Kernel& kernel_in_use();
 
 #if defined(PYELS_ISA_NAME)
 namespace PYELS_ISA_NAME {  // from lists_kernel.cpp into kernel.cpp
-void weigh_list(const ListTask&);
-void list_distances(const float* panel, const float* x, std::int64_t dims, float* distances);
+void scan_sum(const ScanTask&, ScanQuery&);
+std::int64_t scan_pick(const ScanTask&, const ScanQuery&, std::int32_t query, Pick* picks);
+void window_distances(const float* panel, const float* x, std::int64_t dims, float* distances);
 }
 #endif
 

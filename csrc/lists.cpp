@@ -1,14 +1,10 @@
-// The approximate engine: stratified sampling of the windows of a bank, with lists of similar windows as strata.
+// The approximate engine: importance sampling of the windows of a bank.
 //
-// A query pixel looks at the first n_l of the N_l members of list l, and sum w is estimated by sum_l N_l / n_l * (sum of
-// the w looked at), likewise sum w * centre. A list's members are in random order, so this is a simple random sample of
-// each stratum, the variance of both sums follows from the scatter within lists, and a list that was looked at in whole
-// adds none. How many of which list: Neyman's allocation, n_l ~ N_l * scatter_l. Before anything was looked at, scatter
-// is predicted from the mean and spread of the list, later learnt from the members; in rounds, until the error of the
-// mean is below the tolerance.
-//
-// All pixels of a query that look into a list share the windows gathered from it; what a pixel looks at depends on
-// itself alone. Sums belong to a list and a pixel, and lists are shared out over threads.
+// An index keeps the windows in lists of similar ones, with short descriptions (coordinates along principal directions).
+// From a query's distance to the means of lists follows which of them can matter; from the descriptions in these, about
+// how much each window weighs. Every window is then picked with a probability pi that grows with this, or surely, and
+// the exact weights w of those picked, each divided by its pi, sum up to estimates of sum w and sum w * centre (Horvitz
+// and Thompson), with known variance. More are picked until the error of the mean is below the tolerance.
 #include <algorithm>
 #include <cmath>
 #include <cstdio>
@@ -23,7 +19,7 @@ namespace pyels {
 namespace {
 
 constexpr double ln2 = 0.693147180559945309417232121458;
-constexpr float none = -std::numeric_limits<float>::infinity();
+constexpr double nothing = -std::numeric_limits<double>::infinity();
 
 // Gathers windows into panels.
 class Gather {
@@ -34,12 +30,16 @@ class Gather {
     windows_ = aligned<std::uint8_t>(bytes + 64);  // transposing may read beyond the last
   }
 
-  // The panel (blocks, dims)[L] of members first .. last - 1 of all; lanes without one repeat the last.
-  void panel(std::int64_t first, std::int64_t last, float* to) {
+  // The panel (dims)[L] of up to L members; lanes without one repeat the last.
+  void panel(const std::int64_t* members, std::int64_t count, float* to) {
     if (a_.pixels_uint8)
-      blocks(a_.pixels_uint8, reinterpret_cast<std::uint8_t*>(windows_.get()), kernel_.spread_uint8, first, last, to);
+      block(a_.pixels_uint8, reinterpret_cast<std::uint8_t*>(windows_.get()), kernel_.spread_uint8, members, count, to);
     else
-      blocks(a_.pixels_float, reinterpret_cast<float*>(windows_.get()), kernel_.spread_float, first, last, to);
+      block(a_.pixels_float, reinterpret_cast<float*>(windows_.get()), kernel_.spread_float, members, count, to);
+  }
+
+  void prefetch(std::int64_t member) const {
+    a_.pixels_uint8 ? prefetch(a_.pixels_uint8, member) : prefetch(a_.pixels_float, member);
   }
 
   // One window, (C, k, k).
@@ -89,18 +89,15 @@ class Gather {
   std::int64_t pixels_in_bank() const { return a_.images * a_.channels * a_.height * a_.width; }
 
   template <class Pixel, class Spread>
-  void blocks(const Pixel* pixels, Pixel* windows, Spread spread, std::int64_t first, std::int64_t last, float* to) {
-    const std::int64_t lanes = kernel_.lanes;
+  void block(const Pixel* pixels, Pixel* windows, Spread spread, const std::int64_t* members, std::int64_t count,
+             float* to) {
     const Pixel* rows[64];
-    for (; first < last; first += lanes, to += dims_ * lanes) {
-      for (std::int64_t lane = 0; lane < lanes; ++lane) {
-        Pixel* at = windows + std::min(lane, last - 1 - first) * dims_;
-        rows[lane] = at;
-        if (first + lane < last) window(pixels, first + lane, at);
-        if (first + lane + lanes < last) prefetch(pixels, first + lane + lanes);
-      }
-      spread(rows, dims_, to);
+    for (std::int64_t lane = 0; lane < kernel_.lanes; ++lane) {
+      Pixel* at = windows + std::min(lane, count - 1) * dims_;
+      rows[lane] = at;
+      if (lane < count) window(pixels, members[lane], at);
     }
+    spread(rows, dims_, to);
   }
 
   const Problem& a_;
@@ -123,31 +120,26 @@ std::vector<Place> listed_pixels(const Problem& a) {
   return pixels;
 }
 
-constexpr double first_round = 4096;  // windows that a pixel looks at in the first round
-static double TR=std::getenv("TR")?atof(std::getenv("TR")):0.5, DI=std::getenv("DI")?atof(std::getenv("DI")):1000;
-constexpr double growth = 3;          // a round at most so many times what was spent before it
+static double env(const char* n, double d) { const char* v = std::getenv(n); return v ? atof(v) : d; }
+static double first_picks = env("FP", 1000);
+constexpr double growth = 8;          // of the number of picks, from round to round
 constexpr double interval = 1.96;     // standard errors: 95%
-// A prediction counts as so many members looked at.
-constexpr double prior_members = 16;
-// The model of a list before anything was looked at: its windows spread alike in so many directions.
-constexpr double directions = 32;
-// Lists whose weights are predicted to be below 2^-reach of the heaviest list are never looked at.
-static double reach = std::getenv("RE")?atof(std::getenv("RE")):20;
-// An image is left to the exact engine when more than a quarter of its pixels would look at more than an eighth of all
-// windows: a pair costs about four times as much here.
+static double directions = env("DI", 32);
+static double reach = env("RE", 20);
+static double scan_most = env("SM", 1 << 20);  // members whose descriptions a pixel looks at
+static double beta = env("BE", 0.5);
+constexpr double pilot = 1.0 / 8;
 constexpr double most_of_windows = 1.0 / 8, most_of_pixels = 1.0 / 4;
 // Beyond so many nats float32 distances spoil the weights.
 constexpr double most_nats = 3000;
-
-// So many query pixels share what is gathered; their entries take up to some 100 MB.
+// So many query pixels share what is read of the lists.
 constexpr std::int64_t pixels_together = 4096;
-constexpr std::int32_t generous = 4;
 
 // What a query pixel knows of a list.
 struct Entry {
-  std::int32_t list, looked = 0, wanted = 0, top_member = -1;
-  float distance;  // squared, from the list's mean
-  float m = none, top = none;
+  std::int32_t list;
+  float top = -1e30f;  // log2 of the largest weight by description
+  double sum = 0;      // of weights by description, relative to 2^top
 };
 
 struct Pixel {
@@ -156,11 +148,14 @@ struct Pixel {
   double scale;  // log2 w = -scale * squared distance, in units of the bank's pixels
   bool done = false, hard = false, beyond = false;  // hard, beyond: the exact engine would be better; is needed
   std::vector<Entry> entries;
-  std::vector<float> sums;  // (entries, list_sums)
+  std::vector<std::int16_t> z;
+  ScanQuery scan{};
+  double members = 0, fraction = 1, picks = 0, log_total = nothing;
   // The estimate, relative to 2^m.
-  double m = 0, s = 0, ss = 0, tail = 0, seen = 0, left = 0;
-  double out_of_reach = -std::numeric_limits<double>::infinity();  // log2 of a bound on the lists without an entry
+  double m = 0, s = 0, ss = 0, tail = 0, seen = 0, left = 0, error = 0;
   std::vector<double> y, sy, yy;  // (C)
+  double e = 0, top = nothing;
+  std::int64_t source = -1;
 };
 
 class Search {
@@ -170,11 +165,10 @@ class Search {
         lists_(lists),
         kernel_(kernel_in_use()),
         places_(listed_pixels(a)),
-        n_sums_(list_sums(a.channels, a.full)),
         dims_(a.channels * a.patch_size * a.patch_size),
         unit_(a.pixels_uint8 ? 127.5 : 1.0),
-        tolerance_(tolerance),
-        windows_(static_cast<double>(lists.begin[lists.count] - lists.begin[0])) {
+        tolerance_(tolerance) {
+    for (std::int64_t l = 0; l < lists.count; ++l) windows_ += static_cast<double>(size(l));
     spread_means();
   }
 
@@ -187,7 +181,30 @@ class Search {
     for (std::int64_t b = b0; b < b1; ++b)
       for (const Place& place : places_) pixels_.push_back({.b = b, .place = place, .scale = scale(b)});
     fill_queries();
-    for (int round = 0; next_round(round); ++round) look();
+    lap("fill");
+    each_pixel([&](Pixel& q, auto& distances) { begin(q, distances); }, [&] { return std::vector<float>(static_cast<std::size_t>(lists_.count + kernel_.lanes)); });
+    settle();
+    lap("begin");
+    weigh_lists();
+    lap("weigh");
+    for (int round = 0;; ++round) {
+      pick();
+      lap("pick");
+      evaluate();
+      lap("evaluate");
+      if (!settle()) break;
+    }
+  }
+  void lap(const char* what) {
+    static auto T0 = std::chrono::steady_clock::now();
+    auto t = std::chrono::steady_clock::now();
+    if (std::getenv("PYELS_DEBUG")) {
+      double picks = 0, entries = 0, members = 0; int active = 0, hard = 0;
+      for (auto& q : pixels_) active += !q.done, hard += q.hard, entries += q.entries.size(), members += q.members;
+      picks = picks_.size();
+      std::fprintf(stderr, "%s %.3f s, active %d hard %d picks/px %.3g lists/px %.3g members/px %.3g\n", what, std::chrono::duration<double>(t - T0).count(), active, hard, picks / pixels_.size(), entries / pixels_.size(), members / pixels_.size());
+    }
+    T0 = t;
   }
 
   // Fills `out` where the listed pixels of query b are; false when the exact engine is to be used.
@@ -199,7 +216,7 @@ class Search {
   }
 
  private:
-  std::int64_t size(std::int64_t l) const { return lists_.begin[l + 1] - lists_.begin[l]; }
+  std::int64_t size(std::int64_t l) const { return lists_.end[l] - lists_.begin[l]; }
   double alpha(std::int64_t b) const { return std::max(a_.alpha[b], 1e-9); }  // at 0, x / alpha would be infinite
   double scale(std::int64_t b) const {
     const double ratio = alpha(b) / (a_.sigma[b] * unit_);
@@ -208,10 +225,18 @@ class Search {
   std::int64_t centre(std::int64_t c) const {
     return (c * a_.patch_size + a_.patch_size / 2) * a_.patch_size + a_.patch_size / 2;
   }
-  double list_centre(std::int64_t l, std::int64_t c) const {
-    return unit_ * static_cast<double>(lists_.mean[l * dims_ + centre(c)]);
+  bool active(const Pixel& q) const { return !q.done && !exact_[static_cast<std::size_t>(q.b - b0_)]; }
+
+  template <class Work, class Make>
+  void each_pixel(Work work, Make make) {
+    in_threads(a_.threads, std::ssize(pixels_), a_.interrupted, [&](auto take) {
+      auto own = make();
+      take([&](std::int64_t i, auto) {
+        Pixel& q = pixels_[static_cast<std::size_t>(i)];
+        if (active(q)) work(q, own);
+      });
+    });
   }
-  double spread(std::int64_t l) const { return static_cast<double>(lists_.spread[l]) * unit_ * unit_; }
 
   // The queries' windows over alpha, in units of the bank's pixels: distances are then between these and the bank's.
   void fill_queries() {
@@ -236,371 +261,297 @@ class Search {
         means_[(l / lanes * dims_ + i) * lanes + l % lanes] = static_cast<float>(unit_ * lists_.mean[l * dims_ + i]);
   }
 
-  // ---- What to expect of a list --------------------------------------------------------------------------------
+  // ---- Which lists can matter -----------------------------------------------------------------------------------
 
   // Squared distances of a query window to the windows of a list have the mean D + spread, D being that to the list's
-  // mean, and are close to normal, so weights are close to log-normal. This is the mean of log2 w, and its variance if
-  // the list's windows spread alike in some directions.
-  double expected(const Pixel& q, std::int64_t l, double distance) const { return -q.scale * (distance + spread(l)); }
-  double expected_variance(const Pixel& q, std::int64_t l, double distance) const {
-    const double v = spread(l), n = std::min<double>(directions, static_cast<double>(dims_));
-    return q.scale * q.scale * (4 * distance / std::min<double>(DI, dims_) * v + 2 * v * v / std::min<double>(DI,n));
+  // mean, and are close to normal, so weights are close to log-normal.
+  double expected(const Pixel& q, std::int64_t l, double distance) const {
+    return -q.scale * (distance + static_cast<double>(lists_.spread[l]) * unit_ * unit_);
+  }
+  // log2 of the sum of weights, carried by windows as many standard deviations (in nats) above the mean as there are
+  // nats in one, or by the furthest that there are likely to be.
+  double predicted(const Pixel& q, std::int64_t l, double distance) const {
+    const double v = static_cast<double>(lists_.spread[l]) * unit_ * unit_;
+    const double n = std::min(directions, static_cast<double>(dims_));
+    const double sd = q.scale * ln2 * std::sqrt(4 * distance / static_cast<double>(dims_) * v + 2 * v * v / n);
+    const double log_n = std::log(static_cast<double>(size(l))), furthest = std::sqrt(2 * log_n);
+    return expected(q, l, distance) + (furthest < sd ? sd * furthest : sd * sd / 2 + log_n) / ln2;
   }
 
-  // log2 of the mean of w^p over n windows, for normal log2 w. It is carried by windows p standard deviations (in nats)
-  // above the mean, or by the furthest of them, at `furthest` standard deviations.
-  static double log_moment(double p, double mean, double variance, double n, double furthest) {
-    const double sd = std::sqrt(variance) * ln2;
-    const double carried = furthest < p * sd ? p * sd * furthest - std::log(n + 1) : p * sd * p * sd / 2;
-    return p * mean + carried / ln2;
-  }
-  static double normal_reach(double n) { return std::sqrt(2 * std::log(n + 1)); }
-
-  // log2 of the mean and the mean square of the weights of those members that were not looked at, and how many standard
-  // deviations out the latter lies.
-  struct Moments {
-    double weight, square, out;
-  };
-  Moments moments(const Pixel& q, const Entry& e) const {
-    const double n = e.looked, distance = static_cast<double>(e.distance);
-    double mean = expected(q, e.list, distance), variance = expected_variance(q, e.list, distance);
-    if (n > 0) {
-      const float* v = sums(q, e);
-      const double shift = static_cast<double>(v[2]) / n, seen = static_cast<double>(v[3]) - n * shift * shift;
-      mean += n / (n + 2) * shift;
-      variance = (prior_members * variance + std::max(0.0, seen)) / (prior_members + n);
-    }
-    const double left = static_cast<double>(size(e.list)) - n;
-    double furthest = normal_reach(left);
-    if (n >= 16) {  // the tail may be shorter than a normal one: as far beyond what was seen as a normal one would be
-      const double seen = (static_cast<double>(e.top) - mean) / std::sqrt(variance);
-      furthest = std::min(furthest, std::max(seen, TR * normal_reach(n)) * normal_reach(left) / normal_reach(n));
-    }
-    return {log_moment(1, mean, variance, left, furthest), log_moment(2, mean, variance, left, furthest),
-            2 * std::sqrt(variance) * ln2};
-  }
-
-  const float* sums(const Pixel& q, const Entry& e) const { return q.sums.data() + (&e - q.entries.data()) * n_sums_; }
-
-  // Sum over the members looked at of (w (centre - mean))^2, relative to 2^(2 q.m).
-  double seen_scatter(const Pixel& q, const Entry& e) const {
-    if (e.m == none) return 0;
-    const float* v = sums(q, e);
-    double sum = 0;
-    for (std::int64_t c = 0; c < a_.channels; ++c) {
-      const double mean = q.y[c] / q.s;
-      sum += v[6 + 3 * c] - 2 * mean * v[5 + 3 * c] + mean * mean * v[1];
-    }
-    return std::max(sum, 0.0) * std::exp2(2 * (static_cast<double>(e.m) - q.m));
-  }
-
-  // Mean square of w (centre - mean) over the members of a list, relative to 2^(2 q.m): as seen, unless it is carried by
-  // members further out than those that were looked at are likely to be.
-  double scatter(const Pixel& q, const Entry& e) const {
-    const Moments model = moments(q, e);
-    double deviation = (1e-4 + static_cast<double>(lists_.centre_spread[e.list])) * unit_ * unit_;
-    for (std::int64_t c = 0; c < a_.channels; ++c) deviation += std::pow(list_centre(e.list, c) - q.y[c] / q.s, 2);
-    const double predicted = std::exp2(std::min(1000.0, model.square - 2 * q.m)) * deviation, n = e.looked;
-    if (n == 0) return predicted;
-    const double seen = seen_scatter(q, e);
-    if (model.out < std::sqrt(2 * std::log(n))) return (seen + prior_members * predicted) / (n + prior_members);
-    return std::max(seen / n, predicted);
-  }
-
-  // ---- Rounds ---------------------------------------------------------------------------------------------------
-
-  // Decides what every pixel looks at next; false when all are done.
-  bool next_round(int round) {
-    if (std::getenv("PYELS_DEBUG")) {
-      static auto T0 = std::chrono::steady_clock::now();
-      auto t = std::chrono::steady_clock::now();
-      double looked = 0, cells = 0, entries = 0; int active = 0, hard = 0;
-      for (auto& q : pixels_) { active += !q.done; hard += q.hard && !q.done; entries += q.entries.size(); for (auto& e : q.entries) looked += e.looked, cells += e.looked > 0; }
-      std::fprintf(stderr, "round %d %.3f s, active %d hard %d looked/px %.3g lists/px %.3g entries/px %.3g gathered %.3g\n", round, std::chrono::duration<double>(t - T0).count(), active, hard, looked / pixels_.size(), cells / pixels_.size(), entries / pixels_.size(), (double)gathered_);
-      T0 = t;
-    }
-    in_threads(a_.threads, std::ssize(pixels_), a_.interrupted, [&](auto take) {
-      std::vector<float> distances(static_cast<std::size_t>(lists_.count + kernel_.lanes));
-      Options options;
-      take([&](std::int64_t i, auto) {
-        Pixel& q = pixels_[static_cast<std::size_t>(i)];
-        if (q.done || exact_[static_cast<std::size_t>(q.b - b0_)]) return;
-        if (round == 0)
-          begin(q, distances);
-        else if (estimate(q) <= tolerance_)
-          q.done = true;
-        if (!q.done && !q.beyond) allocate(q, round, options);
-      });
-    });
-    bool more = false;
-    const std::int64_t n = pixels_of_a_query();
-    for (std::size_t i = 0; i < exact_.size(); ++i) {
-      const auto first = pixels_.begin() + static_cast<std::ptrdiff_t>(i) * n, last = first + n;
-      const auto hard = std::count_if(first, last, [](const Pixel& q) { return !q.done && q.hard; });
-      if (static_cast<double>(hard) > most_of_pixels * static_cast<double>(n)) exact_[i] = true;
-      if (std::any_of(first, last, [](const Pixel& q) { return q.beyond; })) exact_[i] = true;
-      if (exact_[i]) continue;
-      share(first, last);
-      more = more || std::any_of(first, last, [](const Pixel& q) { return !q.done; });
-    }
-    return more;
-  }
-
-  // Finds the lists that matter to a pixel, and makes a first estimate of them.
   void begin(Pixel& q, std::vector<float>& distances) {
     const std::int64_t lanes = kernel_.lanes;
     for (std::int64_t l = 0; l < lists_.count; l += lanes)
-      kernel_.list_distances(means_.get() + l * dims_, window(q), dims_, distances.data() + l);
+      kernel_.window_distances(means_.get() + l * dims_, window(q), dims_, distances.data() + l);
     const auto distance = [&](std::int64_t l) { return static_cast<double>(distances[static_cast<std::size_t>(l)]); };
     const double nearest = static_cast<double>(*std::min_element(distances.begin(), distances.begin() + lists_.count));
     q.beyond = q.scale * nearest * ln2 > most_nats;
     if (q.beyond) return;
-    const auto weight = [&](std::int64_t l) {
-      return log_moment(1, expected(q, l, distance(l)), expected_variance(q, l, distance(l)),
-                        static_cast<double>(size(l)), normal_reach(static_cast<double>(size(l))));
-    };
     // There is at least so much: the mean of weights is above the weight of the mean.
-    double least = -std::numeric_limits<double>::infinity(), most = least;
-    std::vector<double> weights(static_cast<std::size_t>(lists_.count));
+    double least = nothing;
     for (std::int64_t l = 0; l < lists_.count; ++l)
-      if (size(l) > 0) {
-        most = std::max(most, weights[l] = weight(l));
-        least = std::max(least, expected(q, l, distance(l)) + std::log2(static_cast<double>(size(l))));
+      if (size(l) > 0) least = std::max(least, expected(q, l, distance(l)) + std::log2(static_cast<double>(size(l))));
+    for (std::int64_t l = 0; l < lists_.count; ++l)
+      if (size(l) > 0 && predicted(q, l, distance(l)) > least - reach) {
+        q.entries.push_back({.list = static_cast<std::int32_t>(l)});
+        q.members += static_cast<double>(size(l));
       }
-    q.m = most, q.s = 0, q.tail = 0;
-    q.y.assign(static_cast<std::size_t>(a_.channels), 0.0), q.sy = q.yy = q.y;
-    for (std::int64_t l = 0; l < lists_.count; ++l) {
-      if (size(l) == 0) continue;
-      const double w = std::exp2(weights[l] - most) * static_cast<double>(size(l));
-      q.s += w;
-      for (std::int64_t c = 0; c < a_.channels; ++c) q.y[c] += w * list_centre(l, c);
-      const double farthest = bound(q, l, distance(l));
-      if (weights[l] + std::log2(static_cast<double>(size(l))) <= least - reach)
-        q.out_of_reach = log2_sum(q.out_of_reach, farthest + std::log2(static_cast<double>(size(l))));
-      else
-        q.entries.push_back({.list = static_cast<std::int32_t>(l), .distance = static_cast<float>(distance(l))});
-    }
-    q.sums.assign(q.entries.size() * static_cast<std::size_t>(n_sums_), 0.0f);
+    q.fraction = std::min(1.0, scan_most / q.members);
+    q.picks = first_picks;
+    describe(q);
   }
 
-  struct Options {
-    std::vector<double> size, looked, scatter;
-    std::vector<Entry*> entry;
+  // The query along the principal directions.
+  void describe(Pixel& q) {
+    const std::int64_t n = lists_.directions_count;
+    std::vector<double> z(static_cast<std::size_t>(n));
+    double largest = 1e-30, length = 0;
+    const float* x = window(q);
+    for (std::int64_t i = 0; i < n; ++i) {
+      const float* direction = lists_.directions + i * dims_;
+      for (std::int64_t j = 0; j < dims_; ++j)
+        z[static_cast<std::size_t>(i)] += static_cast<double>(direction[j]) * (static_cast<double>(x[j]) - unit_ * static_cast<double>(lists_.origin[j]));
+      largest = std::max(largest, std::abs(z[static_cast<std::size_t>(i)]));
+      length += z[static_cast<std::size_t>(i)] * z[static_cast<std::size_t>(i)];
+    }
+    const double step = largest / 16000;
+    for (double value : z) q.z.push_back(static_cast<std::int16_t>(std::lround(value / step)));
+    ScanQuery& s = q.scan;
+    s.z = q.z.data();
+    s.base = static_cast<float>(-q.scale * length);
+    s.norm_scale = static_cast<float>(q.scale * unit_ * unit_);
+    s.rest_scale = static_cast<float>(beta * q.scale * unit_ * unit_);
+    s.dot_scale = static_cast<float>(2 * q.scale * step * static_cast<double>(lists_.step) * unit_);
+    s.seed = seed(q);
+  }
+
+  // From the query's own pixels, so that others do not matter to it.
+  std::uint32_t seed(const Pixel& q) const {
+    std::uint32_t hash = 2166136261u;
+    const auto* bytes = reinterpret_cast<const unsigned char*>(window(q));
+    for (std::int64_t i = 0; i < dims_ * 4; ++i) hash = (hash ^ bytes[i]) * 16777619u;
+    return hash;
+  }
+
+  // ---- Rounds over lists ----------------------------------------------------------------------------------------
+
+  struct Visit {
+    std::int32_t pixel, entry;
   };
 
-  // How many members of each list to look at next.
-  void allocate(Pixel& q, int round, Options& t) {
-    t.size.clear(), t.looked.clear(), t.scatter.clear(), t.entry.clear();
-    double spent = 0, weight = 0;
-    for (Entry& e : q.entries) {
-      spent += e.looked;
-      e.wanted = e.looked;
-      const auto n = static_cast<double>(size(e.list));
-      if (e.looked == size(e.list)) continue;
-      const double square = scatter(q, e) / (q.s * q.s);
-      if (square * n < 1e-14) continue;
-      t.entry.push_back(&e), t.size.push_back(n), t.looked.push_back(e.looked), t.scatter.push_back(std::sqrt(square));
-      weight += n * t.scatter.back();
-    }
-    // n_l = rate * N_l * scatter_l: the least rate that brings the variance down to the target, within the budget.
-    const double budget = growth * spent + first_round;
-    const double target = 0.5 / (1 + round) * std::pow(tolerance_ * unit_ / interval, 2);
-    double low = 1e-3 * first_round / weight, high = 1e3 * windows_ / weight, cost = 0;
-    for (int step = 0; step < 20; ++step) {
-      const double rate = std::sqrt(low * high);
-      double variance = 0;
-      cost = 0;
-      for (std::size_t i = 0; i < t.entry.size(); ++i) {
-        const double n = t.size[i], members = std::clamp(rate * n * t.scatter[i], std::max(t.looked[i], 1.0), n);
-        cost += members - t.looked[i];
-        variance += t.scatter[i] * t.scatter[i] * n * (n / members - 1);
-      }
-      (cost > budget || variance < target ? high : low) = rate;
-    }
-    q.hard = spent + cost > most_of_windows * windows_;
-    const std::int64_t lanes = kernel_.lanes;
-    std::int64_t added = 0;
-    for (double least = 0.25; added == 0 && !t.entry.empty(); high *= 4)
-      for (std::size_t i = 0; i < t.entry.size(); ++i) {
-        const double members = std::min(high * t.size[i] * t.scatter[i], t.size[i]);
-        if (members < least) continue;
-        Entry& e = *t.entry[i];
-        const auto whole = static_cast<std::int64_t>(std::ceil(members / static_cast<double>(lanes))) * lanes;
-        e.wanted = std::max(e.looked, static_cast<std::int32_t>(std::min(size(e.list), whole)));
-        added += e.wanted - e.looked;
-      }
-    if (added == 0) q.done = true;  // nothing is left that could change the estimate
-  }
-
-  // Gathering a window costs as much as many pairs: of what one pixel of a query wants of a list, another that wants
-  // less looks at up to `generous` times its own.
-  template <class Iterator>
-  void share(Iterator first, Iterator last) const {
-    std::vector<std::int32_t> most(static_cast<std::size_t>(lists_.count), 0);
-    for (auto q = first; q != last; ++q)
-      for (const Entry& e : q->entries)
-        if (!q->done) most[static_cast<std::size_t>(e.list)] = std::max(most[static_cast<std::size_t>(e.list)], e.wanted);
-    for (auto q = first; q != last; ++q)
-      for (Entry& e : q->entries)
-        if (!q->done && e.wanted > e.looked)
-          e.wanted = std::max(e.wanted, std::min(generous * e.wanted, most[static_cast<std::size_t>(e.list)]));
-  }
-
-  // Evaluates the members that are wanted and were not looked at yet, list by list.
-  void look() {
-    struct Visit {
-      Pixel* pixel;
-      Entry* entry;
-    };
-    std::vector<std::int64_t> begin(static_cast<std::size_t>(lists_.count + 1), 0);
-    const auto each = [&](auto visit) {
-      for (Pixel& q : pixels_) {
-        if (q.done || exact_[static_cast<std::size_t>(q.b - b0_)]) continue;
-        for (Entry& e : q.entries)
-          if (e.wanted > e.looked) visit(q, e);
-      }
-    };
-    each([&](Pixel&, Entry& e) { ++begin[static_cast<std::size_t>(e.list + 1)]; });
-    std::partial_sum(begin.begin(), begin.end(), begin.begin());
-    std::vector<Visit> visits(static_cast<std::size_t>(begin.back()));
-    std::vector<std::int64_t> at(begin.begin(), begin.end() - 1);
-    each([&](Pixel& q, Entry& e) {
-      visits[static_cast<std::size_t>(at[static_cast<std::size_t>(e.list)]++)] = {&q, &e};
-    });
-
-    std::vector<std::int64_t> centres;
-    for (std::int64_t c = 0; c < a_.channels; ++c) centres.push_back(centre(c));
+  // visit(list, own, pixel, entry, begin, end) for all active pixels that look into a list: part by part of its members
+  // begin .. end - 1, so that a part stays in the cache while it is looked at. own = make() for each thread.
+  template <class Look, class Make>
+  void each_list(double part_of_fraction, Look look, Make make) {
+    std::vector<std::int64_t> first(static_cast<std::size_t>(lists_.count + 1), 0);
+    for (const Pixel& q : pixels_)
+      if (active(q))
+        for (const Entry& e : q.entries) ++first[static_cast<std::size_t>(e.list + 1)];
+    std::partial_sum(first.begin(), first.end(), first.begin());
+    std::vector<Visit> visits(static_cast<std::size_t>(first.back()));
+    std::vector<std::int64_t> at(first.begin(), first.end() - 1);
+    for (std::size_t i = 0; i < pixels_.size(); ++i)
+      if (active(pixels_[i]))
+        for (std::size_t j = 0; j < pixels_[i].entries.size(); ++j)
+          visits[static_cast<std::size_t>(at[static_cast<std::size_t>(pixels_[i].entries[j].list)]++)] = {
+              static_cast<std::int32_t>(i), static_cast<std::int32_t>(j)};
     in_threads(a_.threads, lists_.count, a_.interrupted, [&](auto take) {
-      Gather gather(a_, lists_, kernel_);
-      const std::int64_t step = list_blocks * kernel_.lanes;
-      const auto panel = aligned<float>(step * dims_);
-      std::vector<ListQuery> queries;
+      auto own = make();
       take([&](std::int64_t l, auto stop) {
-        const auto first = visits.begin() + begin[static_cast<std::size_t>(l)];
-        const auto last = visits.begin() + begin[static_cast<std::size_t>(l + 1)];
-        std::int64_t from = size(l), to = 0;
-        for (auto v = first; v != last; ++v)
-          from = std::min<std::int64_t>(from, v->entry->looked), to = std::max<std::int64_t>(to, v->entry->wanted);
-        for (from = from / step * step; from < to; from += step) {
-          if (stop()) return;
-          queries.clear();
-          std::int64_t until = from;
-          for (auto v = first; v != last; ++v) {
-            Entry& e = *v->entry;
-            const std::int64_t own_from = std::max<std::int64_t>(e.looked, from);
-            const std::int64_t own_to = std::min<std::int64_t>(e.wanted, from + step);
-            if (own_from >= own_to) continue;
-            until = std::max(until, own_to);
-            const Pixel& q = *v->pixel;
-            queries.push_back({.x = window(q), .first = static_cast<std::int32_t>(own_from - from),
-                               .last = static_cast<std::int32_t>(own_to - from),
-                               .scale = static_cast<float>(q.scale),
-                               .expected = static_cast<float>(expected(q, l, static_cast<double>(e.distance))),
-                               .m = &e.m, .sums = const_cast<float*>(sums(q, e)), .top = &e.top, .top_member = &e.top_member});
+        constexpr std::int64_t part = 64 * list_block;
+        for (std::int64_t from = 0; from < size(l); from += part)
+          for (std::int64_t v = first[static_cast<std::size_t>(l)]; v < first[static_cast<std::size_t>(l + 1)]; ++v) {
+            if (stop()) return;
+            const Visit& visit = visits[static_cast<std::size_t>(v)];
+            const Pixel& q = pixels_[static_cast<std::size_t>(visit.pixel)];
+            const std::int64_t to = std::min(members(q, l, part_of_fraction), from + part);
+            if (from < to) look(own, visit, task(l, from, to));
           }
-          if (queries.empty()) continue;
-          gathered_ += until - from;
-          gather.panel(lists_.begin[l] + from, lists_.begin[l] + until, panel.get());
-          kernel_.weigh_list({.panel = panel.get(), .dims = dims_, .channels = a_.channels, .centres = centres.data(),
-                              .first_member = from, .full = a_.full, .queries = queries.data(),
-                              .n_queries = std::ssize(queries)});
-        }
-        for (auto v = first; v != last; ++v) v->entry->looked = v->entry->wanted;
       });
     });
   }
 
-  // Joins the lists of a pixel, and returns the error of its mean.
-  double estimate(Pixel& q) const {
+  // How many members of a list a pixel looks at: whole blocks, or all.
+  std::int64_t members(const Pixel& q, std::int64_t l, double part) const {
+    const double wanted = std::ceil(part * q.fraction * static_cast<double>(size(l)) / list_block) * list_block;
+    return std::min(size(l), static_cast<std::int64_t>(wanted));
+  }
+
+  ScanTask task(std::int64_t l, std::int64_t from, std::int64_t to) const {
+    const std::int64_t first = lists_.begin[l] + from;
+    return {.code = lists_.code + first * lists_.directions_count,
+            .norm = lists_.norm + first,
+            .rest = lists_.rest + first,
+            .directions = lists_.directions_count,
+            .members = to - from,
+            .first = static_cast<std::uint32_t>(first)};
+  }
+
+  // Sums the weights by description of a part of every list: what it takes to pick about so many windows.
+  void weigh_lists() {
+    each_list(pilot, [&](int&, const Visit& visit, const ScanTask& t) {
+      Pixel& q = pixels_[static_cast<std::size_t>(visit.pixel)];
+      Entry& e = q.entries[static_cast<std::size_t>(visit.entry)];
+      ScanQuery scan = q.scan;
+      scan.top = e.top, scan.sum = e.sum;
+      kernel_.scan_sum(t, scan);
+      e.top = scan.top, e.sum = scan.sum;
+    }, [] { return 0; });
+    each_pixel([&](Pixel& q, int&) {
+      double top = nothing, total = 0;
+      for (const Entry& e : q.entries) top = std::max(top, static_cast<double>(e.top));
+      for (const Entry& e : q.entries)
+        total += e.sum * std::exp2(static_cast<double>(e.top) - top) * static_cast<double>(size(e.list)) /
+                 static_cast<double>(members(q, e.list, pilot));
+      q.log_total = top + std::log2(total);
+    }, [] { return 0; });
+  }
+
+  void pick() {
+    for (Pixel& q : pixels_) q.scan.rate = static_cast<float>(std::log2(q.picks / q.fraction) - q.log_total);
+    std::mutex mutex;
+    std::vector<std::vector<Pick>> parts;
+    struct Own {
+      std::vector<Pick> buffer = std::vector<Pick>(64 * list_block), picks;
+      std::mutex& mutex;
+      std::vector<std::vector<Pick>>& parts;
+      ~Own() {
+        const std::lock_guard<std::mutex> lock(mutex);
+        parts.push_back(std::move(picks));
+      }
+    };
+    each_list(1.0, [&](Own& own, const Visit& visit, const ScanTask& t) {
+      const Pixel& q = pixels_[static_cast<std::size_t>(visit.pixel)];
+      const std::int64_t n = kernel_.scan_pick(t, q.scan, visit.pixel, own.buffer.data());
+      for (std::int64_t i = 0; i < n; ++i) {
+        own.picks.push_back(own.buffer[static_cast<std::size_t>(i)]);
+        own.picks.back().member += static_cast<std::int32_t>(t.first);
+      }
+    }, [&] { return Own{.mutex = mutex, .parts = parts}; });
+    // By pixel, and for each in the order of members, whichever thread found them.
+    first_.assign(pixels_.size() + 1, 0);
+    for (const auto& part : parts)
+      for (const Pick& p : part) ++first_[static_cast<std::size_t>(p.query + 1)];
+    std::partial_sum(first_.begin(), first_.end(), first_.begin());
+    picks_.resize(static_cast<std::size_t>(first_.back()));
+    std::vector<std::int64_t> at(first_.begin(), first_.end() - 1);
+    for (const auto& part : parts)
+      for (const Pick& p : part) picks_[static_cast<std::size_t>(at[static_cast<std::size_t>(p.query)]++)] = p;
+  }
+
+  // Weighs what was picked.
+  void evaluate() {
+    struct Own {
+      Gather gather;
+      Aligned<float> panel, distances;
+    };
+    each_pixel([&](Pixel& q, Own& own) {
+      const std::size_t i = static_cast<std::size_t>(&q - pixels_.data());
+      const auto begin = picks_.begin() + first_[i], end = picks_.begin() + first_[i + 1];
+      std::sort(begin, end, [](const Pick& a, const Pick& b) { return a.member < b.member; });
+      weigh(q, begin, end, own.gather, own.panel.get(), own.distances.get());
+    }, [&] {
+      return Own{Gather(a_, lists_, kernel_), aligned<float>(dims_ * kernel_.lanes), aligned<float>(kernel_.lanes)};
+    });
+  }
+
+  template <class Iterator>
+  void weigh(Pixel& q, Iterator begin, Iterator end, Gather& gather, float* panel, float* distances) {
     const auto channels = static_cast<std::size_t>(a_.channels);
-    q.m = none;
-    for (const Entry& e : q.entries) q.m = std::max(q.m, static_cast<double>(e.m));
-    q.s = q.ss = q.tail = q.seen = 0;
-    q.left = std::exp2(std::min(1000.0, q.out_of_reach - q.m));
+    const std::int64_t lanes = kernel_.lanes;
+    q.m = nothing, q.s = q.ss = q.seen = q.e = 0, q.top = nothing, q.source = -1;
     q.y.assign(channels, 0.0), q.sy.assign(channels, 0.0), q.yy.assign(channels, 0.0);
-    for (const Entry& e : q.entries) {
-      const double N = static_cast<double>(size(e.list)), n = e.looked;
-      if (n < N) q.left += (N - n) * std::exp2(std::min(1000.0, bound(q, e.list, static_cast<double>(e.distance)) - q.m));
-      if (n == 0) q.tail += N * std::exp2(moments(q, e).weight - q.m);
-      if (e.m == none) continue;
-      const float* v = sums(q, e);
-      const double w = std::exp2(static_cast<double>(e.m) - q.m), s = w * static_cast<double>(v[0]), share = N / n;
-      q.seen += s, q.s += share * s;
-      const double factor = n == N || n < 2 ? 0.0 : N * (N - n) / (n * (n - 1));
-      q.ss += factor * (w * w * static_cast<double>(v[1]) - s * s / n);
-      for (std::size_t c = 0; c < channels; ++c) {
-        const double y = w * static_cast<double>(v[4 + 3 * c]);
-        q.y[c] += share * y;
-        q.sy[c] += factor * (w * w * static_cast<double>(v[5 + 3 * c]) - s * y / n);
-        q.yy[c] += factor * (w * w * static_cast<double>(v[6 + 3 * c]) - y * y / n);
+    std::int64_t members[64];
+    for (auto p = begin; p < end; p += std::min<std::ptrdiff_t>(lanes, end - p)) {
+      const auto live = std::min<std::int64_t>(lanes, end - p);
+      for (std::int64_t i = 0; i < live; ++i) members[i] = p[i].member;
+      for (std::int64_t i = 0; i < lanes && p + live + i < end; ++i) gather.prefetch((p + live + i)->member);
+      gather.panel(members, live, panel);
+      kernel_.window_distances(panel, window(q), dims_, distances);
+      for (std::int64_t i = 0; i < live; ++i) {
+        const double log_w = -q.scale * static_cast<double>(distances[i]);
+        if (log_w > q.m) {  // what was summed so far refers to the largest
+          const double down = std::exp2(q.m - log_w);
+          q.s *= down, q.seen *= down, q.ss *= down * down, q.e = down > 0 ? down * q.e + q.s * (q.m - log_w) : 0;
+          for (std::size_t c = 0; c < channels; ++c) q.y[c] *= down, q.sy[c] *= down * down, q.yy[c] *= down * down;
+          q.m = log_w;
+        }
+        const double w = std::exp2(log_w - q.m), probability = static_cast<double>(p[i].probability) * q.fraction;
+        const double share = w / probability, variance = share * share * (1 - probability);
+        q.s += share, q.seen += w, q.ss += variance, q.e += share * (log_w - q.m);
+        for (std::size_t c = 0; c < channels; ++c) {
+          const auto value = static_cast<double>(panel[centre(static_cast<std::int64_t>(c)) * lanes + i]);
+          q.y[c] += share * value, q.sy[c] += variance * value, q.yy[c] += variance * value * value;
+        }
+        const std::int64_t source = std::int64_t{lists_.image[p[i].member]} * a_.height * a_.width + lists_.place[p[i].member];
+        if (log_w > q.top || (log_w == q.top && source < q.source)) q.top = log_w, q.source = source;
       }
     }
-    // Where what was seen of a list says less of its scatter than is to be expected, the variance of y makes up for it.
-    double excess = 0;
-    for (const Entry& e : q.entries) {
-      const double N = static_cast<double>(size(e.list)), n = e.looked;
-      if (n > 0 && n < N) excess += N * (N - n) / n * std::max(0.0, scatter(q, e) - seen_scatter(q, e) / n);
-    }
-    for (double& yy : q.yy) yy += excess / static_cast<double>(channels);
-    return error(q);
-  }
-
-  static double log2_sum(double a, double b) {
-    return std::max(a, b) + std::log2(1 + std::exp2(-std::abs(a - b)));
-  }
-
-  // log2 of the largest weight that a member of a list can have: the triangle inequality.
-  double bound(const Pixel& q, std::int64_t l, double distance) const {
-    const double apart = std::sqrt(distance) * (1 - 1e-5) - static_cast<double>(lists_.radius[l]) * unit_;
-    return apart > 0 ? -q.scale * apart * apart : 0.0;
+    q.error = error(q);
   }
 
   // Of the mean, in [-1, 1].
   double error(const Pixel& q) const {
     double largest = 0;
-    for (std::int64_t c = 0; c < a_.channels; ++c) {
+    for (std::size_t c = 0; c < q.y.size(); ++c) {
       const double mean = q.y[c] / q.s;
       largest = std::max(largest, q.yy[c] - 2 * mean * q.sy[c] + mean * mean * q.ss);
     }
-    const double estimated = interval * std::sqrt(largest) / q.s / unit_ + 2 * q.tail / (q.s + q.tail);
-    const double ratio = q.left / q.seen;
-    return std::min(estimated, 2 * ratio / (1 + ratio));
+    return interval * std::sqrt(largest) / q.s / unit_;
+  }
+
+  // Who is done, and how much more the others need; false when all are done.
+  bool settle() {
+    bool more = false;
+    const std::int64_t n = pixels_of_a_query();
+    for (std::size_t i = 0; i < exact_.size(); ++i) {
+      std::int64_t hard = 0;
+      for (std::int64_t j = 0; j < n; ++j) {
+        Pixel& q = pixels_[i * static_cast<std::size_t>(n) + static_cast<std::size_t>(j)];
+        if (q.beyond) exact_[i] = true;
+        if (q.done || q.y.empty()) continue;
+        if (q.error <= tolerance_ || (q.fraction == 1 && q.picks > 4 * q.members)) {
+          q.done = true;
+          continue;
+        }
+        const double wanted = 1.2 * std::pow(q.error / tolerance_, 2);
+        q.picks *= std::clamp(std::isfinite(wanted) ? wanted : growth, 1.5, growth);
+        q.fraction = std::min(1.0, 4 * q.fraction);
+        q.hard = q.picks > most_of_windows * windows_;
+        hard += q.hard;
+        more = true;
+      }
+      if (static_cast<double>(hard) > most_of_pixels * static_cast<double>(n)) exact_[i] = true;
+    }
+    more = std::any_of(pixels_.begin(), pixels_.end(), [&](const Pixel& q) { return active(q); });
+    return more;
   }
 
   void put(const Pixel& q, Partial& out) const {
     const std::int64_t p = q.place.row * a_.width + q.place.column;
     out.m[p] = q.m * ln2, out.s[p] = q.s;
-    out.ss[p] = q.ss, out.tail[p] = q.tail, out.seen[p] = q.seen, out.left[p] = q.left;
+    out.ss[p] = q.ss, out.tail[p] = q.tail, out.seen[p] = q.seen, out.left[p] = 1e300;
     for (std::int64_t c = 0; c < a_.channels; ++c) {
       const std::int64_t i = c * out.pixels + p;
       out.y[i] = q.y[c] / unit_, out.sy[i] = q.sy[c] / unit_, out.yy[i] = q.yy[c] / (unit_ * unit_);
     }
     if (!a_.full) return;
-    out.e[p] = 0, out.top[p] = -std::numeric_limits<double>::infinity(), out.source[p] = -1;
-    for (const Entry& e : q.entries) {
-      if (e.m == none) continue;
-      const float* v = sums(q, e);
-      const double down = static_cast<double>(e.m) - q.m, share = static_cast<double>(size(e.list)) / e.looked;
-      out.e[p] += share * std::exp2(down) * (static_cast<double>(v[n_sums_ - 1]) + static_cast<double>(v[0]) * down) * ln2;
-      const std::int64_t member = lists_.begin[e.list] + e.top_member;
-      const std::int64_t source = std::int64_t{lists_.image[member]} * out.pixels + lists_.place[member];
-      const double top = static_cast<double>(e.top) * ln2;
-      if (top > out.top[p] || (top == out.top[p] && source < out.source[p])) out.top[p] = top, out.source[p] = source;
-    }
+    out.e[p] = q.e * ln2, out.top[p] = q.top * ln2, out.source[p] = q.source;
   }
 
   const Problem& a_;
   const Lists& lists_;
   const Kernel& kernel_;
   const std::vector<Place> places_;
-  const std::int64_t n_sums_, dims_;
-  const double unit_, tolerance_, windows_;
+  const std::int64_t dims_;
+  const double unit_, tolerance_;
+  double windows_ = 0;
   Aligned<float> means_;
   std::int64_t b0_ = 0;
   std::vector<Pixel> pixels_;
-  std::vector<float> queries_;  // (pixels, dims)
-  std::vector<char> exact_;     // (queries)
-  std::atomic<std::int64_t> gathered_{0};
+  std::vector<float> queries_;        // (pixels, dims)
+  std::vector<char> exact_;           // (queries)
+  std::vector<Pick> picks_;           // those of each pixel side by side
+  std::vector<std::int64_t> first_;   // (pixels + 1) where they begin
 };
 
 // The problem of query b alone.
@@ -620,46 +571,51 @@ struct Into : Sink {
 
 }  // namespace
 
-void list_statistics(const Problem& a, const Lists& lists, float* mean, float* spread, float* centre_spread,
-                     float* radius) {
+void describe_lists(const Problem& a, const Lists& lists, float* mean, float* spread, std::int8_t* code, float* norm,
+                    float* rest) {
   const Kernel& kernel = kernel_in_use();
   in_threads(a.threads, lists.count, a.interrupted, [&](auto take) {
     const Gather gather(a, lists, kernel);
-    const std::int64_t dims = gather.dims(), k = a.patch_size;
+    const std::int64_t dims = gather.dims(), n = lists.directions_count;
     std::vector<double> sum(static_cast<std::size_t>(dims));
     std::vector<std::uint8_t> bytes(static_cast<std::size_t>(dims + 16));
     std::vector<float> window(static_cast<std::size_t>(dims + 16));
     const auto read = [&](std::int64_t member) {
       if (!a.pixels_uint8) return gather.window(a.pixels_float, member, window.data());
       gather.window(a.pixels_uint8, member, bytes.data());
-      for (std::int64_t i = 0; i < dims; ++i) window[i] = static_cast<float>(bytes[i] / 127.5 - 1.0);
+      for (std::int64_t i = 0; i < dims; ++i) window[i] = static_cast<float>(bytes[i]) * (1 / 127.5f) - 1.0f;
     };
     take([&](std::int64_t l, auto stop) {
-      const std::int64_t begin = lists.begin[l], end = lists.begin[l + 1];
-      float* own = mean + l * dims;
+      const std::int64_t begin = lists.begin[l], end = lists.end[l];
       std::fill(sum.begin(), sum.end(), 0.0);
+      double squares = 0;
       for (std::int64_t i = begin; i < end; ++i) {
-        if (i % 1024 == 0 && stop()) return;
+        if (stop()) return;
         read(i);
         for (std::int64_t j = 0; j < dims; ++j) sum[j] += static_cast<double>(window[j]);
-      }
-      for (std::int64_t j = 0; j < dims; ++j)
-        own[j] = begin < end ? static_cast<float>(sum[j] / static_cast<double>(end - begin)) : 0.0f;
-      double total = 0, centres = 0, largest = 0;
-      for (std::int64_t i = begin; i < end; ++i) {
-        if (i % 1024 == 0 && stop()) return;
-        read(i);
-        float apart = 0;
-        for (std::int64_t j = 0; j < dims; ++j) apart += (window[j] - own[j]) * (window[j] - own[j]);
-        for (std::int64_t c = 0; c < a.channels; ++c) {
-          const std::int64_t j = (c * k + k / 2) * k + k / 2;
-          centres += static_cast<double>((window[j] - own[j]) * (window[j] - own[j]));
+        float length = 0;
+        for (std::int64_t j = 0; j < dims; ++j) window[j] -= lists.origin[j], length += window[j] * window[j];
+        float inside = 0;
+        std::int8_t* to = code + i / list_block * list_block * n + i % list_block * 2;
+        for (std::int64_t k = 0; k < n; ++k) {
+          const float* direction = lists.directions + k * dims;
+          float z = 0;
+          for (std::int64_t j = 0; j < dims; ++j) z += direction[j] * window[j];
+          const float coordinate = std::clamp(std::nearbyint(z / lists.step), -127.0f, 127.0f);
+          to[k / 2 * list_block * 2 + k % 2] = static_cast<std::int8_t>(coordinate);
+          inside += coordinate * lists.step * coordinate * lists.step;
         }
-        total += static_cast<double>(apart), largest = std::max(largest, static_cast<double>(apart));
+        norm[i] = inside, rest[i] = std::max(0.0f, length - inside);
+        squares += static_cast<double>(length);
       }
-      const auto n = static_cast<double>(std::max<std::int64_t>(1, end - begin));
-      spread[l] = static_cast<float>(total / n), centre_spread[l] = static_cast<float>(centres / n);
-      radius[l] = static_cast<float>(std::sqrt(largest) * (1 + 1e-5));
+      const auto n_members = static_cast<double>(std::max<std::int64_t>(1, end - begin));
+      double apart = 0;  // of the mean from the origin
+      for (std::int64_t j = 0; j < dims; ++j) {
+        const double value = begin < end ? sum[j] / n_members : 0.0;
+        mean[l * dims + j] = static_cast<float>(value);
+        apart += std::pow(value - static_cast<double>(lists.origin[j]), 2);
+      }
+      spread[l] = static_cast<float>(std::max(0.0, squares / n_members - apart));
     });
   });
 }

@@ -1,155 +1,123 @@
-// Windows of one list against the query pixels that look into it.
+// A query against the descriptions of windows: which of them may matter. See Lists in pyels.h.
 //
-//     log2 w = -scale * sum_i (x_i - phi_i)^2
-//
-// Layout: L windows of the bank side by side in the lanes of a vector; x is broadcast. Differences are squared before
-// they are summed, so distances keep full float32 relative accuracy. Weights are summed relative to the heaviest of the
-// panel, and these sums are merged into the cell of (query pixel, list).
+// Descriptions lie in blocks of 16, pairs of coordinates side by side, (directions / 2, 16, 2): a product of two pairs of
+// 16-bit integers, summed to 32 bits, is one instruction. Distances are approximate, and only decide what is looked at.
 #include "kernel.h"
 #include "vec.h"
 
 namespace pyels::PYELS_ISA_NAME {
 namespace {
 
-constexpr float kNone = -3e38f;  // log2 of a weight that is not there
+constexpr int kParts = 16 / kLanes;            // vectors in a block
+constexpr float kLeast = 1.0f / (1 << 14);     // every window is picked at least so often
+constexpr float kAbsent = -1e30f;
 
-PYELS_INLINE Vec square(Vec v) { return v * v; }
-
-// Distances of `queries` windows x to `blocks` blocks; the two loops over them are unrolled.
-template <int queries, int blocks>
-PYELS_INLINE void distances(const float* panel, const float* const* x, std::int64_t dims, Vec* out) {
-  Vec sum[queries][blocks] = {};
-  for (std::int64_t i = 0; i < dims; ++i)
-#pragma GCC unroll 4
-    for (int b = 0; b < blocks; ++b) {
-      const Vec phi = load(panel + (b * dims + i) * kLanes);
-#pragma GCC unroll 2
-      for (int q = 0; q < queries; ++q) sum[q][b] += square(x[q][i] - phi);
-    }
-  for (int q = 0; q < queries; ++q)
-    for (int b = 0; b < blocks; ++b) out[q * blocks + b] = sum[q][b];
+// sum += a0 * b0 + a1 * b1 for kLanes pairs a, of 8 bits, against one pair b of 16.
+PYELS_INLINE IntVec add_products(IntVec sum, const std::int8_t* a, const std::int16_t* b) {
+  std::int32_t pair;
+  __builtin_memcpy(&pair, b, sizeof pair);
+#if defined(__AVX512BW__)
+  const __m512i wide = _mm512_cvtepi8_epi16(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(a)));
+  return sum + reinterpret_cast<IntVec>(_mm512_madd_epi16(wide, _mm512_set1_epi32(pair)));
+#elif defined(__AVX2__)
+  const __m256i wide = _mm256_cvtepi8_epi16(_mm_loadu_si128(reinterpret_cast<const __m128i*>(a)));
+  return sum + reinterpret_cast<IntVec>(_mm256_madd_epi16(wide, _mm256_set1_epi32(pair)));
+#elif defined(__SSE4_1__)
+  const __m128i wide = _mm_cvtepi8_epi16(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(a)));
+  return sum + reinterpret_cast<IntVec>(_mm_madd_epi16(wide, _mm_set1_epi32(pair)));
+#else
+  for (int lane = 0; lane < kLanes; ++lane) sum[lane] += a[2 * lane] * b[0] + a[2 * lane + 1] * b[1];
+  return sum;
+#endif
 }
 
-template <int queries>
-void distances(int blocks, const float* panel, const float* const* x, std::int64_t dims, Vec* out) {
-  switch (blocks) {
-    case 1: return distances<queries, 1>(panel, x, dims, out);
-    case 2: return distances<queries, 2>(panel, x, dims, out);
-    case 3: return distances<queries, 3>(panel, x, dims, out);
-    default: return distances<queries, 4>(panel, x, dims, out);
-  }
+PYELS_INLINE float across_most(Vec v) {
+  float most = v[0];
+  for (int lane = 1; lane < kLanes; ++lane) most = v[lane] > most ? v[lane] : most;
+  return most;
 }
 
-template <class Join>
-PYELS_INLINE float across(Vec v, Join join) {
-  float lanes[kLanes];
-  __builtin_memcpy(lanes, &v, sizeof v);
-#pragma GCC unroll 4
-  for (int half = kLanes / 2; half > 0; half /= 2)
-#pragma GCC unroll 8
-    for (int lane = 0; lane < half; ++lane) lanes[lane] = join(lanes[lane], lanes[lane + half]);
-  return lanes[0];
-}
-PYELS_INLINE float sum(Vec v) {
-  return across(v, [](float a, float b) __attribute__((always_inline)) { return a + b; });
-}
-PYELS_INLINE float largest(Vec v) {
-  return across(v, [](float a, float b) __attribute__((always_inline)) { return a > b ? a : b; });
-}
-
-float exp2_of(float x) { return exp2(Vec{} + x)[0]; }
-
-// Adds blocks first_block .. first_block + blocks - 1 of the panel to the cell of query i.
-void weigh(const ListTask& t, const ListQuery& q, int first_block, int blocks, const Vec* distance) {
-  Vec log_w[list_blocks];
-  Vec most = Vec{} + kNone, d{}, dd{};
-  for (int b = 0; b < blocks; ++b) {
-    log_w[b] = -q.scale * distance[b];
-    const std::int32_t at = (first_block + b) * kLanes;
-    if (at < q.first || at + kLanes > q.last)
-      for (int lane = 0; lane < kLanes; ++lane)
-        if (at + lane < q.first || at + lane >= q.last) log_w[b][lane] = kNone;
-    most = log_w[b] > most ? log_w[b] : most;
-    const Vec from_expected = log_w[b] > kNone ? log_w[b] - q.expected : Vec{};
-    d += from_expected, dd += from_expected * from_expected;
-  }
-  const float top = largest(most);
-  q.sums[2] += sum(d), q.sums[3] += sum(dd);
-  const std::int64_t n = list_sums(t.channels, t.full);
-  float gathered[list_sums(list_channels, true)];
-  Vec w[list_blocks], s{}, ss{}, e{};
-  for (int b = 0; b < blocks; ++b) {
-    const Vec relative = log_w[b] - top;
-    w[b] = exp2(relative);
-    w[b] = log_w[b] > kNone ? w[b] : Vec{};
-    s += w[b], ss += w[b] * w[b];
-    if (t.full) e += log_w[b] > kNone ? w[b] * relative : Vec{};
-  }
-  gathered[0] = sum(s), gathered[1] = sum(ss);
-  for (std::int64_t c = 0; c < t.channels; ++c) {
-    Vec y{}, sy{}, yy{};
-    for (int b = 0; b < blocks; ++b) {
-      const Vec centre = load(t.panel + ((first_block + b) * t.dims + t.centres[c]) * kLanes);
-      const Vec part = w[b] * centre;
-      y += part, sy += w[b] * part, yy += part * part;
-    }
-    gathered[4 + 3 * c] = sum(y), gathered[5 + 3 * c] = sum(sy), gathered[6 + 3 * c] = sum(yy);
-  }
-  if (t.full) gathered[n - 1] = sum(e);
-
-  // Both parts relative to the larger maximum. Squares of weights move by the square.
-  const float m = *q.m > top ? *q.m : top;
-  const float down = *q.m - m, down_new = top - m;  // -inf when the cell is empty
-  const float a = down > -100.0f ? exp2_of(down) : 0.0f, b = down_new > -100.0f ? exp2_of(down_new) : 0.0f;
-  if (t.full) {
-    q.sums[n - 1] = (down > -100.0f ? a * (q.sums[n - 1] + q.sums[0] * down) : 0.0f) +
-                       b * (gathered[n - 1] + gathered[0] * down_new);
-  }
-  if (top > *q.top) {
-    *q.top = top;
-    for (int block = blocks - 1; block >= 0; --block)
-      for (int lane = kLanes - 1; lane >= 0; --lane)
-        if (log_w[block][lane] == top)
-          *q.top_member = static_cast<std::int32_t>(t.first_member) + (first_block + block) * kLanes + lane;
-  }
-  q.sums[0] = a * q.sums[0] + b * gathered[0];
-  q.sums[1] = a * a * q.sums[1] + b * b * gathered[1];
-  for (std::int64_t c = 0; c < t.channels; ++c) {
-    float* to = q.sums + 4 + 3 * c;
-    const float* from = gathered + 4 + 3 * c;
-    to[0] = a * to[0] + b * from[0];
-    to[1] = a * a * to[1] + b * b * from[1];
-    to[2] = a * a * to[2] + b * b * from[2];
-  }
-  *q.m = m;
+// About log2 w of one part of a block.
+PYELS_INLINE Vec log_weights(const ScanTask& t, const ScanQuery& q, std::int64_t block, int part) {
+  const std::int8_t* code = t.code + block * t.directions * 16 + part * kLanes * 2;
+  IntVec dot{};
+  for (std::int64_t i = 0; i < t.directions; i += 2, code += 32) dot = add_products(dot, code, q.z + i);
+  Vec norm, rest;
+  __builtin_memcpy(&norm, t.norm + block * 16 + part * kLanes, sizeof norm);
+  __builtin_memcpy(&rest, t.rest + block * 16 + part * kLanes, sizeof rest);
+  Vec log_w = q.base - q.norm_scale * norm + q.rest_scale * rest + q.dot_scale * __builtin_convertvector(dot, Vec);
+  const std::int64_t at = block * 16 + part * kLanes;
+  if (at + kLanes > t.members)
+    for (int lane = 0; lane < kLanes; ++lane)
+      if (at + lane >= t.members) log_w[lane] = kAbsent;
+  return log_w;
 }
 
 }  // namespace
 
-void weigh_list(const ListTask& t) {
-  // Two queries at a time share the loads of the panel. A distance is the same whoever the other is.
-  Vec distance[2 * list_blocks];
-  for (std::int64_t i = 0; i < t.n_queries; i += 2) {
-    const bool two = i + 1 < t.n_queries;
-    const ListQuery &one = t.queries[i], &other = t.queries[two ? i + 1 : i];
-    const std::int32_t first = other.first < one.first ? other.first : one.first;
-    const std::int32_t last = other.last > one.last ? other.last : one.last;
-    const int first_block = first / kLanes, blocks = (last + kLanes - 1) / kLanes - first_block;
-    const float* panel = t.panel + first_block * t.dims * kLanes;
-    const float* x[2] = {one.x, other.x};
-    if (two)
-      distances<2>(blocks, panel, x, t.dims, distance);
-    else
-      distances<1>(blocks, panel, x, t.dims, distance);
-    weigh(t, one, first_block, blocks, distance);
-    if (two) weigh(t, other, first_block, blocks, distance + blocks);
-  }
+void scan_sum(const ScanTask& t, ScanQuery& q) {
+  const std::int64_t blocks = (t.members + 15) / 16;
+  Vec sum{};
+  Vec most = Vec{} + q.top;
+  for (std::int64_t block = 0; block < blocks; ++block)
+    for (int part = 0; part < kParts; ++part) {
+      const Vec log_w = log_weights(t, q, block, part);
+      if (any_above(log_w, most)) {
+        const float top = across_most(log_w);
+        const float down = q.top - top;
+        const float factor = down > -100.0f ? exp2(Vec{} + down)[0] : 0.0f;
+        sum *= factor;
+        q.sum *= static_cast<double>(factor);
+        q.top = top, most = Vec{} + top;
+      }
+      sum += exp2(log_w - q.top);
+    }
+  for (int lane = 0; lane < kLanes; ++lane) q.sum += static_cast<double>(sum[lane]);
 }
 
-void list_distances(const float* panel, const float* x, std::int64_t dims, float* out) {
-  Vec distance[1];
-  distances<1, 1>(panel, &x, dims, distance);
-  __builtin_memcpy(out, distance, sizeof distance);
+std::int64_t scan_pick(const ScanTask& t, const ScanQuery& q, std::int32_t query, Pick* picks) {
+  const std::int64_t blocks = (t.members + 15) / 16;
+  std::int64_t count = 0;
+  Bits number;
+  for (int lane = 0; lane < kLanes; ++lane) number[lane] = t.first + static_cast<std::uint32_t>(lane);
+  for (std::int64_t block = 0; block < blocks; ++block)
+    for (int part = 0; part < kParts; ++part) {
+      Vec p = log_weights(t, q, block, part) + q.rate;
+      const std::int64_t at = block * 16 + part * kLanes;
+      // Dice: an integer hash of the member's number, with the query's seed.
+      Bits dice = number + static_cast<std::uint32_t>(at);
+      dice = (dice ^ q.seed) * 0x9E3779B1u;
+      dice = (dice ^ (dice >> 15)) * 0x85EBCA77u;
+      dice = (dice ^ (dice >> 13)) * 0xC2B2AE3Du;
+      dice ^= dice >> 16;
+      const Vec u = __builtin_convertvector(reinterpret_cast<IntVec>(dice >> 8), Vec) * (1.0f / (1 << 24));
+      const Vec none{};
+      p = p < none ? exp2(p) : none + 1.0f;
+      p = p > kLeast ? p : none + kLeast;
+      const IntVec picked = u < p;
+      if (!any(picked)) continue;
+      for (int lane = 0; lane < kLanes; ++lane)
+        if (picked[lane] && at + lane < t.members)
+          picks[count++] = {query, static_cast<std::int32_t>(at + lane), p[lane]};
+    }
+  return count;
+}
+
+void window_distances(const float* panel, const float* x, std::int64_t dims, float* out) {
+  Vec sum[4]{};
+  std::int64_t i = 0;
+  for (; i + 4 <= dims; i += 4)
+#pragma GCC unroll 4
+    for (int j = 0; j < 4; ++j) {
+      const Vec difference = x[i + j] - load(panel + (i + j) * kLanes);
+      sum[j] += difference * difference;
+    }
+  for (; i < dims; ++i) {
+    const Vec difference = x[i] - load(panel + i * kLanes);
+    sum[0] += difference * difference;
+  }
+  const Vec total = (sum[0] + sum[1]) + (sum[2] + sum[3]);
+  __builtin_memcpy(out, &total, sizeof total);
 }
 
 }  // namespace pyels::PYELS_ISA_NAME

@@ -114,28 +114,34 @@ void reference_engine(const Problem& problem, Sink& sink);
 // The exact float32 engine. Bit-identical for any number of threads and any batch.
 void cpu_engine(const Problem& problem, Sink& sink);
 
-// The windows of the bank's images order[begin] .. order[end - 1] (those wholly inside, or with `wraps` all) in lists of
-// similar ones, each in random order. The first so many members of a list stand for all: a query pixel looks at more of
-// the lists that matter to it, and of these the sums are exact where it has looked at every member.
+// The windows of some images of the bank in lists of similar ones, each with a short description that tells about how
+// far a query is from it: its coordinates along the leading principal directions of all windows.
 struct Lists {
   std::int64_t count = 0;
-  bool wraps = false;
-  const std::int64_t* begin = nullptr;   // (lists + 1) first member of each list
+  // Members are numbered through all lists; a list begins at a multiple of list_block, and is filled up behind `end`.
+  const std::int64_t* begin = nullptr;   // (lists) first member of each list
+  const std::int64_t* end = nullptr;     // (lists) behind its last
   const std::int32_t* image = nullptr;   // (members) image of the window
   const std::uint16_t* place = nullptr;  // (members) and its centre: row * W + column
-  // What is known of each list without looking at its members; only `radius` has to be right.
   const float* mean = nullptr;           // (lists, C, k, k) of the windows, pixels in [-1, 1]
   const float* spread = nullptr;         // (lists) mean squared distance of the windows from their mean
-  const float* centre_spread = nullptr;  // (lists) likewise of their centres
-  const float* radius = nullptr;         // (lists) largest distance from the mean
+  // Descriptions. A window less `origin` has coordinates `code` * step along `directions`, whose squared length is `norm`;
+  // `rest` is the squared length of what these leave.
+  std::int64_t directions_count = 0;     // even
+  const float* origin = nullptr;         // (C, k, k)
+  const float* directions = nullptr;     // (directions, C, k, k), orthonormal; rows of zeros may fill up
+  float step = 1;
+  const std::int8_t* code = nullptr;     // (members / list_block, directions / 2, list_block, 2)
+  const float* norm = nullptr;           // (members)
+  const float* rest = nullptr;           // (members)
 };
+constexpr std::int64_t list_block = 16;
 
-// Fills in mean, spread, centre_spread and radius, (lists, ...), of windows of problem.patch_size.
-void list_statistics(const Problem& problem, const Lists& lists, float* mean, float* spread, float* centre_spread,
-                     float* radius);
+// Describes every member: fills in mean and spread, (lists, ...), and code, norm and rest.
+void describe_lists(const Problem& problem, const Lists& lists, float* mean, float* spread, std::int8_t* code,
+                    float* norm, float* rest);
 
-// The posterior by looking at parts of lists: more and more of them, until the error of the mean of a pixel is below
-// `tolerance` (`error` below). Exact, by cpu_engine, for pixels whose windows overhang the border, and for all pixels of
+// The posterior by looking at the members of lists that matter, and at some of the others. Exact, by cpu_engine, for pixels whose windows overhang the border, and for all pixels of
 // a query where that costs less.
 void lists_engine(const Problem& problem, const Lists& lists, double tolerance, Sink& sink);
 

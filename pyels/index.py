@@ -36,36 +36,50 @@ SEED = 20250713
 
 @dataclass(frozen=True)
 class Index:
-    """The lists over the k x k windows of some images of a bank.
+    """The lists over the k x k windows of some images of a bank; see struct Lists in csrc/pyels.h.
 
     Attributes
     ----------
-    begin          (L + 1)       int64    first member of each list
-    image          (M)           int32    image of the window, numbered as in the bank
-    place          (M)           uint16   its centre, row * W + column
-    mean           (L, C, k, k)  float32  of the windows of a list, in [-1, 1]
-    spread         (L)           float32  mean squared distance of the windows from that mean
-    centre_spread  (L)           float32  likewise of their centre pixels
-    radius         (L)           float32  largest distance from the mean
+    begin, end  (L)           int64    first member of each list, and the one behind its last
+    image       (M)           int32    image of the window, numbered as in the bank
+    place       (M)           uint16   its centre, row * W + column
+    origin      (C, k, k)     float32  mean window
+    directions  (D, C, k, k)  float32  leading principal directions
+    mean        (L, C, k, k)  float32  of the windows of a list, in [-1, 1]
+    spread      (L)           float32  mean squared distance of the windows from that mean
+    code        (M * D)       int8     coordinates of the windows along the directions, in units of `step`
+    norm, rest  (M)           float32  squared length of these, and of what they leave
+    step        ()            float32
     """
 
     begin: Tensor
+    end: Tensor
     image: Tensor
     place: Tensor
+    origin: Tensor
+    directions: Tensor
     mean: Tensor
     spread: Tensor
-    centre_spread: Tensor
-    radius: Tensor
+    code: Tensor
+    norm: Tensor
+    rest: Tensor
+    step: Tensor
 
     def __len__(self) -> int:
-        return len(self.begin) - 1
+        return len(self.begin)
 
     @property
     def megabytes(self) -> float:
         return sum(getattr(self, f.name).nbytes for f in fields(self)) / 1e6
 
-    def addresses(self) -> list[int]:
-        return [getattr(self, f.name).data_ptr() for f in fields(self)]
+    def arguments(self) -> dict[str, Any]:
+        """What the compiled engine takes."""
+        return {
+            "list_count": len(self),
+            "list_directions": len(self.directions),
+            "list_step": float(self.step),
+            "lists": [getattr(self, f.name).data_ptr() for f in fields(self) if f.name != "step"],
+        }
 
     def save(self, path: str | Path, about: dict[str, Any]) -> None:
         """Write the lists, with what they were built from, to a temporary name first."""
@@ -137,34 +151,46 @@ def build(
             progress(min(start + step, len(which)), len(which))
     finally:
         faiss.omp_set_num_threads(before)
-    return from_assignment(bank, which, patch_size, wraps, threads, lists, count, generator)
-
-
-def from_assignment(bank, which, patch_size, wraps, threads, lists, count, generator):
-    _, height, width = bank.shape
-    places = windows_per_image(bank.shape, patch_size, wraps)
-    # Random order first, which a stable sort by list keeps within each.
+    # Random order first, which a stable sort by list keeps within each: the first members are a fair sample of a list.
     order = generator.permutation(len(lists))
     order = order[np.argsort(lists[order], kind="stable")]
-    begin = torch.zeros(count + 1, dtype=torch.int64)
-    begin[1:] = torch.from_numpy(np.bincount(lists, minlength=count)).cumsum(0)
+    sizes = np.bincount(lists, minlength=count)
     image = which.numpy().astype(np.int32)[order // places]
-    inside = np.arange(places) if wraps else _inside(height, width, patch_size)
+    inside = np.arange(places) if wraps else _inside(*shape[1:], patch_size)
     place = inside.astype(np.uint16)[order % places]
-    members = begin, torch.from_numpy(image), torch.from_numpy(place)
-    k, channels = patch_size, bank.shape[0]
-    statistics = (torch.empty(count, channels, k, k), torch.empty(count), torch.empty(count), torch.empty(count))
-    _core.list_statistics(
-        pixels=bank.images.data_ptr(),
-        is_uint8=bank.images.dtype == torch.uint8,
-        bank_shape=list(bank.images.shape),
-        patch_size=k,
-        threads=threads,
-        list_count=count,
-        lists=[tensor.data_ptr() for tensor in members],
-        out=[tensor.data_ptr() for tensor in statistics],
+    return arrange(bank, patch_size, threads, sizes, image, place, mean, directions)
+
+
+BLOCK = 16
+
+
+def arrange(bank, patch_size, threads, sizes, image, place, origin, directions):
+    """The index of members given list by list."""
+    count, k = len(sizes), patch_size
+    padded = (sizes + BLOCK - 1) // BLOCK * BLOCK
+    begin = np.concatenate([[0], np.cumsum(padded)[:-1]])
+    total = int(padded.sum())
+    at = np.repeat(begin - np.concatenate([[0], np.cumsum(sizes)[:-1]]), sizes) + np.arange(len(image))
+    images, placed = np.zeros(total, np.int32), np.full(total, place[0], np.uint16)
+    images[at], placed[at] = image, place
+    shape = (bank.shape[0], k, k)
+    d = directions.shape[1]
+    filled = torch.zeros((d + 1) // 2 * 2, *shape)
+    filled[:d] = directions.T.reshape(d, *shape)
+    windows = torch.tensor(0.0)
+    step = torch.tensor(2.0 * math.sqrt(float(np.prod(shape))) / 127)
+    index = Index(
+        begin=torch.from_numpy(begin), end=torch.from_numpy(begin + sizes), image=torch.from_numpy(images),
+        place=torch.from_numpy(placed), origin=origin.reshape(shape).contiguous(), directions=filled,
+        mean=torch.empty(count, *shape), spread=torch.empty(count),
+        code=torch.zeros(total * len(filled), dtype=torch.int8), norm=torch.zeros(total), rest=torch.zeros(total),
+        step=step,
     )
-    return Index(*members, *statistics)
+    _core.describe_lists(
+        pixels=bank.images.data_ptr(), is_uint8=bank.images.dtype == torch.uint8, bank_shape=list(bank.images.shape),
+        patch_size=k, threads=threads, **index.arguments(),
+    )
+    return index
 
 
 def _inside(height: int, width: int, k: int) -> np.ndarray:

@@ -78,9 +78,9 @@ struct ScanQuery {
   float base, norm_scale, rest_scale, dot_scale;
   float rate;             // log2 of how often a window of log2 w = 0 is to be picked
   std::uint32_t seed;
-  // The sum of these w relative to 2^top, where top is the largest so far.
+  // The sum of these w, and of their squares, relative to 2^top, where top is the largest so far.
   float top;
-  double sum;
+  double sum, squares;
 };
 struct Pick {
   std::int32_t query;

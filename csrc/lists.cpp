@@ -121,14 +121,19 @@ std::vector<Place> listed_pixels(const Problem& a) {
 }
 
 static double env(const char* n, double d) { const char* v = std::getenv(n); return v ? atof(v) : d; }
-static double first_picks = env("FP", 1000);
-constexpr double growth = 8;          // of the number of picks, from round to round
-constexpr double interval = 1.96;     // standard errors: 95%
-static double directions = env("DI", 32);
-static double reach = env("RE", 20);
-static double scan_most = env("SM", 1 << 20);  // members whose descriptions a pixel looks at
-static double beta = env("BE", 0.5);
-constexpr double pilot = 1.0 / 8;
+static double first_picks = env("FP", 2000);  // windows that are weighed for a pixel in the first round
+constexpr double growth = 8;         // of their number, from round to round
+// Standard errors. 1.96 would be 95% of a normal distribution; sums of few heavy weights have longer tails, and a search
+// that ends when its error seems small ends too early more often than too late.
+static double interval = env("IV", 2.3);
+// The model of a list: its windows spread alike in so many directions. Lists whose weights it predicts to be less than
+// 2^-reach of the whole are never looked at.
+constexpr double directions = 32, reach = 20;
+// Windows are picked in proportion to (weight by description) ^ tempering, where what the description leaves counts by
+// `beta` only: those that weigh more than their description says must not be missed.
+static double tempering = env("GA", 0.75), beta = env("BE", 0.2);
+static int nearest_lists = env("NL", 16);
+static double pilot = env("PI", 1.0 / 16), left_out = env("LO", 1e-3), spare = env("SP", 50);
 constexpr double most_of_windows = 1.0 / 8, most_of_pixels = 1.0 / 4;
 // Beyond so many nats float32 distances spoil the weights.
 constexpr double most_nats = 3000;
@@ -138,8 +143,9 @@ constexpr std::int64_t pixels_together = 4096;
 // What a query pixel knows of a list.
 struct Entry {
   std::int32_t list;
+  float distance;      // squared, of its mean
   float top = -1e30f;  // log2 of the largest weight by description
-  double sum = 0;      // of weights by description, relative to 2^top
+  double sum = 0, squares = 0;  // of weights by description and of their squares, relative to 2^top
 };
 
 struct Pixel {
@@ -150,7 +156,7 @@ struct Pixel {
   std::vector<Entry> entries;
   std::vector<std::int16_t> z;
   ScanQuery scan{};
-  double members = 0, fraction = 1, picks = 0, log_total = nothing;
+  double members = 0, fraction = 1, picks = 0, log_total = nothing, dropped = 0;
   // The estimate, relative to 2^m.
   double m = 0, s = 0, ss = 0, tail = 0, seen = 0, left = 0, error = 0;
   std::vector<double> y, sy, yy;  // (C)
@@ -292,10 +298,9 @@ class Search {
       if (size(l) > 0) least = std::max(least, expected(q, l, distance(l)) + std::log2(static_cast<double>(size(l))));
     for (std::int64_t l = 0; l < lists_.count; ++l)
       if (size(l) > 0 && predicted(q, l, distance(l)) > least - reach) {
-        q.entries.push_back({.list = static_cast<std::int32_t>(l)});
+        q.entries.push_back({.list = static_cast<std::int32_t>(l), .distance = distances[static_cast<std::size_t>(l)]});
         q.members += static_cast<double>(size(l));
       }
-    q.fraction = std::min(1.0, scan_most / q.members);
     q.picks = first_picks;
     describe(q);
   }
@@ -317,10 +322,10 @@ class Search {
     for (double value : z) q.z.push_back(static_cast<std::int16_t>(std::lround(value / step)));
     ScanQuery& s = q.scan;
     s.z = q.z.data();
-    s.base = static_cast<float>(-q.scale * length);
-    s.norm_scale = static_cast<float>(q.scale * unit_ * unit_);
-    s.rest_scale = static_cast<float>(beta * q.scale * unit_ * unit_);
-    s.dot_scale = static_cast<float>(2 * q.scale * step * static_cast<double>(lists_.step) * unit_);
+    s.base = static_cast<float>(-tempering * q.scale * length);
+    s.norm_scale = static_cast<float>(tempering * q.scale * unit_ * unit_);
+    s.rest_scale = static_cast<float>(tempering * beta * q.scale * unit_ * unit_);
+    s.dot_scale = static_cast<float>(tempering * 2 * q.scale * step * static_cast<double>(lists_.step) * unit_);
     s.seed = seed(q);
   }
 
@@ -392,18 +397,48 @@ class Search {
       Pixel& q = pixels_[static_cast<std::size_t>(visit.pixel)];
       Entry& e = q.entries[static_cast<std::size_t>(visit.entry)];
       ScanQuery scan = q.scan;
-      scan.top = e.top, scan.sum = e.sum;
+      scan.top = e.top, scan.sum = e.sum, scan.squares = e.squares;
       kernel_.scan_sum(t, scan);
-      e.top = scan.top, e.sum = scan.sum;
+      e.top = scan.top, e.sum = scan.sum, e.squares = scan.squares;
     }, [] { return 0; });
-    each_pixel([&](Pixel& q, int&) {
-      double top = nothing, total = 0;
-      for (const Entry& e : q.entries) top = std::max(top, static_cast<double>(e.top));
-      for (const Entry& e : q.entries)
-        total += e.sum * std::exp2(static_cast<double>(e.top) - top) * static_cast<double>(size(e.list)) /
-                 static_cast<double>(members(q, e.list, pilot));
-      q.log_total = top + std::log2(total);
-    }, [] { return 0; });
+    each_pixel([&](Pixel& q, std::vector<double>& shares) { keep(q, shares); }, [] { return std::vector<double>(); });
+  }
+
+  // Leaves out the lists that together hold less than `left_out` of the weight, and decides how many members of the others
+  // are needed where the weight is spread over many.
+  void keep(Pixel& q, std::vector<double>& shares) {
+    double top = nothing, total = 0, squares = 0;
+    for (const Entry& e : q.entries) top = std::max(top, static_cast<double>(e.top));
+    shares.clear();
+    for (const Entry& e : q.entries) {
+      const double scale = std::exp2(static_cast<double>(e.top) - top);
+      const double each = static_cast<double>(size(e.list)) / static_cast<double>(members(q, e.list, pilot));
+      shares.push_back(each * e.sum * scale);
+      total += shares.back(), squares += each * e.squares * scale * scale;
+    }
+    std::vector<float> near;  // what lies nearest may hold a window that outweighs all that was looked at
+    for (const Entry& e : q.entries) near.push_back(e.distance);
+    const auto nth = near.begin() + std::min<std::ptrdiff_t>(nearest_lists, std::ssize(near) - 1);
+    std::nth_element(near.begin(), nth, near.end());
+    std::vector<std::size_t> order(shares.size());
+    std::iota(order.begin(), order.end(), 0);
+    std::sort(order.begin(), order.end(), [&](std::size_t a, std::size_t b) { return shares[a] < shares[b]; });
+    double dropped = 0;
+    std::vector<Entry> kept;
+    q.members = 0;
+    for (std::size_t i : order) {
+      if (q.entries[i].distance > *nth && dropped + shares[i] < left_out * total) {
+        dropped += shares[i];
+      } else {
+        kept.push_back(q.entries[i]);
+        q.members += static_cast<double>(size(kept.back().list));
+      }
+    }
+    std::sort(kept.begin(), kept.end(), [](const Entry& a, const Entry& b) { return a.list < b.list; });
+    q.entries = std::move(kept);
+    q.dropped = dropped / total;
+    q.log_total = top + std::log2(total - dropped);
+    q.fraction = std::clamp(spare * q.picks * squares / (total * total), 0.0, 1.0);
   }
 
   void pick() {
@@ -496,7 +531,7 @@ class Search {
       const double mean = q.y[c] / q.s;
       largest = std::max(largest, q.yy[c] - 2 * mean * q.sy[c] + mean * mean * q.ss);
     }
-    return interval * std::sqrt(largest) / q.s / unit_;
+    return interval * std::sqrt(largest) / q.s / unit_ + q.dropped;
   }
 
   // Who is done, and how much more the others need; false when all are done.
@@ -529,7 +564,7 @@ class Search {
   void put(const Pixel& q, Partial& out) const {
     const std::int64_t p = q.place.row * a_.width + q.place.column;
     out.m[p] = q.m * ln2, out.s[p] = q.s;
-    out.ss[p] = q.ss, out.tail[p] = q.tail, out.seen[p] = q.seen, out.left[p] = 1e300;
+    out.ss[p] = q.ss, out.tail[p] = q.dropped * q.s, out.seen[p] = q.seen, out.left[p] = 1e300;
     for (std::int64_t c = 0; c < a_.channels; ++c) {
       const std::int64_t i = c * out.pixels + p;
       out.y[i] = q.y[c] / unit_, out.sy[i] = q.sy[c] / unit_, out.yy[i] = q.yy[c] / (unit_ * unit_);

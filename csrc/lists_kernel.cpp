@@ -57,7 +57,7 @@ PYELS_INLINE Vec log_weights(const ScanTask& t, const ScanQuery& q, std::int64_t
 
 void scan_sum(const ScanTask& t, ScanQuery& q) {
   const std::int64_t blocks = (t.members + 15) / 16;
-  Vec sum{};
+  Vec sum{}, squares{};
   Vec most = Vec{} + q.top;
   for (std::int64_t block = 0; block < blocks; ++block)
     for (int part = 0; part < kParts; ++part) {
@@ -66,13 +66,14 @@ void scan_sum(const ScanTask& t, ScanQuery& q) {
         const float top = across_most(log_w);
         const float down = q.top - top;
         const float factor = down > -100.0f ? exp2(Vec{} + down)[0] : 0.0f;
-        sum *= factor;
-        q.sum *= static_cast<double>(factor);
+        sum *= factor, squares *= factor * factor;
+        q.sum *= static_cast<double>(factor), q.squares *= static_cast<double>(factor) * static_cast<double>(factor);
         q.top = top, most = Vec{} + top;
       }
-      sum += exp2(log_w - q.top);
+      const Vec w = exp2(log_w - q.top);
+      sum += w, squares += w * w;
     }
-  for (int lane = 0; lane < kLanes; ++lane) q.sum += static_cast<double>(sum[lane]);
+  for (int lane = 0; lane < kLanes; ++lane) q.sum += static_cast<double>(sum[lane]), q.squares += static_cast<double>(squares[lane]);
 }
 
 std::int64_t scan_pick(const ScanTask& t, const ScanQuery& q, std::int32_t query, Pick* picks) {

@@ -72,7 +72,7 @@ class PatchBank:
                 raise ValueError(f"images must be in CPU memory, got device {self._images.device}; use images.cpu()")
             self._images = self._images.contiguous()
             if self.dtype == torch.float32:
-                _check_pixels(self._pieces())
+                _check_pixels(self.pieces())
 
         self.labels: Tensor | None = None
         self.order = torch.empty(0, dtype=torch.int64)
@@ -111,6 +111,11 @@ class PatchBank:
     @property
     def streamed(self) -> bool:
         return self._images is None
+
+    @property
+    def memory_limit(self) -> int | None:
+        """Bytes that the pixels of a streamed bank may take in memory; None: it is not streamed."""
+        return self._file.memory_limit if self._images is None and self._file is not None else None
 
     @property
     def images(self) -> Tensor:
@@ -178,8 +183,8 @@ class PatchBank:
             self._file.check_length()
             self._file.check(torch.arange(len(self)), self._images)
 
-    def _pieces(self, step: int = 1) -> Generator[Tensor, None, None]:
-        """Every step-th image, a bounded part at a time, each valid until the next."""
+    def pieces(self, step: int = 1) -> Generator[Tensor, None, None]:
+        """Every step-th image as stored, (n, C, H, W), a bounded part at a time, each valid until the next."""
         if self._images is None:
             assert self._file is not None
             for _, pixels in self._file.stream(range(0, len(self), step)):
@@ -202,7 +207,7 @@ class PatchBank:
         large one."""
         step = max(1, len(self) // 1000)
         crc = 0
-        with closing(self._pieces(step)) as pieces:
+        with closing(self.pieces(step)) as pieces:
             for piece in pieces:
                 crc = zlib.crc32(piece.numpy().data, crc)
         if self.labels is not None:
@@ -223,7 +228,7 @@ class PatchBank:
                 dtype = np.dtype(np.uint8 if self.dtype == torch.uint8 else np.float32)
                 header = {"descr": dtype.str, "fortran_order": False, "shape": self._shape}
                 np.lib.format.write_array_header_1_0(member, header)
-                with closing(self._pieces()) as pieces:
+                with closing(self.pieces()) as pieces:
                     for piece in pieces:
                         pixels = piece.numpy()
                         checksums += map(zlib.crc32, pixels)
@@ -279,7 +284,7 @@ class PatchBank:
             else:
                 bank = cls(file, labels)
                 if bank.dtype == torch.float32:
-                    with closing(bank._pieces()) as pieces:
+                    with closing(bank.pieces()) as pieces:
                         _check_pixels(pieces)
             return bank
         except (PermissionError, MemoryError, BankFileError):
@@ -367,15 +372,17 @@ def _read_header(file: IO[bytes]) -> tuple[tuple[int, ...], np.dtype[Any], bool]
 
 def _find_member(path: Path, archive: zipfile.ZipFile, name: str) -> _Array:
     info = archive.getinfo(name)
-    with archive.open(info) as member:
-        array = _Array(*_read_header(member), offset=member.tell(), member=name)
-    array.compressed = info.compress_type != zipfile.ZIP_STORED
-    if array.in_place:
-        check_complete(path, array.shape, array.dtype.itemsize, info.file_size - array.offset)
+    if info.compress_type != zipfile.ZIP_STORED:
+        with archive.open(info) as member:
+            return _Array(*_read_header(member), offset=0, member=name, compressed=True)
+    # Not through the archive: of a small member it would compare the checksum already, which names no image.
     with open(path, "rb") as file:
         file.seek(info.header_offset + 26)  # the local header's name and extra field come before the data
-        name_length, extra_length = struct.unpack("<2H", file.read(4))
-    array.offset += info.header_offset + 30 + name_length + extra_length
+        start = info.header_offset + 30 + sum(struct.unpack("<2H", file.read(4)))
+        file.seek(start)
+        array = _Array(*_read_header(file), offset=file.tell(), member=name)
+    if array.in_place:
+        check_complete(path, array.shape, array.dtype.itemsize, start + info.file_size - array.offset)
     return array
 
 

@@ -25,6 +25,7 @@ from pyels.cli.common import (
     json_option,
     limit_option,
     make_machine,
+    memory_limit_option,
     named_sizes,
     out_option,
     threads_option,
@@ -52,6 +53,7 @@ from pyels.schedules import SCHEDULES, make_schedule
 @click.option("--labels", help="Classes, as 0,1,7,9; repeated in turn over the samples.  [default: all images]")
 @click.option("--seed", type=int, default=0, show_default=True, help="Sample i is drawn from the noise of seed + i.")
 @limit_option
+@memory_limit_option
 @engine_option
 @threads_option
 @out_option("pyels-samples")
@@ -69,6 +71,7 @@ def sample_command(
     labels: str | None,
     seed: int,
     limit: int | None,
+    memory_limit: str | None,
     engine: str,
     threads: int | None,
     out: Path,
@@ -83,7 +86,7 @@ def sample_command(
     classes = None if labels is None else integers("--labels", labels)
     if kind != "els" and boundary is not None:
         raise ValueError(f"--boundary {boundary} was given, but only machine els has one")
-    bank = datasets.load(dataset, limit=limit)
+    bank = datasets.load(dataset, limit=limit, memory_limit=memory_limit)
     machine = make_machine(kind, bank, boundary or "zeros", engine, threads)
     stepping = _stepping(machine, dataset, boundary or "zeros", patch_size, patch_sizes, steps, schedule)
     per_sample = None if classes is None else [classes[i % len(classes)] for i in range(num)]

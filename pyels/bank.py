@@ -6,6 +6,7 @@ import struct
 import warnings
 import zipfile
 import zlib
+from array import array
 from collections.abc import Generator, Iterable
 from contextlib import closing
 from dataclasses import dataclass
@@ -52,6 +53,7 @@ class PatchBank:
     def __init__(self, images: Any, labels: Any = None) -> None:
         self._file: FileImages | None = None  # where the images are, or are mapped from
         self._images: Tensor | None = None  # None: streamed
+        self._checked = False  # whether mapped images agree with their checksums
         if isinstance(images, FileImages):  # from `load`, or a slice of such a bank
             self._file = images
         else:
@@ -169,6 +171,7 @@ class PatchBank:
         if self._file is None or self._file.checksums is None:
             return False
         self._file.forget()
+        self._checked = False
         if self._images is None:
             for _ in self.stream():
                 pass
@@ -181,7 +184,9 @@ class PatchBank:
         damaged. For use before the mapped pixels are: beyond the end of its file, a map kills the process."""
         if self._file is not None and self._images is not None:
             self._file.check_length()
-            self._file.check(torch.arange(len(self)), self._images)
+            if not self._checked:
+                self._file.check(torch.arange(len(self)), self._images)
+                self._checked = True
 
     def pieces(self, step: int = 1) -> Generator[Tensor, None, None]:
         """Every step-th image as stored, (n, C, H, W), a bounded part at a time, each valid until the next."""
@@ -222,7 +227,8 @@ class PatchBank:
         """
         if Path(path).suffix != ".npz":
             raise ValueError(f"{path}: a bank is saved as .npz")
-        checksums: list[int] = []
+        self.check_file()  # no new checksums for what was damaged before
+        checksums = array("I")
         with replacing(path) as temporary, zipfile.ZipFile(temporary, "w", allowZip64=True) as archive:
             with archive.open("images.npy", "w", force_zip64=True) as member:
                 dtype = np.dtype(np.uint8 if self.dtype == torch.uint8 else np.float32)
@@ -231,14 +237,14 @@ class PatchBank:
                 with closing(self.pieces()) as pieces:
                     for piece in pieces:
                         pixels = piece.numpy()
-                        checksums += map(zlib.crc32, pixels)
+                        checksums.extend(map(zlib.crc32, pixels))
                         member.write(pixels.data.cast("B"))
             others = {"checksums": np.array(checksums, dtype=np.uint32)}
             if self.labels is not None:
                 others["labels"] = self.labels.numpy()
-            for name, array in others.items():
+            for name, values in others.items():
                 with archive.open(f"{name}.npy", "w", force_zip64=True) as member:
-                    np.lib.format.write_array(member, array, allow_pickle=False)
+                    np.lib.format.write_array(member, values, allow_pickle=False)
 
     @classmethod
     def load(cls, path: str | Path, split: str = "train", memory_limit: int | str | None = None) -> PatchBank:
@@ -270,10 +276,12 @@ class PatchBank:
             raise FileNotFoundError(f"{path}: no such file")
         try:
             images, labels, checksums = _find_arrays(path, split)
+            if limit is not None and images.nbytes <= limit:
+                limit = None
             file = None
             if images.in_place and images.dtype in DTYPES and len(images.shape) == 4 and 0 not in images.shape:
                 file = FileImages(path, images.offset, images.shape, images.dtype, checksums, limit)
-            if limit is None or images.nbytes <= limit:
+            if limit is None:
                 bank = cls(images.read(path), labels)
                 bank._file = file
             elif file is None:
@@ -318,13 +326,13 @@ class _Array:
     def read(self, path: Path, mapped: bool = True) -> Pixels:
         if self.in_place and mapped:
             return np.memmap(path, dtype=self.dtype, mode="r", offset=self.offset, shape=self.shape)
-        array: Pixels
+        values: Pixels
         if self.member is None:
-            array = np.load(path, allow_pickle=False)
+            values = np.load(path, allow_pickle=False)
         else:
             with zipfile.ZipFile(path) as archive, archive.open(self.member) as member:
-                array = np.lib.format.read_array(member, allow_pickle=False)
-        return array
+                values = np.lib.format.read_array(member, allow_pickle=False)
+        return values
 
 
 def _find_arrays(path: Path, split: str) -> tuple[_Array, Pixels | None, Pixels | None]:
@@ -380,10 +388,10 @@ def _find_member(path: Path, archive: zipfile.ZipFile, name: str) -> _Array:
         file.seek(info.header_offset + 26)  # the local header's name and extra field come before the data
         start = info.header_offset + 30 + sum(struct.unpack("<2H", file.read(4)))
         file.seek(start)
-        array = _Array(*_read_header(file), offset=file.tell(), member=name)
-    if array.in_place:
-        check_complete(path, array.shape, array.dtype.itemsize, start + info.file_size - array.offset)
-    return array
+        found = _Array(*_read_header(file), offset=file.tell(), member=name)
+    if found.in_place:
+        check_complete(path, found.shape, found.dtype.itemsize, start + info.file_size - found.offset)
+    return found
 
 
 def _check_cut_off_archive(path: Path, size: int, names: tuple[str, ...]) -> None:

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import threading
 import zipfile
+import zlib
 from contextlib import closing
 
 import numpy as np
@@ -110,6 +111,8 @@ def test_a_bank_that_fits_is_mapped_as_without_a_limit(tmp_path):
     assert torch.equal(loaded.images, bank.images)
     with pytest.raises(ValueError, match="not streamed"):
         next(loaded.stream())
+    bank[:1].save(tmp_path / "one.npz")
+    assert not pyels.PatchBank.load(tmp_path / "one.npz", memory_limit=IMAGE).streamed
 
 
 def test_npy_and_named_splits_are_streamed(tmp_path):
@@ -353,6 +356,9 @@ def test_damage_is_found_when_the_image_is_first_used(tmp_path, limit):
     if limit:
         with pytest.raises(ValueError, match=message):
             loaded.read(slice(17, 18))
+    with pytest.raises(ValueError, match=message):  # saving would give it a new checksum
+        loaded.save(tmp_path / "copy.npz")
+    assert not (tmp_path / "copy.npz").exists()
 
 
 @pytest.mark.parametrize("limit", [None, 4 * IMAGE])
@@ -368,8 +374,6 @@ def test_verify_reads_again(tmp_path, limit):
 
 
 def test_checksums_are_crc_32_of_each_image(tmp_path):
-    import zlib
-
     bank = saved(tmp_path)
     with np.load(tmp_path / "bank.npz") as arrays:
         assert arrays["checksums"].dtype == np.uint32

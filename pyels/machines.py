@@ -159,7 +159,7 @@ class Machine(Denoiser):
         alphas, sigmas = check_level("alpha", alpha, batch), check_level("sigma", sigma, batch)
         labels = check_labels(labels, batch)
         k = self._size(patch_size)
-        begin, end = self._ranges(labels, batch)
+        begin, end = self._part(*self._ranges(labels, batch))
         m, s, y, e, top, source = partial_posterior(
             self.bank.images,
             self.bank.order if labels is not None else torch.empty(0, dtype=torch.int64),
@@ -212,6 +212,10 @@ class Machine(Denoiser):
             return torch.zeros(batch, dtype=torch.int64), torch.full((batch,), len(self.bank), dtype=torch.int64)
         ranges = [self.bank.class_range(c) for c in labels.tolist()]
         return torch.tensor([begin for begin, _ in ranges]), torch.tensor([end for _, end in ranges])
+
+    def _part(self, begin: Tensor, end: Tensor) -> tuple[Tensor, Tensor]:
+        """What of these images this process goes through: all of them, unless `distributed.Sharded` shares them out."""
+        return begin, end
 
     def _positions(self, k: int) -> Tensor:
         """The number of places in one image that S(p) draws on, (H, W) float64."""

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 from collections.abc import Sequence
+from typing import Any
 
 import click
+from tqdm import tqdm
 
 import pyels
+from pyels import distributed
 from pyels.cli.bench import bench_command
 from pyels.cli.calibrate import calibrate_command
 from pyels.cli.compare import compare_command
@@ -17,12 +21,16 @@ from pyels.cli.sample import sample_command
 from pyels.cli.train import train_command
 
 INTERRUPTED = 130
+_GO_ON = "finished samples are kept: repeat the command to go on"
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 @click.version_option(pyels.__version__, prog_name="pyels")
-def program() -> None:
+@click.pass_context
+def program(context: click.Context) -> None:
     """What a convolutional diffusion model draws, in closed form."""
+    if distributed.launched() > 1 and context.invoked_subcommand != "sample":
+        raise click.UsageError("of the commands only sample runs in several processes; start the others by themselves")
 
 
 for _command in (
@@ -39,6 +47,8 @@ for _command in (
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the program: bad input ends it with status 2 and one line on standard error."""
+    if distributed.launched() > 1:
+        signal.signal(signal.SIGTERM, _terminated)
     try:
         sys.exit(program.main(args=arguments, prog_name="pyels", standalone_mode=False) or 0)
     except click.exceptions.NoArgsIsHelpError as error:
@@ -46,13 +56,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
         sys.exit(2)
     except click.ClickException as error:
         _fail(error.format_message())
+    except distributed.Lost as error:
+        _fail(f"{error}; {_GO_ON}")
     except (ValueError, TypeError, OSError, ImportError, MemoryError) as error:
         _fail(str(error) or type(error).__name__)
     except (click.Abort, KeyboardInterrupt):
-        click.echo(
-            "pyels: interrupted; repeat the command (of train: with --resume) to go on where it was",
-            err=True,
-        )
+        _report("pyels: interrupted; repeat the command (of train: with --resume) to go on where it was")
         sys.exit(INTERRUPTED)
     except RuntimeError as error:  # after Abort, which is one too
         if "memory" not in str(error) and "allocat" not in str(error):
@@ -61,5 +70,20 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def _fail(message: str) -> None:
-    click.echo("pyels: error: " + " ".join(message.split()), err=True)
+    _report("pyels: error: " + " ".join(message.split()))
     sys.exit(2)
+
+
+def _report(line: str) -> None:
+    """Print the line on standard error; of several processes, the first that ends says why."""
+    if distributed.launched() > 1:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # which torchrun sends as soon as another one has ended
+        if not distributed.first_to_report():
+            return
+    tqdm.write(line, file=sys.stderr)  # not behind a progress bar
+
+
+def _terminated(*_: Any) -> None:
+    """torchrun ends the other processes by this signal when one of them has ended."""
+    _report(f"pyels: error: another process of this run ended, or it was stopped from outside; {_GO_ON}")
+    sys.exit(1)  # which lets files be closed and threads end

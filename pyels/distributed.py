@@ -11,6 +11,7 @@ Process 0 alone writes, so that the machines need no folder in common.
 
 from __future__ import annotations
 
+import atexit
 import functools
 import json
 import os
@@ -63,24 +64,20 @@ def rank() -> int:
     return dist.get_rank() if dist.is_available() and dist.is_initialized() else 0
 
 
-@contextmanager
-def joined() -> Iterator[None]:
-    """Within it, the processes that torchrun started are a group; without torchrun it does nothing.
+def join() -> None:
+    """Make the processes that torchrun started a group, until they end; without torchrun it does nothing.
 
     Raises `Lost` when they do not find each other. A script of one's own may as well call
     `torch.distributed.init_process_group` itself.
     """
     if launched() == 1:
-        yield
         return
     with _lost():
         dist.init_process_group(
             _backend(), store=_store(), rank=int(os.environ["RANK"]), world_size=launched(), timeout=TIMEOUT
         )
-    try:
-        yield
-    finally:
-        dist.destroy_process_group()
+    # Not before: the others notice, and only after this process reported why it ended may they say that it did.
+    atexit.register(_leave)
 
 
 def first_to_report() -> bool:
@@ -224,6 +221,11 @@ def follow(compute: Compute, shard: str) -> None:
 def _backend() -> str:
     """gloo, for tensors in CPU memory; an engine whose tensors lie in CUDA memory would add nccl for those."""
     return "gloo"
+
+
+def _leave() -> None:
+    if dist.is_initialized():
+        dist.destroy_process_group()
 
 
 @functools.cache

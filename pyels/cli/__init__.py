@@ -80,6 +80,7 @@ def _report(line: str) -> None:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)  # which torchrun sends as soon as another one has ended
         if not distributed.first_to_report():
             return
+        line = "\n" + line  # not behind the progress bar that a killed process left
     tqdm.write(line, file=sys.stderr)  # not behind a progress bar
 
 

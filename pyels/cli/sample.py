@@ -92,8 +92,7 @@ def sample_command(
             f"torchrun started {processes} processes: let them share the bank of every sample with --shard bank, or "
             "draw different samples with --shard seeds"
         )
-    # Before the data is looked at: where that fails, the other processes are told by the end of the connection.
-    click.get_current_context().with_resource(distributed.joined())
+    distributed.join()  # before the data is looked at: if that fails on one machine, the others notice
     runs.check_seeds(seed, num)
     classes = None if labels is None else integers("--labels", labels)
     if kind != "els" and boundary is not None:

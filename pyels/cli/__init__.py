@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import signal
 import sys
 from collections.abc import Sequence
-from typing import Any
 
 import click
-from tqdm import tqdm
 
 import pyels
 from pyels import distributed
 from pyels.cli.bench import bench_command
 from pyels.cli.calibrate import calibrate_command
+from pyels.cli.common import GO_ON, report
 from pyels.cli.compare import compare_command
 from pyels.cli.demo import demo_command
 from pyels.cli.info import info_command
@@ -21,7 +19,6 @@ from pyels.cli.sample import sample_command
 from pyels.cli.train import train_command
 
 INTERRUPTED = 130
-_GO_ON = "finished samples are kept: repeat the command to go on"
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -47,8 +44,6 @@ for _command in (
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the program: bad input ends it with status 2 and one line on standard error."""
-    if distributed.launched() > 1:
-        signal.signal(signal.SIGTERM, _terminated)
     try:
         sys.exit(program.main(args=arguments, prog_name="pyels", standalone_mode=False) or 0)
     except click.exceptions.NoArgsIsHelpError as error:
@@ -57,11 +52,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except click.ClickException as error:
         _fail(error.format_message())
     except distributed.Lost as error:
-        _fail(f"{error}; {_GO_ON}")
+        _fail(f"{error}; {GO_ON}")
     except (ValueError, TypeError, OSError, ImportError, MemoryError) as error:
         _fail(str(error) or type(error).__name__)
     except (click.Abort, KeyboardInterrupt):
-        _report("pyels: interrupted; repeat the command (of train: with --resume) to go on where it was")
+        report("pyels: interrupted; repeat the command (of train: with --resume) to go on where it was")
         sys.exit(INTERRUPTED)
     except RuntimeError as error:  # after Abort, which is one too
         if "memory" not in str(error) and "allocat" not in str(error):
@@ -70,21 +65,5 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def _fail(message: str) -> None:
-    _report("pyels: error: " + " ".join(message.split()))
+    report("pyels: error: " + " ".join(message.split()))
     sys.exit(2)
-
-
-def _report(line: str) -> None:
-    """Print the line on standard error; of several processes, the first that ends says why."""
-    if distributed.launched() > 1:
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # which torchrun sends as soon as another one has ended
-        if not distributed.first_to_report():
-            return
-        line = "\n" + line  # not behind the progress bar that a killed process left
-    tqdm.write(line, file=sys.stderr)  # not behind a progress bar
-
-
-def _terminated(*_: Any) -> None:
-    """torchrun ends the other processes by this signal when one of them has ended."""
-    _report(f"pyels: error: another process of this run ended, or it was stopped from outside; {_GO_ON}")
-    sys.exit(1)  # which lets files be closed and threads end

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import signal
 import sys
 import threading
 from collections.abc import Callable, Sequence
@@ -15,13 +16,14 @@ import torch
 from tqdm import tqdm
 
 import pyels
-from pyels import _core, adapters, datasets, presets
+from pyels import _core, adapters, datasets, distributed, presets
 from pyels.denoiser import Denoiser
 from pyels.engines import ENGINES, default_threads
 from pyels.machines import ELS, ES, IS, LS, Machine
 from pyels.sampling import Step
 
 F = TypeVar("F", bound=Callable[..., Any])
+GO_ON = "finished samples are kept: repeat the command to go on"
 _MOST_JOBS = 8  # each holds its own part of a posterior, up to 130 MB
 
 dataset_option = click.option(
@@ -206,6 +208,28 @@ def integers(option: str, text: str) -> list[int]:
         return [int(part) for part in text.split(",")]
     except ValueError:
         raise ValueError(f"{option} must be integers separated by commas, such as 3,3,5, got {text!r}") from None
+
+
+def report(line: str) -> None:
+    """Print on standard error why the program ends; of several processes, the first that ends says it."""
+    if distributed.launched() > 1:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # which torchrun sends as soon as another one has ended
+        if not distributed.first_to_report():
+            return
+        line = "\n" + line  # not behind the progress bar that a killed process left
+    tqdm.write(line, file=sys.stderr)  # nor behind one of this process
+
+
+def join_processes() -> None:
+    """`distributed.join`; from then on, what torchrun does when one of the processes has ended is reported."""
+    distributed.join()  # where the default action of the signal ends the wait for the others
+    if distributed.size() > 1:
+        signal.signal(signal.SIGTERM, _terminated)
+
+
+def _terminated(*_: Any) -> None:
+    report(f"pyels: error: another process of this run ended, or it was stopped from outside; {GO_ON}")
+    sys.exit(1)  # which lets files be closed and threads end
 
 
 class StepBar:

@@ -22,6 +22,7 @@ from pyels.cli.common import (
     engine_option,
     engine_settings,
     integers,
+    join_processes,
     json_option,
     limit_option,
     make_machine,
@@ -92,7 +93,7 @@ def sample_command(
             f"torchrun started {processes} processes: let them share the bank of every sample with --shard bank, or "
             "draw different samples with --shard seeds"
         )
-    distributed.join()  # before the data is looked at: if that fails on one machine, the others notice
+    join_processes()  # before the data is looked at: if that fails on one machine, the others notice
     runs.check_seeds(seed, num)
     classes = None if labels is None else integers("--labels", labels)
     if kind != "els" and boundary is not None:

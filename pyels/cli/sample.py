@@ -134,7 +134,7 @@ def sample_command(
         drawn = pyels.sample(machine, noise[None], labels=label_of(i), solver=solver, callback=on_step, **stepping)
         return {"noise": noise, "samples": drawn[0]}
 
-    distributed.agree(settings, but=("dataset", "isa"))
+    distributed.agree({**settings, "shard": shard}, but=("dataset", "isa"))
     if distributed.rank() > 0:
         distributed.follow(one, shard or "bank")
         return

@@ -53,7 +53,7 @@ class PatchBank:
     def __init__(self, images: Any, labels: Any = None) -> None:
         self._file: FileImages | None = None  # where the images are, or are mapped from
         self._images: Tensor | None = None  # None: streamed
-        self._checked = False  # whether mapped images agree with their checksums
+        self._checked: set[tuple[int, int | None]] = set()  # what of mapped images agrees with its checksums
         if isinstance(images, FileImages):  # from `load`, or a slice of such a bank
             self._file = images
         else:
@@ -153,7 +153,7 @@ class PatchBank:
             chosen = self._file.read(torch.arange(len(self))[which])
         return chosen.float() / 127.5 - 1 if chosen.dtype == torch.uint8 else chosen
 
-    def stream(self, which: Tensor | None = None) -> Generator[tuple[Tensor, Tensor], None, None]:
+    def stream(self, which: range | Tensor | None = None) -> Generator[tuple[Tensor, Tensor], None, None]:
         """All images of a streamed bank, or those of the given numbers (n,), a part at a time and in this order.
 
         Yields their numbers, (n,) int64, and pixels as stored, (n, C, H, W), which are overwritten by the next part's.
@@ -171,7 +171,7 @@ class PatchBank:
         if self._file is None or self._file.checksums is None:
             return False
         self._file.forget()
-        self._checked = False
+        self._checked.clear()
         if self._images is None:
             for _ in self.stream():
                 pass
@@ -179,14 +179,15 @@ class PatchBank:
             self.check_file()
         return True
 
-    def check_file(self) -> None:
-        """Raise ValueError if the file that the images are mapped from has been truncated, or (looked at once) is
-        damaged. For use before the mapped pixels are: beyond the end of its file, a map kills the process."""
+    def check_file(self, first: int = 0, last: int | None = None) -> None:
+        """Raise ValueError if the file that the images are mapped from has been truncated, or if of images first ..
+        last - 1 (looked at once) one is damaged. For use before mapped pixels are: beyond the end of its file, a map
+        kills the process."""
         if self._file is not None and self._images is not None:
             self._file.check_length()
-            if not self._checked:
-                self._file.check(torch.arange(len(self)), self._images)
-                self._checked = True
+            if (first, last) not in self._checked:
+                self._file.check(torch.arange(len(self))[first:last], self._images[first:last])
+                self._checked.add((first, last))
 
     def pieces(self, step: int = 1) -> Generator[Tensor, None, None]:
         """Every step-th image as stored, (n, C, H, W), a bounded part at a time, each valid until the next."""

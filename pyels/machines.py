@@ -26,7 +26,7 @@ MOST_THREADS = 4096
 
 # Images (n, C, H, W), the order and the two ends of each query's range in it as engines take them, and what numbers the
 # images have in the bank; None: they are the bank.
-_Part = tuple[Tensor, Tensor, Tensor, Tensor, Tensor | None]
+Part = tuple[Tensor, Tensor, Tensor, Tensor, Tensor | None]
 
 
 class Window(IntEnum):
@@ -191,26 +191,29 @@ class Machine(Denoiser):
         assert total is not None
         return total
 
-    def _parts(self, labels: Tensor | None, begin: Tensor, end: Tensor) -> Generator[_Part, None, None]:
-        """The bank in one part, or in several where it is streamed: then only the classes that are needed."""
-        bank = self.bank
-        nothing = torch.empty(0, dtype=torch.int64)
+    def _parts(self, labels: Tensor | None, begin: Tensor, end: Tensor) -> Generator[Part, None, None]:
+        """What `_ranges` gave, or part of every range, in one part, or in several where the bank is streamed: then only
+        the images that are needed."""
+        bank, zeros = self.bank, torch.zeros_like(begin)
+        order = bank.order[:0] if labels is None else bank.order
+        ranges = {(a, b) for a, b in zip(begin.tolist(), end.tolist(), strict=True) if a < b}
         if not bank.streamed:
-            bank.check_file()
-            yield bank.images, nothing if labels is None else bank.order, begin, end, None
+            for a, b in ranges:  # within a class, image numbers ascend
+                bank.check_file(*((a, b) if labels is None else (int(order[a]), int(order[b - 1]) + 1)))
+            yield bank.images, order, begin, end, None
             return
-        needed = None
-        if labels is not None:
-            ranges = set(zip(begin.tolist(), end.tolist(), strict=True)) or {(0, 1)}  # an empty batch takes a part too
-            needed = torch.cat([bank.order[a:b] for a, b in ranges]).sort().values
+        if not ranges:  # an empty batch, or an empty share of the bank
+            yield torch.zeros((1, *bank.shape), dtype=bank.dtype), order[:0], zeros, zeros, None
+            return
+        needed = range(*min(ranges)) if labels is None else torch.cat([order[a:b] for a, b in ranges]).sort().values
         with closing(bank.stream(needed)) as parts:
             for numbers, images in parts:
                 if labels is None or bank.labels is None:
-                    yield images, nothing, torch.zeros_like(begin), torch.full_like(end, len(images)), numbers
-                else:
-                    classes, order = bank.labels[numbers].sort(stable=True)
+                    yield images, order, zeros, torch.full_like(end, len(images)), numbers
+                else:  # of a class all images that are needed are in its range
+                    classes, of_part = bank.labels[numbers].sort(stable=True)
                     first = torch.searchsorted(classes, labels)
-                    yield images, order, first, torch.searchsorted(classes, labels, right=True), numbers
+                    yield images, of_part, first, torch.searchsorted(classes, labels, right=True), numbers
 
     def pairs(self, labels: Tensor | None, patch_size: int | None = None, batch: int = 1) -> int:
         """The number of pairs (query pixel, source patch) that one call of `denoise` evaluates."""

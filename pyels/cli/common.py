@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import signal
 import sys
 import threading
 from collections.abc import Callable, Sequence
@@ -15,13 +16,14 @@ import torch
 from tqdm import tqdm
 
 import pyels
-from pyels import _core, adapters, datasets, presets
+from pyels import _core, adapters, datasets, distributed, presets
 from pyels.denoiser import Denoiser
 from pyels.engines import ENGINES, default_threads
 from pyels.machines import ELS, ES, IS, LS, Machine
 from pyels.sampling import Step
 
 F = TypeVar("F", bound=Callable[..., Any])
+GO_ON = "finished samples are kept: repeat the command to go on"
 _MOST_JOBS = 8  # each holds its own part of a posterior, up to 130 MB
 
 dataset_option = click.option(
@@ -36,8 +38,8 @@ limit_option = click.option("--limit", type=int, help="Use only the first so man
 size_option = click.option("--size", type=int, help="Resize the images to so many pixels.")
 memory_limit_option = click.option(
     "--memory-limit",
-    help="Memory that the images may take, as 500MB or 2GB. A saved bank that takes more is read from its file again "
-    "and again, a part at a time.  [default: no limit]",
+    help="Memory that the images may take, of each process where there are several, as 500MB or 2GB. A saved bank that "
+    "takes more is read from its file again and again, a part at a time.  [default: no limit]",
 )
 jobs_option = click.option(
     "--jobs",
@@ -216,6 +218,28 @@ def integers(option: str, text: str) -> list[int]:
         return [int(part) for part in text.split(",")]
     except ValueError:
         raise ValueError(f"{option} must be integers separated by commas, such as 3,3,5, got {text!r}") from None
+
+
+def report(line: str) -> None:
+    """Print on standard error why the program ends; of several processes, the first that ends says it."""
+    if distributed.launched() > 1:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # which torchrun sends as soon as another one has ended
+        if not distributed.first_to_report():
+            return
+        line = "\n" + line  # not behind the progress bar that a killed process left
+    tqdm.write(line, file=sys.stderr)  # nor behind one of this process
+
+
+def join_processes() -> None:
+    """`distributed.join`; from then on, what torchrun does when one of the processes has ended is reported."""
+    distributed.join()  # where the default action of the signal ends the wait for the others
+    if distributed.size() > 1:
+        signal.signal(signal.SIGTERM, _terminated)
+
+
+def _terminated(*_: Any) -> None:
+    report(f"pyels: error: another process of this run ended, or it was stopped from outside; {GO_ON}")
+    sys.exit(1)  # which lets files be closed and threads end
 
 
 class StepBar:

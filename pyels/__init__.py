@@ -5,7 +5,7 @@ The equivariant local score machine of Kamb & Ganguli (ICML 2025, arXiv 2412.202
 
 from importlib.metadata import version
 
-from pyels import adapters, datasets, metrics, presets
+from pyels import adapters, datasets, distributed, metrics, presets
 from pyels.adapters import NetworkDenoiser
 from pyels.bank import PatchBank
 from pyels.denoiser import Denoiser
@@ -32,6 +32,7 @@ __all__ = [
     "UNet",
     "adapters",
     "datasets",
+    "distributed",
     "make_schedule",
     "metrics",
     "presets",

@@ -75,10 +75,10 @@ def compare(
 def nearest_images(bank: PatchBank, images: Tensor) -> Tensor:
     """For each of `images` (n, C, H, W) the bank image with the least squared distance to it."""
 
+    n = max(1, (1 << 20) // images[0].numel())  # in a few MB
+
     def nearest(image: Tensor) -> Tensor:
-        distances = [
-            (bank.read(slice(i, i + 1024)) - image).square().sum(dim=(1, 2, 3)) for i in range(0, len(bank), 1024)
-        ]
+        distances = [(bank.read(slice(i, i + n)) - image).square().sum(dim=(1, 2, 3)) for i in range(0, len(bank), n)]
         return bank.read(torch.cat(distances).argmin()[None])[0]
 
     return torch.stack([nearest(image) for image in images])

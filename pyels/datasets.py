@@ -26,6 +26,7 @@ from tqdm import tqdm
 
 from pyels.bank import PatchBank
 from pyels.files import replacing
+from pyels.streaming import parse_bytes
 
 Pixels = np.ndarray[Any, Any]
 Pair = tuple[Pixels, Pixels]  # images (N, C, H, W) uint8, labels (N,) int64
@@ -83,6 +84,7 @@ def load(
     root: str | Path | None = None,
     limit: int | None = None,
     size: int | None = None,
+    memory_limit: int | str | None = None,
 ) -> PatchBank:
     """A data set as a bank.
 
@@ -97,6 +99,8 @@ def load(
            and as a last resort the files are downloaded into the cache and their checksums compared
     limit  only the first so many images
     size   resize images to size x size (bilinear, antialiased)
+    memory_limit  bytes, or text such as "2GB", that the pixels may take in memory; a saved bank that takes more is
+                  streamed, as `PatchBank.load` says. Everything else is read as a whole and has to fit
 
     Returns
     -------
@@ -104,7 +108,8 @@ def load(
 
     Raises
     ------
-    ValueError         unknown name or split, a damaged file (named), images of different sizes
+    ValueError         unknown name or split, a damaged file (named), images of different sizes or beyond the memory
+                       limit
     FileNotFoundError  the data set is nowhere to be found and cannot be downloaded
     """
     if split not in ("train", "test"):
@@ -114,6 +119,7 @@ def load(
             raise TypeError(f"{argument} must be an int, got {type(value).__name__}")
         if value is not None and value < 1:
             raise ValueError(f"{argument} must be at least 1, got {value}")
+    most = None if memory_limit is None else parse_bytes(memory_limit)
     if name == EMBEDDED:
         if split != "train":
             raise ValueError(f"{EMBEDDED} has only a train split, got split={split!r}; use 'fashion-mnist' for test")
@@ -124,14 +130,27 @@ def load(
     elif name == "cifar10":
         bank = PatchBank(*_load_cifar10(split, root))
     elif Path(name).is_dir():
-        return _load_folder(Path(name), limit, size)
+        bank = _load_folder(Path(name), limit, size)
     elif Path(name).exists():
-        bank = PatchBank.load(name, split)
+        bank = PatchBank.load(name, split, most)
     else:
         raise ValueError(f"data set {str(name)!r} is neither one of {', '.join(NAMES)} nor an existing path")
     if limit is not None:
         bank = bank[:limit]
-    return bank if size is None or bank.shape[1:] == (size, size) else _resized(bank, size)
+    if size is not None and bank.shape[1:] != (size, size):
+        _check_memory(name, len(bank) * bank.shape[0] * size**2 * bank.dtype.itemsize, most)
+        bank = _resized(bank, size)
+    if not bank.streamed:
+        _check_memory(name, bank.nbytes, most)
+    return bank
+
+
+def _check_memory(name: str | Path, nbytes: int, most: int | None) -> None:
+    if most is not None and nbytes > most:
+        raise ValueError(
+            f"{name}: {nbytes} bytes of pixels have to be in memory at once, more than the memory_limit of {most}; "
+            "load it without one, save it with PatchBank.save, and load that file"
+        )
 
 
 def from_pairs(pairs: Iterable[tuple[Any, int]], limit: int | None = None) -> PatchBank:
@@ -397,6 +416,6 @@ def _load_folder(folder: Path, limit: int | None, size: int | None) -> PatchBank
 def _resized(bank: PatchBank, size: int) -> PatchBank:
     parts = [
         torch.nn.functional.interpolate(part, size=(size, size), mode="bilinear", antialias=True)
-        for part in torch.split(bank.images, 1024)
+        for part in bank.pieces()
     ]
     return PatchBank(torch.cat(parts), bank.labels)

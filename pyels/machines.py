@@ -10,7 +10,8 @@ A machine is no more than a declaration of the window and of the source set S(p)
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
+from contextlib import closing
 from enum import IntEnum
 
 import torch
@@ -22,6 +23,10 @@ from pyels.engines import choose_engine, default_threads, partial_posterior
 from pyels.posterior import PartialPosterior, Posterior
 
 MOST_THREADS = 4096
+
+# Images (n, C, H, W), the order and the two ends of each query's range in it as engines take them, and what numbers the
+# images have in the bank; None: they are the bank.
+Part = tuple[Tensor, Tensor, Tensor, Tensor, Tensor | None]
 
 
 class Window(IntEnum):
@@ -160,23 +165,55 @@ class Machine(Denoiser):
         labels = check_labels(labels, batch)
         k = self._size(patch_size)
         begin, end = self._ranges(labels, batch)
-        m, s, y, e, top, source = partial_posterior(
-            self.bank.images,
-            self.bank.order if labels is not None else torch.empty(0, dtype=torch.int64),
-            begin,
-            end,
-            x,
-            alphas,
-            sigmas,
-            self.engine,
-            int(self.window),
-            int(self.sources),
-            k,
-            self.threads,
-            full,
-        )
-        count = (end - begin).double()[:, None, None] * self._positions(k)
-        return PartialPosterior(m, s, y, count, *((e, top, source) if full else ()))
+        total: PartialPosterior | None = None
+        with closing(self._parts(labels, begin, end)) as parts:
+            for images, order, first, last, numbers in parts:
+                m, s, y, e, top, source = partial_posterior(
+                    images,
+                    order,
+                    first,
+                    last,
+                    x,
+                    alphas,
+                    sigmas,
+                    self.engine,
+                    int(self.window),
+                    int(self.sources),
+                    k,
+                    self.threads,
+                    full,
+                )
+                if numbers is not None:
+                    source = _renumbered(source, numbers, x.shape[2] * x.shape[3])
+                count = (last - first).double()[:, None, None] * self._positions(k)
+                part = PartialPosterior(m, s, y, count, *((e, top, source) if full else ()))
+                total = part if total is None else total.merge(part)
+        assert total is not None
+        return total
+
+    def _parts(self, labels: Tensor | None, begin: Tensor, end: Tensor) -> Generator[Part, None, None]:
+        """What `_ranges` gave, or part of every range, in one part, or in several where the bank is streamed: then only
+        the images that are needed."""
+        bank, zeros = self.bank, torch.zeros_like(begin)
+        order = bank.order[:0] if labels is None else bank.order
+        ranges = {(a, b) for a, b in zip(begin.tolist(), end.tolist(), strict=True) if a < b}
+        if not bank.streamed:
+            for a, b in ranges:  # within a class, image numbers ascend
+                bank.check_file(*((a, b) if labels is None else (int(order[a]), int(order[b - 1]) + 1)))
+            yield bank.images, order, begin, end, None
+            return
+        if not ranges:  # an empty batch, or an empty share of the bank
+            yield torch.zeros((1, *bank.shape), dtype=bank.dtype), order[:0], zeros, zeros, None
+            return
+        needed = range(*min(ranges)) if labels is None else torch.cat([order[a:b] for a, b in ranges]).sort().values
+        with closing(bank.stream(needed)) as parts:
+            for numbers, images in parts:
+                if labels is None or bank.labels is None:
+                    yield images, order, zeros, torch.full_like(end, len(images)), numbers
+                else:  # of a class all images that are needed are in its range
+                    classes, of_part = bank.labels[numbers].sort(stable=True)
+                    first = torch.searchsorted(classes, labels)
+                    yield images, of_part, first, torch.searchsorted(classes, labels, right=True), numbers
 
     def pairs(self, labels: Tensor | None, patch_size: int | None = None, batch: int = 1) -> int:
         """The number of pairs (query pixel, source patch) that one call of `denoise` evaluates."""
@@ -228,6 +265,11 @@ class Machine(Denoiser):
             return positions
 
         return along(height)[:, None] * along(width)[None, :]
+
+
+def _renumbered(source: Tensor, numbers: Tensor, pixels: int) -> Tensor:
+    """Sources in part of a bank, -1 for none, as sources in the bank."""
+    return torch.where(source < 0, source, numbers[source.clamp(min=0) // pixels] * pixels + source % pixels)
 
 
 class _WholeImageMachine(Machine):

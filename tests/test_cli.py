@@ -154,7 +154,7 @@ def test_default_sizes_are_the_data_sets_preset(tmp_path):
 def test_truncated_data_file(bank_file, tmp_path, capsys):
     bank_file.write_bytes(bank_file.read_bytes()[:700])
     assert run(*sample_arguments(bank_file, tmp_path / "out")) == 2
-    assert re.search(r"error: .*bank\.npz: not a readable bank", capsys.readouterr().err)
+    assert re.search(r"error: .*bank\.npz: truncated: image 8 of 20 is cut off", capsys.readouterr().err)
     assert not (tmp_path / "out").exists()
 
 

@@ -8,8 +8,10 @@ from collections.abc import Sequence
 import click
 
 import pyels
+from pyels import distributed
 from pyels.cli.bench import bench_command
 from pyels.cli.calibrate import calibrate_command
+from pyels.cli.common import GO_ON, report
 from pyels.cli.compare import compare_command
 from pyels.cli.demo import demo_command
 from pyels.cli.info import info_command
@@ -21,8 +23,11 @@ INTERRUPTED = 130
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 @click.version_option(pyels.__version__, prog_name="pyels")
-def program() -> None:
+@click.pass_context
+def program(context: click.Context) -> None:
     """What a convolutional diffusion model draws, in closed form."""
+    if distributed.launched() > 1 and context.invoked_subcommand != "sample":
+        raise click.UsageError("of the commands only sample runs in several processes; start the others by themselves")
 
 
 for _command in (
@@ -46,13 +51,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
         sys.exit(2)
     except click.ClickException as error:
         _fail(error.format_message())
+    except distributed.Lost as error:
+        _fail(f"{error}; {GO_ON}")
     except (ValueError, TypeError, OSError, ImportError, MemoryError) as error:
         _fail(str(error) or type(error).__name__)
     except (click.Abort, KeyboardInterrupt):
-        click.echo(
-            "pyels: interrupted; repeat the command (of train: with --resume) to go on where it was",
-            err=True,
-        )
+        report("pyels: interrupted; repeat the command (of train: with --resume) to go on where it was")
         sys.exit(INTERRUPTED)
     except RuntimeError as error:  # after Abort, which is one too
         if "memory" not in str(error) and "allocat" not in str(error):
@@ -61,5 +65,5 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def _fail(message: str) -> None:
-    click.echo("pyels: error: " + " ".join(message.split()), err=True)
+    report("pyels: error: " + " ".join(message.split()))
     sys.exit(2)

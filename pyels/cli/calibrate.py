@@ -57,6 +57,7 @@ def calibrate_command(
     dataset: str | None,
     limit: int | None,
     size: int | None,
+    memory_limit: str | None,
     kind: str,
     boundary: str | None,
     sizes: str | None,
@@ -85,9 +86,9 @@ def calibrate_command(
         raise ValueError(f"--boundary {boundary} was given, but only machine els has one")
     if steps < 1:
         raise ValueError(f"--steps must be at least 1, got {steps}")
-    denoiser, bank, record, settings = load_network_and_bank(source, dataset, limit, size)
+    denoiser, bank, record, settings = load_network_and_bank(source, dataset, limit, size, memory_limit)
     boundary = boundary or boundary_of(record)
-    jobs, each = split_threads(jobs, threads, num)
+    jobs, each = split_threads(jobs, threads, num, bank)
     machine = make_machine(kind, bank, boundary, engine, each)
     if sizes is None:
         largest = 27 if record.get("kind") == "UNet" else 17

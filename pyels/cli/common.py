@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import signal
 import sys
 import threading
 from collections.abc import Callable, Sequence
@@ -15,13 +16,14 @@ import torch
 from tqdm import tqdm
 
 import pyels
-from pyels import _core, adapters, datasets, presets
+from pyels import _core, adapters, datasets, distributed, presets
 from pyels.denoiser import Denoiser
 from pyels.engines import ENGINES, default_threads
 from pyels.machines import ELS, ES, IS, LS, Machine
 from pyels.sampling import Step
 
 F = TypeVar("F", bound=Callable[..., Any])
+GO_ON = "finished samples are kept: repeat the command to go on"
 _MOST_JOBS = 8  # each holds its own part of a posterior, up to 130 MB
 
 dataset_option = click.option(
@@ -34,8 +36,15 @@ threads_option = click.option(
 json_option = click.option("--json", "as_json", is_flag=True, help="Print the result as JSON on standard output.")
 limit_option = click.option("--limit", type=int, help="Use only the first so many images.")
 size_option = click.option("--size", type=int, help="Resize the images to so many pixels.")
+memory_limit_option = click.option(
+    "--memory-limit",
+    help="Memory that the images may take, of each process where there are several, as 500MB or 2GB. A saved bank that "
+    "takes more is read from its file again and again, a part at a time.  [default: no limit]",
+)
 jobs_option = click.option(
-    "--jobs", type=int, help="Seeds worked on at the same time.  [default: one a thread, up to 8]"
+    "--jobs",
+    type=int,
+    help="Seeds worked on at the same time.  [default: one a thread, up to 8; 1 beyond --memory-limit]",
 )
 seeds_labels_option = click.option(
     "--labels",
@@ -49,8 +58,9 @@ def out_option(default: str) -> Callable[[F], F]:
 
 
 def network_options(command: F) -> F:
-    """--network, and --dataset, --limit and --size of the bank to hold it against."""
+    """--network, and --dataset, --limit, --size and --memory-limit of the bank to hold it against."""
     for option in (
+        memory_limit_option,
         size_option,
         limit_option,
         click.option("--dataset", help="A name (see `pyels info`) or a path.  [default: what it was trained on]"),
@@ -67,7 +77,7 @@ def network_options(command: F) -> F:
 
 
 def load_network_and_bank(
-    source: str, dataset: str | None, limit: int | None, size: int | None
+    source: str, dataset: str | None, limit: int | None, size: int | None, memory_limit: str | None
 ) -> tuple[Denoiser, pyels.PatchBank, dict[str, Any], dict[str, Any]]:
     """The network, the bank, the record of the network, and what of both belongs into a run's settings."""
     denoiser, record = adapters.load(source)
@@ -80,7 +90,7 @@ def load_network_and_bank(
         dataset = trained_on["dataset"]
         limit = trained_on["limit"] if limit is None else limit
         size = trained_on["size"] if size is None else size
-    bank = datasets.load(dataset, limit=limit, size=size)
+    bank = datasets.load(dataset, limit=limit, size=size, memory_limit=memory_limit)
     if channels not in (None, bank.shape[0]):
         raise ValueError(f"the network takes {channels} channels, but the images of {dataset} have {bank.shape[0]}")
     data = data_settings(dataset, limit, size, bank)
@@ -136,15 +146,17 @@ def make_machine(
     return (IS if kind == "is" else ES)(bank, engine=engine, threads=threads)
 
 
-def engine_settings(machine: Machine) -> dict[str, str]:
+def engine_settings(machine: Machine) -> dict[str, Any]:
     """What the bits of a result depend on, beside its inputs."""
-    return {"engine": machine.engine, "isa": _core.isa_in_use()}
+    settings = {"engine": machine.engine, "isa": _core.isa_in_use()}
+    return settings if machine.bank.memory_limit is None else {**settings, "memory_limit": machine.bank.memory_limit}
 
 
-def split_threads(jobs: int | None, threads: int | None, count: int) -> tuple[int, int]:
+def split_threads(jobs: int | None, threads: int | None, count: int, bank: pyels.PatchBank) -> tuple[int, int]:
     """The number of jobs, and the threads of each; torch is told too."""
     threads = default_threads() if threads is None else threads
-    jobs = max(1, min(threads, count, _MOST_JOBS)) if jobs is None else jobs
+    if jobs is None:  # jobs on a streamed bank would wait for each other to read it
+        jobs = 1 if bank.streamed else max(1, min(threads, count, _MOST_JOBS))
     for option, number in (("--jobs", jobs), ("--threads", threads)):
         if number < 1:
             raise ValueError(f"{option} must be at least 1, got {number}")
@@ -206,6 +218,28 @@ def integers(option: str, text: str) -> list[int]:
         return [int(part) for part in text.split(",")]
     except ValueError:
         raise ValueError(f"{option} must be integers separated by commas, such as 3,3,5, got {text!r}") from None
+
+
+def report(line: str) -> None:
+    """Print on standard error why the program ends; of several processes, the first that ends says it."""
+    if distributed.launched() > 1:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # which torchrun sends as soon as another one has ended
+        if not distributed.first_to_report():
+            return
+        line = "\n" + line  # not behind the progress bar that a killed process left
+    tqdm.write(line, file=sys.stderr)  # nor behind one of this process
+
+
+def join_processes() -> None:
+    """`distributed.join`; from then on, what torchrun does when one of the processes has ended is reported."""
+    distributed.join()  # where the default action of the signal ends the wait for the others
+    if distributed.size() > 1:
+        signal.signal(signal.SIGTERM, _terminated)
+
+
+def _terminated(*_: Any) -> None:
+    report(f"pyels: error: another process of this run ended, or it was stopped from outside; {GO_ON}")
+    sys.exit(1)  # which lets files be closed and threads end
 
 
 class StepBar:

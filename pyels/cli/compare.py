@@ -69,6 +69,7 @@ def compare_command(
     dataset: str | None,
     limit: int | None,
     size: int | None,
+    memory_limit: str | None,
     machines: str,
     patch_sizes: str | None,
     steps: int | None,
@@ -91,8 +92,8 @@ def compare_command(
     run.json. A run that was stopped goes on after its last finished seed when the command is repeated.
     """
     runs.check_seeds(seed, num)
-    denoiser, bank, record, settings = load_network_and_bank(source, dataset, limit, size)
-    jobs, each = split_threads(jobs, threads, num)
+    denoiser, bank, record, settings = load_network_and_bank(source, dataset, limit, size, memory_limit)
+    jobs, each = split_threads(jobs, threads, num, bank)
     if steps is not None and steps < 1:
         raise ValueError(f"--steps must be at least 1, got {steps}")
     built = _build(machines, bank, boundary_of(record), engine, each)

@@ -44,7 +44,7 @@ def demo_command(
     bank = datasets.load(datasets.EMBEDDED)
     network, record = comparison.load_demo_network()
     sizes = record["calibration"]["patch_sizes"]
-    jobs, each = split_threads(jobs, threads, num)
+    jobs, each = split_threads(jobs, threads, num, bank)
     machines = {kind: make_machine(kind, bank, "zeros", engine, each) for kind in ("els", "ls", "is")}
     contenders = {comparison.NETWORK: comparison.Contender(network, len(sizes))}
     for kind, machine in machines.items():

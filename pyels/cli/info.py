@@ -27,9 +27,10 @@ def info_command(dataset: str | None, as_json: bool) -> None:
             "dataset": dataset,
             "images": len(bank),
             "shape": list(bank.shape),
-            "dtype": str(bank.images.dtype).removeprefix("torch."),
-            "megabytes": round(bank.images.numel() * bank.images.element_size() / 1e6, 1),
+            "dtype": str(bank.dtype).removeprefix("torch."),
+            "megabytes": round(bank.nbytes / 1e6, 1),
             "images_per_class": counts,
+            "checksums": "ok" if bank.verify() else "none",
         }
     else:
         result = {

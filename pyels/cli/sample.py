@@ -12,7 +12,7 @@ import click
 import torch
 
 import pyels
-from pyels import datasets, plots, presets, runs
+from pyels import datasets, distributed, plots, presets, runs
 from pyels.cli.common import (
     StepBar,
     check_sizes,
@@ -22,9 +22,11 @@ from pyels.cli.common import (
     engine_option,
     engine_settings,
     integers,
+    join_processes,
     json_option,
     limit_option,
     make_machine,
+    memory_limit_option,
     named_sizes,
     out_option,
     threads_option,
@@ -51,7 +53,14 @@ from pyels.schedules import SCHEDULES, make_schedule
 @click.option("--num", type=int, default=4, show_default=True, help="Number of samples.")
 @click.option("--labels", help="Classes, as 0,1,7,9; repeated in turn over the samples.  [default: all images]")
 @click.option("--seed", type=int, default=0, show_default=True, help="Sample i is drawn from the noise of seed + i.")
+@click.option(
+    "--shard",
+    type=click.Choice(distributed.SHARDS),
+    help="How the processes that torchrun started share the work: all draw every sample together, each with its part "
+    "of the bank, or each draws samples of its own, with the whole bank.",
+)
 @limit_option
+@memory_limit_option
 @engine_option
 @threads_option
 @out_option("pyels-samples")
@@ -68,7 +77,9 @@ def sample_command(
     num: int,
     labels: str | None,
     seed: int,
+    shard: str | None,
     limit: int | None,
+    memory_limit: str | None,
     engine: str,
     threads: int | None,
     out: Path,
@@ -79,16 +90,25 @@ def sample_command(
     Writes samples.png, samples.safetensors (noise, samples, labels) and run.json to the output folder. A run that was
     stopped goes on after its last finished sample when the command is repeated.
     """
+    processes = distributed.launched()
+    if shard is None and processes > 1:
+        raise ValueError(
+            f"torchrun started {processes} processes: let them share the bank of every sample with --shard bank, or "
+            "draw different samples with --shard seeds"
+        )
+    join_processes()  # before the data is looked at: if that fails on one machine, the others notice
     runs.check_seeds(seed, num)
     classes = None if labels is None else integers("--labels", labels)
     if kind != "els" and boundary is not None:
         raise ValueError(f"--boundary {boundary} was given, but only machine els has one")
-    bank = datasets.load(dataset, limit=limit)
+    bank = datasets.load(dataset, limit=limit, memory_limit=memory_limit)
     machine = make_machine(kind, bank, boundary or "zeros", engine, threads)
     stepping = _stepping(machine, dataset, boundary or "zeros", patch_size, patch_sizes, steps, schedule)
     per_sample = None if classes is None else [classes[i % len(classes)] for i in range(num)]
     for c in set(per_sample or []):
         bank.class_range(c)
+    if shard == "bank":
+        machine = distributed.Sharded(machine)
     settings: dict[str, Any] = {
         "command": "sample",
         "version": pyels.__version__,
@@ -106,23 +126,36 @@ def sample_command(
     }
     levels = noise_levels(stepping["steps"], make_schedule(schedule), stepping["patch_sizes"])
     evaluations = levels + (levels[1:] if solver == "heun" else [])
-    started, pairs = time.perf_counter(), 0
+    started = time.perf_counter()
+    computed: list[int] = []  # numbers of the samples that were not found finished
+
+    def label_of(i: int) -> torch.Tensor | None:
+        return None if per_sample is None else torch.tensor([per_sample[i]])
 
     def one(i: int, on_step: Callable[[Step], None]) -> dict[str, torch.Tensor]:
-        nonlocal pairs
-        label = None if per_sample is None else torch.tensor([per_sample[i]])
         noise = runs.noise_of_seed(seed + i, bank.shape)
-        drawn = pyels.sample(machine, noise[None], labels=label, solver=solver, callback=on_step, **stepping)
-        pairs += sum(machine.pairs(label, level.patch_size) for level in evaluations)
+        drawn = pyels.sample(machine, noise[None], labels=label_of(i), solver=solver, callback=on_step, **stepping)
         return {"noise": noise, "samples": drawn[0]}
 
-    with StepBar(num, len(levels)) as bar:
-        images = runs.resumable(out, settings, num, one, bar)
+    distributed.agree({**settings, "shard": shard}, but=("dataset", "isa"))
+    if distributed.rank() > 0:
+        distributed.follow(one, shard or "bank")
+        return
+    with StepBar(num, len(levels)) as bar, distributed.lead(one, shard or "bank") as compute:
+
+        def counted(i: int, on_step: Callable[[Step], None]) -> dict[str, torch.Tensor]:
+            item = compute(i, on_step)
+            computed.append(i)
+            return item
+
+        images = runs.resumable(out, settings, num, counted, bar, jobs=processes if shard == "seeds" else 1)
     seconds = time.perf_counter() - started
+    pairs = sum(machine.pairs(label_of(i), level.patch_size) for i in computed for level in evaluations)
     if per_sample is not None:
         images["labels"] = torch.tensor(per_sample)
     captions = [f"seed {seed + i}" + (f", class {per_sample[i]}" if per_sample else "") for i in range(num)]
-    result = {**settings, "threads": machine.threads, "seconds": round(seconds, 3), "pairs": pairs}
+    shared = {"shard": shard, "processes": processes}  # no settings: a run may go on with other numbers of them
+    result = {**settings, **shared, "threads": machine.threads, "seconds": round(seconds, 3), "pairs": pairs}
     write_tensors(out / "samples.safetensors", images)
     write_json(out / "run.json", result)
     plots.draw_grid(out / "samples.png", images["samples"], captions)

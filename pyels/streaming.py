@@ -1,0 +1,226 @@
+"""Images in a file: read a bounded part at a time by plain reads, and found out when truncated or damaged.
+
+Plain reads rather than a memory map: mapped pages stay resident, and a file that is cut off while it is mapped kills
+the process with SIGBUS where a read can still say what is missing.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import re
+import threading
+import zlib
+from collections.abc import Generator, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+Pixels = np.ndarray[Any, Any]
+
+DTYPES = {np.dtype(np.uint8): torch.uint8, np.dtype(np.float32): torch.float32}
+# Long enough that the fixed costs of a call to the engine do not matter, short enough to be read ahead in time.
+CHUNK_BYTES = 1 << 25
+_UNITS = {
+    "": 1,
+    "k": 1000,
+    "m": 1000**2,
+    "g": 1000**3,
+    "t": 1000**4,
+    "ki": 2**10,
+    "mi": 2**20,
+    "gi": 2**30,
+    "ti": 2**40,
+}
+
+
+class BankFileError(ValueError):
+    """A bank file is truncated, damaged, or cannot be read within the memory limit; the message names the file."""
+
+
+def parse_bytes(size: int | str) -> int:
+    """Bytes, from an int or text such as "500MB", "2GB" (powers of 1000) or "1.5GiB" (of 1024)."""
+    if isinstance(size, bool) or not isinstance(size, (int, str)):
+        raise TypeError(f"memory_limit must be bytes as an int, or text such as '2GB', got {type(size).__name__}")
+    if isinstance(size, str):
+        match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([kmgt]?i?)b?\s*", size, re.IGNORECASE)
+        if match is None or match[2].lower() not in _UNITS:
+            raise ValueError(f"memory_limit must be bytes, or text such as '500MB', '2GB' or '1.5GiB', got {size!r}")
+        size = int(float(match[1]) * _UNITS[match[2].lower()])
+    if size < 1:
+        raise ValueError(f"memory_limit must be positive, got {size}")
+    return size
+
+
+def check_complete(path: Path, shape: Sequence[int], itemsize: int, held: int) -> None:
+    """Raise BankFileError naming the first image of (N, ...) that `held` bytes do not hold completely."""
+    image_bytes = int(np.prod(shape[1:], dtype=np.int64)) * itemsize
+    if shape and held < shape[0] * image_bytes:
+        raise BankFileError(f"{path}: truncated: image {max(0, held) // image_bytes} of {shape[0]} is cut off")
+
+
+class FileImages:
+    """The images (N, C, H, W) that lie one after the other in a file, or a slice of them.
+
+    With a `memory_limit` they are read by `stream` and `read`. Without, they are mapped elsewhere, and this only knows
+    whether the file is still long enough and what the checksums are.
+
+    Attributes
+    ----------
+    path          the file
+    shape         (N, C, H, W)
+    dtype         torch.uint8 or torch.float32
+    numbers       the images' numbers in the file
+    memory_limit  bytes; slices share it
+    checksums     (number of images in the file,) uint32 CRC-32 of every image's bytes, or None
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        offset: int,
+        shape: tuple[int, int, int, int],
+        dtype: np.dtype[Any],
+        checksums: Pixels | None,
+        memory_limit: int | None,
+    ) -> None:
+        self.path, self.shape, self.dtype, self.memory_limit = path, shape, DTYPES[dtype], memory_limit
+        self.numbers = range(shape[0])
+        self.checksums = checksums
+        self._offset, self._in_file = offset, shape[0]
+        self._image_bytes = int(np.prod(shape[1:], dtype=np.int64)) * dtype.itemsize
+        self._identity = _identity(os.stat(path))
+        # What follows is shared with slices of this.
+        self._verified = np.zeros(shape[0], dtype=bool)
+        self._lock = threading.Lock()
+        self._buffers: list[Tensor] = []
+        if memory_limit is not None and memory_limit < 2 * self._image_bytes:
+            raise BankFileError(
+                f"{path}: memory_limit must hold two images, 2 x {self._image_bytes} bytes, got {memory_limit}"
+            )
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def __getitem__(self, part: slice) -> FileImages:
+        cut = object.__new__(FileImages)
+        cut.__dict__.update(self.__dict__)
+        cut.numbers = self.numbers[part]
+        cut.shape = (len(cut.numbers), *self.shape[1:])
+        return cut
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_lock": None, "_buffers": []}  # another process has its own, and its own limit
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state, _lock=threading.Lock())
+
+    def stream(self, which: range | Tensor) -> Generator[tuple[Tensor, Tensor], None, None]:
+        """The chosen images in turn, as (n,) int64 numbers and (n, C, H, W) pixels, which the next ones overwrite.
+
+        Reads ahead in a thread of its own while the caller works on what it was given. The two buffers together stay
+        within the memory limit; whoever else streams from this file meanwhile waits. Closing the iterator ends it.
+        """
+        assert self.memory_limit is not None
+        length = max(1, min(self.memory_limit // 2, CHUNK_BYTES) // self._image_bytes)
+        parts = [which[i : i + length] for i in range(0, len(which), length)]
+        with self._lock, self._open() as file, ThreadPoolExecutor(1) as reader:
+            if not self._buffers:  # kept from call to call; what is not written to takes no memory
+                self._buffers += [torch.empty((length, *self.shape[1:]), dtype=self.dtype) for _ in range(2)]
+
+            def read(i: int) -> tuple[Tensor, Tensor]:
+                numbers = _as_numbers(parts[i])
+                pixels = self._buffers[i % 2][: len(numbers)]
+                self._fill(file, numbers, pixels)
+                return numbers, pixels
+
+            ahead = reader.submit(read, 0) if parts else None
+            for i in range(len(parts)):
+                assert ahead is not None
+                ready = ahead.result()
+                if i + 1 < len(parts):
+                    ahead = reader.submit(read, i + 1)
+                yield ready
+
+    def read(self, which: Tensor) -> Tensor:
+        """The chosen images, in memory of their own."""
+        pixels = torch.empty((len(which), *self.shape[1:]), dtype=self.dtype)
+        with self._open() as file:
+            self._fill(file, which, pixels)
+        return pixels
+
+    def check(self, numbers: Tensor, pixels: Tensor) -> None:
+        """Compare images with their checksums unless that was done before."""
+        if self.checksums is None:
+            return
+        in_file = self._numbers_in_file(numbers)
+        images = pixels.numpy()
+        for i in np.flatnonzero(~self._verified[in_file]):
+            number = in_file[i]
+            if zlib.crc32(images[i]) != self.checksums[number]:
+                raise BankFileError(f"{self.path}: image {number} is damaged (its checksum does not match)")
+            self._verified[number] = True
+
+    def forget(self) -> None:
+        """Let the checksums be compared once more."""
+        self._verified[self._numbers_in_file(_as_numbers(range(len(self))))] = False
+
+    def check_length(self) -> None:
+        """Raise BankFileError if the file has become too short; to be asked before mapped images are used."""
+        try:
+            status = os.stat(self.path)
+        except OSError:
+            return  # deleted: what is mapped remains
+        if _identity(status) == self._identity:
+            self._check_length(status.st_size)
+
+    def _check_length(self, file_size: int) -> None:
+        if file_size < self._offset + self._in_file * self._image_bytes:
+            check_complete(self.path, (self._in_file, self._image_bytes), 1, file_size - self._offset)
+
+    @contextmanager
+    def _open(self) -> Iterator[io.FileIO]:
+        with open(self.path, "rb", buffering=0) as file:
+            status = os.fstat(file.fileno())
+            if _identity(status) != self._identity:
+                raise BankFileError(f"{self.path}: has been replaced by another file since it was loaded")
+            self._check_length(status.st_size)
+            yield file
+
+    def _fill(self, file: io.FileIO, numbers: Tensor, pixels: Tensor) -> None:
+        """Read images into `pixels`, neighbouring ones in one go."""
+        if not len(numbers):
+            return
+        in_file, size = self._numbers_in_file(numbers), self._image_bytes
+        into = pixels.numpy().data.cast("B")
+        starts = np.flatnonzero(np.diff(in_file, prepend=-2) != 1)
+        for start, end in zip(starts.tolist(), [*starts[1:].tolist(), len(in_file)], strict=True):
+            number, done, wanted = int(in_file[start]), start * size, end * size
+            try:
+                file.seek(self._offset + number * size)
+                while done < wanted and (count := file.readinto(into[done:wanted])):
+                    done += count
+            except OSError as error:
+                raise BankFileError(
+                    f"{self.path}: image {number + done // size - start} cannot be read ({error.strerror or error})"
+                ) from error
+            if done < wanted:
+                at = number + done // size - start
+                raise BankFileError(f"{self.path}: truncated: image {at} of {self._in_file} is cut off")
+        self.check(numbers, pixels)
+
+    def _numbers_in_file(self, numbers: Tensor) -> np.ndarray[Any, np.dtype[np.int64]]:
+        return self.numbers.start + self.numbers.step * numbers.numpy()
+
+
+def _as_numbers(which: range | Tensor) -> Tensor:
+    return which if isinstance(which, Tensor) else torch.arange(which.start, which.stop, which.step)
+
+
+def _identity(status: os.stat_result) -> tuple[int, int]:
+    return status.st_dev, status.st_ino

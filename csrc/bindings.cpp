@@ -22,7 +22,7 @@ T* at(std::uintptr_t address) {
 struct CopyOut : pyels::Sink {
   double *m, *s, *y, *e, *top;  // (B, H, W), (B, H, W), (B, C, H, W), (B, H, W), (B, H, W)
   std::int64_t* source;         // (B, H, W)
-  double *ss, *sy, *yy, *tail, *seen, *left;  // (B, H, W), (B, C, H, W), (B, C, H, W), (B, H, W) the others
+  double *ss, *sy, *yy, *tail;  // (B, H, W), (B, C, H, W), (B, C, H, W), (B, H, W)
 
   void take(std::int64_t b, const pyels::Partial& from) override {
     const auto put = [b](const auto& values, auto* to) {
@@ -31,8 +31,7 @@ struct CopyOut : pyels::Sink {
     put(from.m, m), put(from.s, s), put(from.y, y);
     if (from.full) put(from.e, e), put(from.top, top), put(from.source, source);
     if (!from.sampled) return;
-    put(from.ss, ss), put(from.sy, sy), put(from.yy, yy);
-    put(from.tail, tail), put(from.seen, seen), put(from.left, left);
+    put(from.ss, ss), put(from.sy, sy), put(from.yy, yy), put(from.tail, tail);
   }
 };
 
@@ -92,7 +91,7 @@ void partial_posterior(const std::string& engine, std::uintptr_t pixels, bool is
   sink.e = at<double>(out[3]), sink.top = at<double>(out[4]), sink.source = at<std::int64_t>(out[5]);
   if (list_count > 0) {
     sink.ss = at<double>(out[6]), sink.sy = at<double>(out[7]), sink.yy = at<double>(out[8]);
-    sink.tail = at<double>(out[9]), sink.seen = at<double>(out[10]), sink.left = at<double>(out[11]);
+    sink.tail = at<double>(out[9]);
   }
   without_gil([&] {
     if (list_count > 0)
@@ -125,6 +124,8 @@ PYBIND11_MODULE(_core, module) {
   module.def("describe_lists", &describe_lists, py::kw_only(), py::arg("pixels"), py::arg("is_uint8"),
              py::arg("bank_shape"), py::arg("patch_size"), py::arg("threads"), py::arg("list_count"),
              py::arg("list_directions"), py::arg("list_step"), py::arg("lists"));
+  module.attr("LIST_INTERVAL") = pyels::list_interval;
+  module.attr("LIST_BLOCK") = pyels::list_block;
   module.def("available_isas", &pyels::available_isas, "Instruction sets this CPU can run, best first.");
   module.def("isa_in_use", &pyels::isa_in_use, "The one the cpu engine uses (PYELS_ISA, else the best).");
 }

@@ -7,7 +7,6 @@
 // and Thompson), with known variance. More are picked until the error of the mean is below the tolerance.
 #include <algorithm>
 #include <cmath>
-#include <cstdio>
 #include <limits>
 #include <numeric>
 
@@ -120,20 +119,24 @@ std::vector<Place> listed_pixels(const Problem& a) {
   return pixels;
 }
 
-static double env(const char* n, double d) { const char* v = std::getenv(n); return v ? atof(v) : d; }
-static double first_picks = env("FP", 2000);  // windows that are weighed for a pixel in the first round
-constexpr double growth = 8;         // of their number, from round to round
-// Standard errors. 1.96 would be 95% of a normal distribution; sums of few heavy weights have longer tails, and a search
-// that ends when its error seems small ends too early more often than too late.
-static double interval = env("IV", 2.3);
+constexpr double first_picks = 2000;  // windows that are weighed for a pixel in the first round
+constexpr double growth = 8;          // of their number, from round to round at most
 // The model of a list: its windows spread alike in so many directions. Lists whose weights it predicts to be less than
 // 2^-reach of the whole are never looked at.
 constexpr double directions = 32, reach = 20;
+// Then so much of every list is weighed by description, and lists that together hold no more than `left_out` of the
+// weight are left out, but for the nearest: these may hold a window that outweighs all that was looked at.
+constexpr double pilot = 1.0 / 64, left_out = 1e-3;
+constexpr std::ptrdiff_t nearest_lists = 16;
+// Where the weight is spread over many windows, a part of every list will do that has so many times more effective
+// windows than are picked.
+constexpr double spare = 10;
 // Windows are picked in proportion to (weight by description) ^ tempering, where what the description leaves counts by
 // `beta` only: those that weigh more than their description says must not be missed.
-static double tempering = env("GA", 0.75), beta = env("BE", 0.2);
-static int nearest_lists = env("NL", 16);
-static double pilot = env("PI", 1.0 / 16), left_out = env("LO", 1e-3), spare = env("SP", 50);
+constexpr double tempering = 0.75, beta = 0.2;
+// The error grows by few / n where the variance is that of n equal contributions.
+constexpr double few = 3;
+// An image is left to the exact engine when more than a quarter of its pixels would have an eighth of all windows weighed.
 constexpr double most_of_windows = 1.0 / 8, most_of_pixels = 1.0 / 4;
 // Beyond so many nats float32 distances spoil the weights.
 constexpr double most_nats = 3000;
@@ -158,7 +161,7 @@ struct Pixel {
   ScanQuery scan{};
   double members = 0, fraction = 1, picks = 0, log_total = nothing, dropped = 0;
   // The estimate, relative to 2^m.
-  double m = 0, s = 0, ss = 0, tail = 0, seen = 0, left = 0, error = 0;
+  double m = 0, s = 0, ss = 0, fourth = 0, error = 0;  // fourth: sum of squares of what ss is the sum of
   std::vector<double> y, sy, yy;  // (C)
   double e = 0, top = nothing;
   std::int64_t source = -1;
@@ -187,32 +190,15 @@ class Search {
     for (std::int64_t b = b0; b < b1; ++b)
       for (const Place& place : places_) pixels_.push_back({.b = b, .place = place, .scale = scale(b)});
     fill_queries();
-    lap("fill");
     each_pixel([&](Pixel& q, auto& distances) { begin(q, distances); }, [&] { return std::vector<float>(static_cast<std::size_t>(lists_.count + kernel_.lanes)); });
     settle();
-    lap("begin");
     weigh_lists();
-    lap("weigh");
     for (int round = 0;; ++round) {
       pick();
-      lap("pick");
       evaluate();
-      lap("evaluate");
       if (!settle()) break;
     }
   }
-  void lap(const char* what) {
-    static auto T0 = std::chrono::steady_clock::now();
-    auto t = std::chrono::steady_clock::now();
-    if (std::getenv("PYELS_DEBUG")) {
-      double picks = 0, entries = 0, members = 0; int active = 0, hard = 0;
-      for (auto& q : pixels_) active += !q.done, hard += q.hard, entries += q.entries.size(), members += q.members;
-      picks = picks_.size();
-      std::fprintf(stderr, "%s %.3f s, active %d hard %d picks/px %.3g lists/px %.3g members/px %.3g\n", what, std::chrono::duration<double>(t - T0).count(), active, hard, picks / pixels_.size(), entries / pixels_.size(), members / pixels_.size());
-    }
-    T0 = t;
-  }
-
   // Fills `out` where the listed pixels of query b are; false when the exact engine is to be used.
   bool put(std::int64_t b, Partial& out) const {
     if (exact_[static_cast<std::size_t>(b - b0_)]) return false;
@@ -457,9 +443,12 @@ class Search {
     each_list(1.0, [&](Own& own, const Visit& visit, const ScanTask& t) {
       const Pixel& q = pixels_[static_cast<std::size_t>(visit.pixel)];
       const std::int64_t n = kernel_.scan_pick(t, q.scan, visit.pixel, own.buffer.data());
+      const std::int64_t l = q.entries[static_cast<std::size_t>(visit.entry)].list;
+      const auto looked_at = static_cast<float>(static_cast<double>(members(q, l, 1.0)) / static_cast<double>(size(l)));
       for (std::int64_t i = 0; i < n; ++i) {
-        own.picks.push_back(own.buffer[static_cast<std::size_t>(i)]);
-        own.picks.back().member += static_cast<std::int32_t>(t.first);
+        Pick p = own.buffer[static_cast<std::size_t>(i)];
+        p.member += static_cast<std::int32_t>(t.first), p.probability *= looked_at;
+        own.picks.push_back(p);
       }
     }, [&] { return Own{.mutex = mutex, .parts = parts}; });
     // By pixel, and for each in the order of members, whichever thread found them.
@@ -493,7 +482,7 @@ class Search {
   void weigh(Pixel& q, Iterator begin, Iterator end, Gather& gather, float* panel, float* distances) {
     const auto channels = static_cast<std::size_t>(a_.channels);
     const std::int64_t lanes = kernel_.lanes;
-    q.m = nothing, q.s = q.ss = q.seen = q.e = 0, q.top = nothing, q.source = -1;
+    q.m = nothing, q.s = q.ss = q.fourth = q.e = 0, q.top = nothing, q.source = -1;
     q.y.assign(channels, 0.0), q.sy.assign(channels, 0.0), q.yy.assign(channels, 0.0);
     std::int64_t members[64];
     for (auto p = begin; p < end; p += std::min<std::ptrdiff_t>(lanes, end - p)) {
@@ -506,13 +495,13 @@ class Search {
         const double log_w = -q.scale * static_cast<double>(distances[i]);
         if (log_w > q.m) {  // what was summed so far refers to the largest
           const double down = std::exp2(q.m - log_w);
-          q.s *= down, q.seen *= down, q.ss *= down * down, q.e = down > 0 ? down * q.e + q.s * (q.m - log_w) : 0;
+          q.s *= down, q.ss *= down * down, q.fourth *= std::pow(down, 4), q.e = down > 0 ? down * q.e + q.s * (q.m - log_w) : 0;
           for (std::size_t c = 0; c < channels; ++c) q.y[c] *= down, q.sy[c] *= down * down, q.yy[c] *= down * down;
           q.m = log_w;
         }
-        const double w = std::exp2(log_w - q.m), probability = static_cast<double>(p[i].probability) * q.fraction;
+        const double w = std::exp2(log_w - q.m), probability = static_cast<double>(p[i].probability);
         const double share = w / probability, variance = share * share * (1 - probability);
-        q.s += share, q.seen += w, q.ss += variance, q.e += share * (log_w - q.m);
+        q.s += share, q.ss += variance, q.fourth += variance * variance, q.e += share * (log_w - q.m);
         for (std::size_t c = 0; c < channels; ++c) {
           const auto value = static_cast<double>(panel[centre(static_cast<std::int64_t>(c)) * lanes + i]);
           q.y[c] += share * value, q.sy[c] += variance * value, q.yy[c] += variance * value * value;
@@ -521,6 +510,10 @@ class Search {
         if (log_w > q.top || (log_w == q.top && source < q.source)) q.top = log_w, q.source = source;
       }
     }
+    // A variance to which few windows contribute is poorly known, and more often too small than too large.
+    const double unsure = q.ss > 1e-150 ? std::pow(1 + few * q.fourth / (q.ss * q.ss), 2) : 1.0;
+    q.ss *= unsure;
+    for (std::size_t c = 0; c < channels; ++c) q.sy[c] *= unsure, q.yy[c] *= unsure;
     q.error = error(q);
   }
 
@@ -531,7 +524,7 @@ class Search {
       const double mean = q.y[c] / q.s;
       largest = std::max(largest, q.yy[c] - 2 * mean * q.sy[c] + mean * mean * q.ss);
     }
-    return interval * std::sqrt(largest) / q.s / unit_ + q.dropped;
+    return list_interval * std::sqrt(largest) / q.s / unit_ + q.dropped;
   }
 
   // Who is done, and how much more the others need; false when all are done.
@@ -564,7 +557,8 @@ class Search {
   void put(const Pixel& q, Partial& out) const {
     const std::int64_t p = q.place.row * a_.width + q.place.column;
     out.m[p] = q.m * ln2, out.s[p] = q.s;
-    out.ss[p] = q.ss, out.tail[p] = q.dropped * q.s, out.seen[p] = q.seen, out.left[p] = 1e300;
+    out.ss[p] = q.ss;
+    out.tail[p] = std::max(q.dropped * q.s, std::numeric_limits<double>::min());  // 0: all was looked at
     for (std::int64_t c = 0; c < a_.channels; ++c) {
       const std::int64_t i = c * out.pixels + p;
       out.y[i] = q.y[c] / unit_, out.sy[i] = q.sy[c] / unit_, out.yy[i] = q.yy[c] / (unit_ * unit_);

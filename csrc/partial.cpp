@@ -23,9 +23,7 @@ void merge(Partial& into, const Partial& from) {
       }
     }
     if (into.sampled) {
-      for (auto field : {&Partial::tail, &Partial::seen, &Partial::left})
-        (into.*field)[p] = a * (into.*field)[p] + (from.sampled ? b * (from.*field)[p] : 0.0);
-      if (!from.sampled) into.seen[p] += b * from.s[p];
+      into.tail[p] = a * into.tail[p] + (from.sampled ? b * from.tail[p] : 0.0);
       into.ss[p] = a * a * into.ss[p] + (from.sampled ? b * b * from.ss[p] : 0.0);
       for (std::int64_t i = p; i < into.channels * into.pixels; i += into.pixels) {
         into.sy[i] = a * a * into.sy[i] + (from.sampled ? b * b * from.sy[i] : 0.0);

@@ -65,11 +65,10 @@ struct Partial {
   std::vector<double> top;                // (H, W) largest log w
   std::vector<std::int64_t> source;       // (H, W) its patch: image * H * W + row * W + column, -1 when empty
 
-  // Of an approximation (`sampled`), where s and y are estimates: see Lists.
+  // Of an approximation (`sampled`), where s and y are estimates; relative to exp(2 m), and `tail` to exp(m).
   bool sampled = false;
   std::vector<double> ss, sy, yy;  // (H, W), (C, H, W), (C, H, W) variance of s, covariance of s and y, variance of y
-  std::vector<double> tail;        // (H, W) estimated sum over the lists that were not looked at; not part of s
-  std::vector<double> seen, left;  // (H, W) sum over the patches looked at, and an upper bound on that over all others
+  std::vector<double> tail;        // (H, W) estimated sum over what was left out, not part of s; 0 where nothing was
 
   Partial(std::int64_t pixels_, std::int64_t channels_, bool full_, bool sampled_ = false)
       : pixels(pixels_), channels(channels_), full(full_), sampled(sampled_) {
@@ -88,7 +87,7 @@ struct Partial {
       source.assign(n, -1);
     }
     if (sampled) {
-      for (auto* one : {&ss, &tail, &seen, &left}) one->assign(n, 0.0);
+      for (auto* one : {&ss, &tail}) one->assign(n, 0.0);
       for (auto* one : {&sy, &yy}) one->assign(n * static_cast<std::size_t>(channels), 0.0);
     }
   }
@@ -141,8 +140,13 @@ constexpr std::int64_t list_block = 16;
 void describe_lists(const Problem& problem, const Lists& lists, float* mean, float* spread, std::int8_t* code,
                     float* norm, float* rest);
 
-// The posterior by looking at the members of lists that matter, and at some of the others. Exact, by cpu_engine, for pixels whose windows overhang the border, and for all pixels of
-// a query where that costs less.
+// Standard errors to either side that make an interval of 95%. 1.96 would do for a normal distribution; sums of few heavy
+// weights have longer tails, and a search that ends when its error seems small ends too early more often than too late.
+constexpr double list_interval = 2.3;
+
+// The posterior by importance sampling, until the error of every pixel's mean, list_interval standard errors and what was
+// left out, is below `tolerance`. The lists are of the images order[begin[b]] .. order[end[b] - 1] for every query b.
+// Exact, by cpu_engine, for pixels whose windows overhang the border, and for all pixels of a query where that costs less.
 void lists_engine(const Problem& problem, const Lists& lists, double tolerance, Sink& sink);
 
 // The instruction sets this CPU can run, best first, and the one in use: environment variable PYELS_ISA, else the best.

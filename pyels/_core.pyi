@@ -19,6 +19,26 @@ def partial_posterior(
     threads: int,
     full: bool,
     out: Sequence[int],
+    list_count: int = 0,
+    list_directions: int = 0,
+    list_step: float = 1.0,
+    lists: Sequence[int] = (),
+    tolerance: float = 0.0,
+) -> None: ...
+def describe_lists(
+    *,
+    pixels: int,
+    is_uint8: bool,
+    bank_shape: Sequence[int],
+    patch_size: int,
+    threads: int,
+    list_count: int,
+    list_directions: int,
+    list_step: float,
+    lists: Sequence[int],
 ) -> None: ...
 def available_isas() -> list[str]: ...
 def isa_in_use() -> str: ...
+
+LIST_INTERVAL: float
+LIST_BLOCK: int

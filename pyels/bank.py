@@ -111,6 +111,11 @@ class PatchBank:
         return int(np.prod(self._shape, dtype=np.int64)) * self.dtype.itemsize
 
     @property
+    def path(self) -> Path | None:
+        """The file that all images of this bank are in, mapped or streamed; None where there is no such file."""
+        return self._file.path if self._file is not None and self._file.is_whole else None
+
+    @property
     def streamed(self) -> bool:
         return self._images is None
 

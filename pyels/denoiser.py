@@ -150,3 +150,11 @@ def check_patch_size(k: int | None, height: int, width: int, wraps: bool) -> int
     if k > 2**31 - 1:
         raise ValueError(f"patch_size must be at most {2**31 - 1}, got {k}")
     return k
+
+
+def check_tolerance(tolerance: float) -> float:
+    if isinstance(tolerance, bool) or not isinstance(tolerance, (int, float)):
+        raise TypeError(f"tolerance must be a number, got {type(tolerance).__name__}")
+    if not 0 < tolerance < float("inf"):
+        raise ValueError(f"tolerance must be positive and finite, got {tolerance}")
+    return float(tolerance)

@@ -136,6 +136,8 @@ class Sharded(Machine):
     def __init__(self, machine: Machine) -> None:
         if not isinstance(machine, Machine):
             raise TypeError(f"machine must be a pyels.Machine, got {type(machine).__name__}")
+        if machine.engine == "faiss":
+            raise ValueError("engine 'faiss' has an index over the whole bank; let processes share seeds instead")
         self.__dict__.update(machine.__dict__)  # shared, whatever it holds, and not built a second time
         self.window, self.sources = machine.window, machine.sources
         self.machine = machine
@@ -154,9 +156,10 @@ class Sharded(Machine):
         labels: Tensor | None = None,
         patch_size: int | None = None,
         full: bool = True,
+        tolerance: float | None = None,
     ) -> PartialPosterior:
         # Bad arguments raise here, in all processes alike: none is left waiting for the others.
-        mine = super().partial(x, alpha, sigma, labels, patch_size, full)
+        mine = super().partial(x, alpha, sigma, labels, patch_size, full, tolerance)
         if size() == 1:
             return mine
         names = [field.name for field in fields(mine) if getattr(mine, field.name) is not None]

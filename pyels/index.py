@@ -1,9 +1,9 @@
-"""Lists of similar windows: what the approximate engine looks into.
+"""Lists of similar windows: what engine "faiss" looks into.
 
 Every window of a bank belongs to one inverted list, that of the nearest of some thousand centres, which k-means finds
-among the leading principal directions of the windows (faiss, Douze et al., arXiv 2401.08281). Within its list the
-windows are in random order, so that the first few are a fair sample of it. The index holds no pixels: of each window
-only the image and the place, of each list the mean window and how far its windows lie from it.
+among the coordinates of windows along their leading principal directions (faiss, Douze et al., arXiv 2401.08281). The
+index holds no pixels. Of each window it holds the image, the place, and those coordinates in 8 bits: enough to tell
+about how far a query is from it. Exact distances are computed from the images.
 """
 
 from __future__ import annotations
@@ -17,26 +17,31 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
+import platformdirs
 import safetensors
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from tqdm import tqdm
 
 from pyels import _core
 from pyels.bank import PatchBank
 from pyels.files import write_tensors
 
-VERSION = 1
 MOST_LISTS = 4096
-DIRECTIONS = 32
-_TRAINING_WINDOWS_A_LIST = 64
-_CHUNK = 1 << 20  # windows assigned to lists at a time
-SEED = 20250713
+MOST_DIRECTIONS = 32
+_LEAST_MEMBERS = 256  # of a list, on average
+_TRAINING_WINDOWS = 64  # a list
+_AT_ONCE = 1 << 20  # windows assigned to lists
+_SEED = 20250713
+_VERSION = 1
+_KEY = "pyels-index"
 
 
 @dataclass(frozen=True)
 class Index:
-    """The lists over the k x k windows of some images of a bank; see struct Lists in csrc/pyels.h.
+    """The lists over the k x k windows of some images of a bank: struct Lists of csrc/pyels.h, which see.
 
     Attributes
     ----------
@@ -45,11 +50,11 @@ class Index:
     place       (M)           uint16   its centre, row * W + column
     origin      (C, k, k)     float32  mean window
     directions  (D, C, k, k)  float32  leading principal directions
-    mean        (L, C, k, k)  float32  of the windows of a list, in [-1, 1]
-    spread      (L)           float32  mean squared distance of the windows from that mean
+    mean        (L, C, k, k)  float32  mean window of each list, in [-1, 1]
+    spread      (L)           float32  mean squared distance of its windows from that
     code        (M * D)       int8     coordinates of the windows along the directions, in units of `step`
     norm, rest  (M)           float32  squared length of these, and of what they leave
-    step        ()            float32
+    step        (1)           float32
     """
 
     begin: Tensor
@@ -69,8 +74,8 @@ class Index:
         return len(self.begin)
 
     @property
-    def megabytes(self) -> float:
-        return sum(getattr(self, f.name).nbytes for f in fields(self)) / 1e6
+    def nbytes(self) -> int:
+        return sum(getattr(self, f.name).nbytes for f in fields(self))
 
     def arguments(self) -> dict[str, Any]:
         """What the compiled engine takes."""
@@ -81,37 +86,86 @@ class Index:
             "lists": [getattr(self, f.name).data_ptr() for f in fields(self) if f.name != "step"],
         }
 
-    def save(self, path: str | Path, about: dict[str, Any]) -> None:
-        """Write the lists, with what they were built from, to a temporary name first."""
-        tensors = {f.name: getattr(self, f.name) for f in fields(self)}
-        write_tensors(path, tensors, {"pyels-index": json.dumps(about)})
 
-    @classmethod
-    def load(cls, path: str | Path, about: dict[str, Any]) -> Index:
-        """Map the lists into memory. Raises ValueError where they were built from something else than `about` says, or
-        are damaged."""
-        try:
-            with safetensors.safe_open(path, framework="pt") as file:
-                before = json.loads((file.metadata() or {})["pyels-index"])
-                tensors = {f.name: file.get_tensor(f.name) for f in fields(cls)}
-        except (safetensors.SafetensorError, KeyError, ValueError) as error:
-            raise ValueError(f"{path}: not a readable index ({error}); delete it to have it built again") from error
-        for key, value in about.items():
-            if before.get(key) != value:
-                raise ValueError(
-                    f"{path}: this index was built for {key} = {before.get(key)}, but this bank has {value}; delete it "
-                    "to have it built again, or give another folder for indexes"
-                )
-        return cls(**tensors)
+def open_index(
+    bank: PatchBank,
+    patch_size: int,
+    wraps: bool,
+    label: int | None = None,
+    folder: str | Path | None = None,
+    threads: int = 1,
+) -> Index:
+    """The index over a bank's windows: mapped from its file, or built first, with a progress bar, and saved.
+
+    Parameters
+    ----------
+    patch_size  window size k, odd
+    wraps       all H * W windows, wrapped around; otherwise those that lie wholly inside
+    label       the images of this class alone; None: all
+    folder      where indexes are kept, see `default_folder`
+
+    Raises
+    ------
+    ValueError   the file is damaged, or was built from another bank
+    ImportError  it has to be built, and faiss is not installed
+    """
+    folder = default_folder(bank) if folder is None else Path(folder)
+    path = folder / f"k{patch_size}{'-wrapped' if wraps else ''}{'' if label is None else f'-class{label}'}.safetensors"
+    about = {
+        "version": _VERSION,
+        "bank_crc32": bank.fingerprint(),
+        "bank_shape": [len(bank), *bank.shape],
+        "patch_size": patch_size,
+        "wraps": wraps,
+        "label": label,
+    }
+    if not path.exists():
+        begin, end = (0, len(bank)) if label is None else bank.class_range(label)
+        which = torch.arange(begin, end) if label is None else bank.order[begin:end]
+        started = time.perf_counter()
+        with tqdm(total=len(which), desc=f"index k={patch_size}", unit="image", leave=False) as bar:
+            index = build(bank, which, patch_size, wraps, threads, bar.update)
+        built = {"seconds": round(time.perf_counter() - started, 1), "megabytes": round(index.nbytes / 1e6, 1)}
+        folder.mkdir(parents=True, exist_ok=True)
+        tensors = {f.name: getattr(index, f.name) for f in fields(index)}
+        write_tensors(path, tensors, {_KEY: json.dumps({**about, "lists": len(index), **built})})
+    return _load(path, about)
 
 
-def number_of_lists(windows: int) -> int:
-    return max(1, min(MOST_LISTS, windows // 256))
+def default_folder(bank: PatchBank) -> Path:
+    """Beside the file of a bank that was loaded from one; else in the user's cache, by the bank's checksum."""
+    if bank.path is not None:
+        return bank.path.with_name(f"{bank.path.name}.index")
+    return Path(platformdirs.user_cache_dir("pyels")) / "index" / bank.fingerprint()
 
 
-def windows_per_image(shape: tuple[int, int, int], patch_size: int, wraps: bool) -> int:
-    _, height, width = shape
-    return height * width if wraps else (height - patch_size + 1) * (width - patch_size + 1)
+def describe(folder: str | Path) -> list[dict[str, Any]]:
+    """What is known of every index in a folder: patch size, class, number of lists, build time, size."""
+    return [{"file": path.name, **_read_about(path)} for path in sorted(Path(folder).glob("k*.safetensors"))]
+
+
+def _read_about(path: Path) -> dict[str, Any]:
+    try:
+        with safetensors.safe_open(path, framework="pt") as file:
+            about: dict[str, Any] = json.loads((file.metadata() or {})[_KEY])
+            return about
+    except (safetensors.SafetensorError, KeyError, ValueError) as error:
+        raise ValueError(f"{path}: not a readable index ({error}); delete it to have it built again") from error
+
+
+def _load(path: Path, about: dict[str, Any]) -> Index:
+    before = _read_about(path)
+    for key, value in about.items():
+        if before.get(key) != value:
+            raise ValueError(
+                f"{path} is an index with {key} = {before.get(key)}, but this bank needs {value}; delete it to have it "
+                "built again, or give another folder for indexes"
+            )
+    try:
+        with safetensors.safe_open(path, framework="pt") as file:
+            return Index(**{f.name: file.get_tensor(f.name) for f in fields(Index)})
+    except (safetensors.SafetensorError, TypeError) as error:
+        raise ValueError(f"{path}: damaged index ({error}); delete it to have it built again") from error
 
 
 def build(
@@ -119,109 +173,113 @@ def build(
     which: Tensor,
     patch_size: int,
     wraps: bool,
-    threads: int,
-    progress: Callable[[int, int], None] = lambda done, total: None,
+    threads: int = 1,
+    progress: Callable[[int], Any] = lambda images: None,
 ) -> Index:
-    """Sort the windows of the images `which` into lists.
+    """Sort the windows of the images `which`, (n,) int64, into lists; `progress` is told of every part of them done.
 
-    Parameters
-    ----------
-    which       (n,) int64 image numbers
-    patch_size  window size k, odd
-    wraps       all H * W windows, wrapped around; otherwise those that lie wholly inside
-    progress    called with the number of images done, and of all
+    Raises ImportError without faiss.
     """
     import faiss
 
-    shape = bank.shape
-    places = windows_per_image(shape, patch_size, wraps)
-    count = number_of_lists(places * len(which))
-    generator = np.random.default_rng(SEED)
-    mean, directions, centres = _train(bank, which, patch_size, wraps, places, count, threads, generator)
-    quantizer = faiss.IndexFlatL2(directions.shape[1])
-    quantizer.add(centres)
+    _, height, width = bank.shape
+    inside = (height - patch_size + 1) * (width - patch_size + 1)
+    places = height * width if wraps else inside
+    count = max(1, min(MOST_LISTS, places * len(which) // _LEAST_MEMBERS))
+    generator = np.random.default_rng(_SEED)
+    windows = _some_windows(bank, which, patch_size, wraps, count * _TRAINING_WINDOWS, generator)
+    origin = windows.mean(0)
+    directions = torch.linalg.eigh(torch.cov(windows.T)).eigenvectors.flip(1)[:, :MOST_DIRECTIONS]
+    step = 2 * math.sqrt(windows.shape[1]) / 127  # no coordinate is longer than the longest window
+    filters = directions.T.reshape(-1, bank.shape[0], patch_size, patch_size)
     before = faiss.omp_get_max_threads()
     faiss.omp_set_num_threads(threads)
     try:
+        kmeans = faiss.Kmeans(directions.shape[1], count, niter=10, seed=_SEED, min_points_per_centroid=1)
+        kmeans.train(((windows - origin) @ directions).numpy())
         lists = np.empty(places * len(which), np.uint16)
-        step = max(1, _CHUNK // places)
-        for start in range(0, len(which), step):
-            some = _project(bank.read(which[start : start + step]), mean, directions, patch_size, wraps)
-            lists[start * places : start * places + len(some)] = quantizer.search(some, 1)[1][:, 0]
-            progress(min(start + step, len(which)), len(which))
+        images = max(1, _AT_ONCE // places)
+        for start in range(0, len(which), images):
+            pixels = bank.read(which[start : start + images])
+            along = F.conv2d(_padded(pixels, patch_size, wraps), filters) - (origin @ directions)[:, None, None]
+            coordinates = along.permute(0, 2, 3, 1).reshape(-1, len(filters)).contiguous().numpy()
+            first = start * places
+            lists[first : first + len(coordinates)] = kmeans.index.search(coordinates, 1)[1][:, 0]
+            progress(len(pixels))
     finally:
         faiss.omp_set_num_threads(before)
-    # Random order first, which a stable sort by list keeps within each: the first members are a fair sample of a list.
+    return _arranged(bank, which, patch_size, wraps, threads, lists, count, origin, filters, step, generator)
+
+
+def _arranged(
+    bank: PatchBank,
+    which: Tensor,
+    patch_size: int,
+    wraps: bool,
+    threads: int,
+    lists: npt.NDArray[np.uint16],
+    count: int,
+    origin: Tensor,
+    filters: Tensor,
+    step: float,
+    generator: np.random.Generator,
+) -> Index:
+    """Members list by list, each list at the beginning of a block, and their descriptions."""
+    channels, height, width = bank.shape
+    r, k, block = patch_size // 2, patch_size, _core.LIST_BLOCK
+    centres = np.arange(height * width).reshape(height, width)
+    centres = (centres if wraps else centres[r : height - r, r : width - r]).ravel().astype(np.uint16)
+    # Random order first, which a stable sort keeps within each list: its first members are then a fair sample of it.
     order = generator.permutation(len(lists))
     order = order[np.argsort(lists[order], kind="stable")]
     sizes = np.bincount(lists, minlength=count)
-    image = which.numpy().astype(np.int32)[order // places]
-    inside = np.arange(places) if wraps else _inside(*shape[1:], patch_size)
-    place = inside.astype(np.uint16)[order % places]
-    return arrange(bank, patch_size, threads, sizes, image, place, mean, directions)
-
-
-BLOCK = 16
-
-
-def arrange(bank, patch_size, threads, sizes, image, place, origin, directions):
-    """The index of members given list by list."""
-    count, k = len(sizes), patch_size
-    padded = (sizes + BLOCK - 1) // BLOCK * BLOCK
-    begin = np.concatenate([[0], np.cumsum(padded)[:-1]])
-    total = int(padded.sum())
-    at = np.repeat(begin - np.concatenate([[0], np.cumsum(sizes)[:-1]]), sizes) + np.arange(len(image))
-    images, placed = np.zeros(total, np.int32), np.full(total, place[0], np.uint16)
-    images[at], placed[at] = image, place
-    shape = (bank.shape[0], k, k)
-    d = directions.shape[1]
-    filled = torch.zeros((d + 1) // 2 * 2, *shape)
-    filled[:d] = directions.T.reshape(d, *shape)
-    windows = torch.tensor(0.0)
-    step = torch.tensor(2.0 * math.sqrt(float(np.prod(shape))) / 127)
+    ends = np.cumsum((sizes + block - 1) // block * block)
+    begin = ends - (sizes + block - 1) // block * block
+    at = np.repeat(begin - (np.cumsum(sizes) - sizes), sizes) + np.arange(len(order))
+    image, place = np.zeros(ends[-1], np.int32), np.full(ends[-1], centres[0], np.uint16)
+    image[at], place[at] = which.numpy().astype(np.int32)[order // len(centres)], centres[order % len(centres)]
+    even = torch.zeros((len(filters) + 1) // 2 * 2, channels, k, k)
+    even[: len(filters)] = filters
+    members = len(image)
     index = Index(
-        begin=torch.from_numpy(begin), end=torch.from_numpy(begin + sizes), image=torch.from_numpy(images),
-        place=torch.from_numpy(placed), origin=origin.reshape(shape).contiguous(), directions=filled,
-        mean=torch.empty(count, *shape), spread=torch.empty(count),
-        code=torch.zeros(total * len(filled), dtype=torch.int8), norm=torch.zeros(total), rest=torch.zeros(total),
-        step=step,
+        begin=torch.from_numpy(begin),
+        end=torch.from_numpy(begin + sizes),
+        image=torch.from_numpy(image),
+        place=torch.from_numpy(place),
+        origin=origin.reshape(channels, k, k).contiguous(),
+        directions=even,
+        mean=torch.empty(count, channels, k, k),
+        spread=torch.empty(count),
+        code=torch.zeros(members * len(even), dtype=torch.int8),
+        norm=torch.zeros(members),
+        rest=torch.zeros(members),
+        step=torch.tensor([step]),
     )
     _core.describe_lists(
-        pixels=bank.images.data_ptr(), is_uint8=bank.images.dtype == torch.uint8, bank_shape=list(bank.images.shape),
-        patch_size=k, threads=threads, **index.arguments(),
+        pixels=bank.images.data_ptr(),
+        is_uint8=bank.dtype == torch.uint8,
+        bank_shape=[len(bank), *bank.shape],
+        patch_size=k,
+        threads=threads,
+        **index.arguments(),
     )
     return index
 
 
-def _inside(height: int, width: int, k: int) -> np.ndarray:
-    r = k // 2
-    return (np.arange(r, height - r)[:, None] * width + np.arange(r, width - r)).ravel()
+def _some_windows(
+    bank: PatchBank, which: Tensor, patch_size: int, wraps: bool, wanted: int, generator: np.random.Generator
+) -> Tensor:
+    """About so many windows of random images, (n, C * k * k), a few of each."""
+    images = generator.permutation(len(which))[: min(len(which), 20_000)]
+    each = max(8, -(-wanted // len(images)))
+    parts = []
+    for start in range(0, len(images), 256):
+        pixels = bank.read(which[torch.from_numpy(images[start : start + 256])])
+        windows = F.unfold(_padded(pixels, patch_size, wraps), patch_size)  # (n, C * k * k, places)
+        some = generator.permutation(windows.shape[2])[:each]
+        parts.append(windows[:, :, torch.from_numpy(some)].transpose(1, 2).reshape(-1, windows.shape[1]))
+    return torch.cat(parts)
 
 
-def _train(bank, which, patch_size, wraps, places, count, threads, generator):
-    import faiss
-    wanted = max(4096, count * _TRAINING_WINDOWS_A_LIST)
-    images = min(len(which), max(1, 4 * wanted // places), 20000)
-    chosen = np.sort(generator.choice(len(which), images, replace=False))
-    pixels = bank.read(which[torch.from_numpy(chosen)])
-    k = patch_size
-    rows = []
-    # same places of every image? random windows
-    windows = F.unfold(F.pad(pixels, (k//2,)*4, mode="circular") if wraps else pixels, k)  # (n, Ckk, places)
-    windows = windows.transpose(1, 2).reshape(-1, pixels.shape[1] * k * k)
-    windows = windows[torch.from_numpy(generator.permutation(len(windows))[:wanted])]
-    mean = windows.mean(0)
-    values, vectors = torch.linalg.eigh(torch.cov(windows.T))
-    directions = vectors.flip(1)[:, :DIRECTIONS].contiguous()
-    kmeans = faiss.Kmeans(directions.shape[1], count, niter=10, seed=SEED, min_points_per_centroid=1, max_points_per_centroid=1000)
-    kmeans.train(((windows - mean) @ directions).numpy())
-    return mean, directions, kmeans.centroids
-
-
-def _project(pixels, mean, directions, k, wraps):
-    channels = pixels.shape[1]
-    filters = directions.T.reshape(-1, channels, k, k)
-    if wraps:
-        pixels = F.pad(pixels, (k // 2,) * 4, mode="circular")
-    out = F.conv2d(pixels, filters) - (directions.T @ mean)[:, None, None]
-    return np.ascontiguousarray(out.permute(0, 2, 3, 1).reshape(-1, out.shape[1]).numpy())
+def _padded(pixels: Tensor, patch_size: int, wraps: bool) -> Tensor:
+    return F.pad(pixels, (patch_size // 2,) * 4, mode="circular") if wraps else pixels

@@ -13,13 +13,15 @@ from __future__ import annotations
 from collections.abc import Generator, Sequence
 from contextlib import closing
 from enum import IntEnum
+from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from pyels.bank import PatchBank
-from pyels.denoiser import Denoiser, check_labels, check_level, check_patch_size, check_query
-from pyels.engines import choose_engine, default_threads, partial_posterior
+from pyels.denoiser import Denoiser, check_labels, check_level, check_patch_size, check_query, check_tolerance
+from pyels.engines import choose_engine, default_threads, faiss, partial_posterior
+from pyels.index import Index, open_index
 from pyels.posterior import PartialPosterior, Posterior
 
 MOST_THREADS = 4096
@@ -56,7 +58,13 @@ class Machine(Denoiser):
     sources: Sources
 
     def __init__(
-        self, bank: PatchBank, patch_size: int | None = None, engine: str = "auto", threads: int | None = None
+        self,
+        bank: PatchBank,
+        patch_size: int | None = None,
+        engine: str = "auto",
+        threads: int | None = None,
+        tolerance: float = 0.01,
+        index: str | Path | None = None,
     ) -> None:
         if not isinstance(bank, PatchBank):
             raise TypeError(f"bank must be a pyels.PatchBank, got {type(bank).__name__}; use PatchBank(images, labels)")
@@ -68,6 +76,9 @@ class Machine(Denoiser):
         if threads is not None and not 1 <= threads <= MOST_THREADS:
             raise ValueError(f"threads must be between 1 and {MOST_THREADS}, got {threads}")
         self.threads = default_threads() if threads is None else threads
+        self.tolerance = check_tolerance(tolerance)
+        self.index = index
+        self._indexes: dict[tuple[int, int | None], Index] = {}
 
     def __repr__(self) -> str:
         size = "" if self.window is Window.IMAGE else f", patch_size={self.patch_size}"
@@ -80,6 +91,7 @@ class Machine(Denoiser):
         sigma: float | Tensor,
         labels: Tensor | None = None,
         patch_size: int | None = None,
+        tolerance: float | None = None,
     ) -> Tensor:
         """The posterior mean x0_hat.
 
@@ -90,6 +102,8 @@ class Machine(Denoiser):
         sigma       noise level > 0, a number or (B,)
         labels      (B,) integers: restrict each query to the bank images of its class; None: all images
         patch_size  odd window size in pixels, instead of the machine's own
+        tolerance   engine "faiss": how far the mean of a pixel may be from the exact one (half a 95% interval) for its
+                    search to end, instead of the machine's own; the other engines are exact
 
         Returns
         -------
@@ -100,7 +114,7 @@ class Machine(Denoiser):
         TypeError, ValueError  wrong dtype or shape, NaN or infinite pixels, sigma <= 0, alpha < 0, a class without
                                images, a patch size that is even, not positive, or larger than the boundary allows
         """
-        return self.partial(x, alpha, sigma, labels, patch_size, full=False).mean(self._dtype)
+        return self.partial(x, alpha, sigma, labels, patch_size, False, tolerance).mean(self._dtype)
 
     def posterior(
         self,
@@ -109,9 +123,11 @@ class Machine(Denoiser):
         sigma: float | Tensor,
         labels: Tensor | None = None,
         patch_size: int | None = None,
+        tolerance: float | None = None,
     ) -> Posterior:
-        """The mean with log-evidence, entropy and heaviest source of every pixel; arguments as in `denoise`."""
-        return self.partial(x, alpha, sigma, labels, patch_size).finish(self._dtype)
+        """The mean with its error, log-evidence, entropy and heaviest source of every pixel; arguments as in
+        `denoise`."""
+        return self.partial(x, alpha, sigma, labels, patch_size, True, tolerance).finish(self._dtype)
 
     def denoise_over_sizes(
         self,
@@ -154,6 +170,7 @@ class Machine(Denoiser):
         labels: Tensor | None = None,
         patch_size: int | None = None,
         full: bool = True,
+        tolerance: float | None = None,
     ) -> PartialPosterior:
         """The posterior as a mergeable part of that over a larger bank; arguments as in `denoise`.
 
@@ -164,6 +181,9 @@ class Machine(Denoiser):
         alphas, sigmas = check_level("alpha", alpha, batch), check_level("sigma", sigma, batch)
         labels = check_labels(labels, batch)
         k = self._size(patch_size)
+        tolerance = self.tolerance if tolerance is None else check_tolerance(tolerance)
+        if self.engine == "faiss" and self._has_lists(k) and batch > 0:
+            return self._sampled(x, alphas, sigmas, labels, k, full, tolerance)
         begin, end = self._ranges(labels, batch)
         total: PartialPosterior | None = None
         with closing(self._parts(labels, begin, end)) as parts:
@@ -176,7 +196,7 @@ class Machine(Denoiser):
                     x,
                     alphas,
                     sigmas,
-                    self.engine,
+                    "cpu" if self.engine == "faiss" else self.engine,
                     int(self.window),
                     int(self.sources),
                     k,
@@ -190,6 +210,56 @@ class Machine(Denoiser):
                 total = part if total is None else total.merge(part)
         assert total is not None
         return total
+
+    def _has_lists(self, k: int) -> bool:
+        """Whether there are windows to search among: LS, IS and ES have few, of which all have to be looked at, and so
+        has ELS where every window overhangs the border."""
+        _, height, width = self.bank.shape
+        everywhere = self.window is Window.SQUARE and self.sources is not Sources.SAME_POSITION
+        return everywhere and k <= min(height, width) and height * width <= faiss.MOST_PLACES
+
+    def _sampled(
+        self,
+        x: Tensor,
+        alphas: Tensor,
+        sigmas: Tensor,
+        labels: Tensor | None,
+        k: int,
+        full: bool,
+        tolerance: float,
+    ) -> PartialPosterior:
+        """The posterior by engine "faiss": for the queries of each class, the lists of that class."""
+        if self.bank.streamed:
+            raise ValueError("engine 'faiss' needs the bank in memory or mapped; load it without a memory_limit")
+        begin, end = self._ranges(labels, len(x))
+        classes = [None] if labels is None else labels.unique().tolist()
+        parts, places = [], []
+        for label in classes:
+            if (k, label) not in self._indexes:
+                wraps = self.sources is Sources.CIRCULAR
+                self._indexes[k, label] = open_index(self.bank, k, wraps, label, self.index, self.threads)
+            of_class = torch.arange(len(x)) if labels is None else torch.nonzero(labels == label).flatten()
+            count = (end - begin)[of_class].double()[:, None, None] * self._positions(k)
+            parts.append(
+                faiss.sampled_posterior(
+                    self.bank,
+                    self._indexes[k, label],
+                    begin[of_class],
+                    end[of_class],
+                    label is not None,
+                    x[of_class],
+                    alphas[of_class],
+                    sigmas[of_class],
+                    int(self.sources),
+                    k,
+                    self.threads,
+                    full,
+                    tolerance,
+                    count,
+                )
+            )
+            places.append(of_class)
+        return PartialPosterior.stack(parts, torch.cat(places))
 
     def _parts(self, labels: Tensor | None, begin: Tensor, end: Tensor) -> Generator[Part, None, None]:
         """What `_ranges` gave, or part of every range, in one part, or in several where the bank is streamed: then only
@@ -330,8 +400,11 @@ class ELS(Machine):
                             by the same four amounts as its own (appendix B.2, "boundary-broken ELS")
                 "circular"  windows wrap around; all N*H*W patches are sources (section 3.3)
                 "interior"  as the released code: the query's window wraps around, patches lie wholly inside
-    engine      "auto", "cpu" or "reference"; see `pyels.engines.choose_engine`
+    engine      "auto", "cpu", "faiss" or "reference"; see `pyels.engines.choose_engine`
     threads     number of threads, by default the CPUs this process may use; results do not depend on it
+    tolerance   engine "faiss": see `denoise`
+    index       engine "faiss": folder of the indexes, which are built when first needed; see
+                `pyels.index.default_folder`
     """
 
     window = Window.SQUARE
@@ -345,9 +418,11 @@ class ELS(Machine):
         boundary: str = "zeros",
         engine: str = "auto",
         threads: int | None = None,
+        tolerance: float = 0.01,
+        index: str | Path | None = None,
     ) -> None:
         if boundary not in self.boundaries:
             raise ValueError(f"boundary must be one of {', '.join(self.boundaries)}, got {boundary!r}")
         self.boundary = boundary
         self.sources = Sources[boundary.upper()]
-        super().__init__(bank, patch_size, engine, threads)
+        super().__init__(bank, patch_size, engine, threads, tolerance, index)

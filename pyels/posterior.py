@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
 
 import torch
 from torch import Tensor
+
+from pyels import _core
+
+# What the exact engines' means are off by at most: the bound that they are tested against.
+ROUNDING = 1e-4
 
 
 @dataclass(frozen=True)
@@ -20,6 +26,10 @@ class Posterior:
     source         (B, H, W, 3) image, row and column of the heaviest patch's centre, int64; of equally heavy ones
                    (to the last bit) the first, in the order of images, then of displacements or places
     source_weight  (B, H, W)    its normalised weight
+    error          (B, H, W)    how far the mean may be from the exact one, in every channel
+    certified      (B, H, W)    bool; True: `error` is a bound (1e-4, rounding, where all patches were looked at).
+                                False: `error` is half the width of a 95% interval around the mean, and the other fields
+                                are estimates too; `source` is the heaviest patch among those that were looked at
 
     All float32, or float64 from engine "reference".
     """
@@ -29,6 +39,8 @@ class Posterior:
     entropy: Tensor
     source: Tensor
     source_weight: Tensor
+    error: Tensor
+    certified: Tensor
 
 
 @dataclass(frozen=True)
@@ -37,7 +49,7 @@ class PartialPosterior:
 
     Partial posteriors of disjoint parts of a bank merge to that of their union, in any grouping: they form a monoid
     whose neutral element has m = -inf, s = 0, y = 0. `e`, `top` and `source` are None unless the machine was asked for
-    the full posterior.
+    the full posterior; `ss`, `sy`, `yy` and `tail` are None unless s and y are estimates, made by engine "faiss".
 
     Attributes
     ----------
@@ -48,6 +60,10 @@ class PartialPosterior:
     e       (B, H, W)    float64  sum of exp(log w - m) * (log w - m)
     top     (B, H, W)    float64  largest log w
     source  (B, H, W)    int64    its patch, (image * H + row) * W + column; -1 when empty
+    ss      (B, H, W)    float64  variance of s
+    sy      (B, C, H, W) float64  covariance of s and y
+    yy      (B, C, H, W) float64  variance of y
+    tail    (B, H, W)    float64  estimated sum of exp(log w - m) over what was left out of s; 0 where nothing was
     """
 
     m: Tensor
@@ -57,6 +73,20 @@ class PartialPosterior:
     e: Tensor | None = None
     top: Tensor | None = None
     source: Tensor | None = None
+    ss: Tensor | None = None
+    sy: Tensor | None = None
+    yy: Tensor | None = None
+    tail: Tensor | None = None
+
+    @classmethod
+    def stack(cls, parts: Sequence[PartialPosterior], places: Tensor) -> PartialPosterior:
+        """The queries of several partial posteriors side by side, query i of them at places[i]."""
+        order = torch.argsort(places)
+        joined = {}
+        for field in fields(cls):
+            values = [getattr(part, field.name) for part in parts]
+            joined[field.name] = None if values[0] is None else torch.cat(values)[order]
+        return cls(**joined)
 
     def merge(self, other: PartialPosterior) -> PartialPosterior:
         """The partial posterior of both parts together. Of two equally heavy patches that in the lower image is the
@@ -74,8 +104,17 @@ class PartialPosterior:
         s = a * self.s + b * other.s
         y = a[:, None] * self.y + b[:, None] * other.y
         count = self.count + other.count
+        sampled = {}
+        for name, power in (("ss", 2), ("sy", 2), ("yy", 2), ("tail", 1)):
+            mine, theirs = getattr(self, name), getattr(other, name)
+            if mine is None and theirs is None:
+                continue
+            of = [(a**power, mine), (b**power, theirs)]
+            sampled[name] = sum(
+                (scale[:, None] if value.dim() == 4 else scale) * value for scale, value in of if value is not None
+            )
         if self.e is None or self.top is None or self.source is None:
-            return PartialPosterior(m, s, y, count)
+            return PartialPosterior(m, s, y, count, **sampled)
         assert other.e is not None
         assert other.top is not None
         assert other.source is not None
@@ -91,6 +130,7 @@ class PartialPosterior:
             e,
             torch.where(other_wins, other.top, self.top),
             torch.where(other_wins, other.source, self.source),
+            **sampled,
         )
 
     def mean(self, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -98,6 +138,20 @@ class PartialPosterior:
         if (self.s == 0).any():
             raise ValueError("the partial posterior of an empty part of a bank has no mean; merge it with others first")
         return (self.y / self.s[:, None]).to(dtype)
+
+    def error(self) -> tuple[Tensor, Tensor]:
+        """How far the mean may be from the exact one, (B, H, W) float64, and whether that is a bound, (B, H, W) bool.
+
+        Where s and y are estimates the mean is a ratio of two, whose variance is, to first order (the delta method),
+        (yy - 2 mean sy + mean^2 ss) / s^2. What was left out moves it by its share of the weight at most.
+        """
+        if self.ss is None or self.sy is None or self.yy is None or self.tail is None:
+            return torch.full_like(self.s, ROUNDING), torch.ones_like(self.s, dtype=torch.bool)
+        mean = self.mean(torch.float64)
+        variance = (self.yy - 2 * mean * self.sy + mean**2 * self.ss[:, None]).clamp(min=0).amax(dim=1)
+        estimated = _core.LIST_INTERVAL * variance.sqrt() / self.s + self.tail / self.s
+        certified = self.tail == 0  # all patches were looked at
+        return torch.where(certified, 0.0, estimated) + ROUNDING, certified
 
     def finish(self, dtype: torch.dtype = torch.float32) -> Posterior:
         """All fields of the posterior. Needs a full partial posterior."""
@@ -109,10 +163,13 @@ class PartialPosterior:
         source = torch.stack(
             [self.source // (height * width), self.source // width % height, self.source % width], dim=-1
         )
+        error, certified = self.error()
         return Posterior(
             mean=mean,
             log_evidence=(self.m + log_s - self.count.log()).to(dtype),
             entropy=(log_s - self.e / self.s).clamp(min=0).to(dtype),
             source=source,
             source_weight=(self.top - self.m - log_s).exp().clamp(max=1).to(dtype),
+            error=error.to(dtype),
+            certified=certified,
         )

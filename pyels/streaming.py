@@ -107,6 +107,11 @@ class FileImages:
     def __len__(self) -> int:
         return self.shape[0]
 
+    @property
+    def is_whole(self) -> bool:
+        """All images of the file, in their order."""
+        return self.numbers == range(self._in_file)
+
     def __getitem__(self, part: slice) -> FileImages:
         cut = object.__new__(FileImages)
         cut.__dict__.update(self.__dict__)

@@ -33,6 +33,17 @@ engine_option = click.option("--engine", type=click.Choice(ENGINES), default="au
 threads_option = click.option(
     "--threads", type=int, help="Number of threads.  [default: all CPUs this process may use]"
 )
+tolerance_option = click.option(
+    "--tolerance",
+    type=float,
+    help="Of engine faiss: how far the mean of a pixel may be from the exact one, half a 95% interval.  [default: 0.01]",
+)
+index_option = click.option(
+    "--index",
+    type=click.Path(path_type=Path, file_okay=False),
+    help="Of engine faiss: the folder of its indexes, built when first needed.  [default: beside the file of the data "
+    "set, or in the user's cache]",
+)
 json_option = click.option("--json", "as_json", is_flag=True, help="Print the result as JSON on standard output.")
 limit_option = click.option("--limit", type=int, help="Use only the first so many images.")
 size_option = click.option("--size", type=int, help="Resize the images to so many pixels.")
@@ -137,10 +148,19 @@ def boundary_of(record: dict[str, Any]) -> str:
 
 
 def make_machine(
-    kind: str, bank: pyels.PatchBank, boundary: str = "zeros", engine: str = "auto", threads: int | None = None
+    kind: str,
+    bank: pyels.PatchBank,
+    boundary: str = "zeros",
+    engine: str = "auto",
+    threads: int | None = None,
+    tolerance: float | None = None,
+    index: Path | None = None,
 ) -> Machine:
+    if (kind, engine) != ("els", "faiss") and (tolerance is not None or index is not None):
+        raise ValueError("--tolerance and --index are for --machine els with --engine faiss; the rest is exact")
     if kind == "els":
-        return ELS(bank, boundary=boundary, engine=engine, threads=threads)
+        approximate = {} if tolerance is None else {"tolerance": tolerance}
+        return ELS(bank, boundary=boundary, engine=engine, threads=threads, index=index, **approximate)
     if kind == "ls":
         return LS(bank, engine=engine, threads=threads)
     return (IS if kind == "is" else ES)(bank, engine=engine, threads=threads)
@@ -148,7 +168,9 @@ def make_machine(
 
 def engine_settings(machine: Machine) -> dict[str, Any]:
     """What the bits of a result depend on, beside its inputs."""
-    settings = {"engine": machine.engine, "isa": _core.isa_in_use()}
+    settings: dict[str, Any] = {"engine": machine.engine, "isa": _core.isa_in_use()}
+    if machine.engine == "faiss":
+        settings["tolerance"] = machine.tolerance
     return settings if machine.bank.memory_limit is None else {**settings, "memory_limit": machine.bank.memory_limit}
 
 

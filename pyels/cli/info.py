@@ -10,9 +10,9 @@ import click
 import torch
 
 import pyels
-from pyels import _core, datasets, presets
+from pyels import _core, datasets, index, presets
 from pyels.cli.common import json_option
-from pyels.engines import AVAILABLE, default_threads
+from pyels.engines import available_engines, default_threads
 
 
 @click.command("info")
@@ -31,13 +31,14 @@ def info_command(dataset: str | None, as_json: bool) -> None:
             "megabytes": round(bank.nbytes / 1e6, 1),
             "images_per_class": counts,
             "checksums": "ok" if bank.verify() else "none",
+            "indexes": index.describe(index.default_folder(bank)),
         }
     else:
         result = {
             "pyels": pyels.__version__,
             "python": platform.python_version(),
             "torch": torch.__version__,
-            "engines": list(AVAILABLE),
+            "engines": available_engines(),
             "isa": _core.isa_in_use(),
             "isas": _core.available_isas(),
             "threads": default_threads(),
@@ -50,6 +51,11 @@ def info_command(dataset: str | None, as_json: bool) -> None:
     for key, value in result.items():
         if isinstance(value, dict):
             value = ", ".join(f"{k}: {v}" for k, v in value.items())
+        elif key == "indexes":
+            value = "; ".join(
+                f"{one['file']}: {one['lists']} lists, {one['megabytes']} MB, built in {one['seconds']} s"
+                for one in value
+            )
         elif isinstance(value, list):
             value = ", ".join(map(str, value))
         click.echo(f"{key:17} {value}")

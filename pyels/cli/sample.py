@@ -21,6 +21,7 @@ from pyels.cli.common import (
     describe,
     engine_option,
     engine_settings,
+    index_option,
     integers,
     join_processes,
     json_option,
@@ -30,6 +31,7 @@ from pyels.cli.common import (
     named_sizes,
     out_option,
     threads_option,
+    tolerance_option,
 )
 from pyels.files import write_json, write_tensors
 from pyels.machines import ELS, ES, IS, Machine
@@ -62,6 +64,8 @@ from pyels.schedules import SCHEDULES, make_schedule
 @limit_option
 @memory_limit_option
 @engine_option
+@tolerance_option
+@index_option
 @threads_option
 @out_option("pyels-samples")
 @json_option
@@ -81,6 +85,8 @@ def sample_command(
     limit: int | None,
     memory_limit: str | None,
     engine: str,
+    tolerance: float | None,
+    index: Path | None,
     threads: int | None,
     out: Path,
     as_json: bool,
@@ -102,7 +108,7 @@ def sample_command(
     if kind != "els" and boundary is not None:
         raise ValueError(f"--boundary {boundary} was given, but only machine els has one")
     bank = datasets.load(dataset, limit=limit, memory_limit=memory_limit)
-    machine = make_machine(kind, bank, boundary or "zeros", engine, threads)
+    machine = make_machine(kind, bank, boundary or "zeros", engine, threads, tolerance, index)
     stepping = _stepping(machine, dataset, boundary or "zeros", patch_size, patch_sizes, steps, schedule)
     per_sample = None if classes is None else [classes[i % len(classes)] for i in range(num)]
     for c in set(per_sample or []):

@@ -1,0 +1,62 @@
+"""Engine "faiss": importance sampling of the windows that an index finds, with the error that this makes."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from pyels import _core
+from pyels.bank import PatchBank
+from pyels.index import Index
+from pyels.posterior import PartialPosterior
+
+MOST_PLACES = 1 << 16  # of an image, as places in an index are 16-bit numbers
+
+
+def sampled_posterior(
+    bank: PatchBank,
+    index: Index,
+    begin: Tensor,  # (B,) int64 images of each query, all the same and those of the index: first entry of `order`
+    end: Tensor,  # (B,) int64 and the one after the last
+    by_class: bool,  # begin and end are places in bank.order, not image numbers
+    x: Tensor,  # (B, C, H, W) float32
+    alpha: Tensor,  # (B,) float64
+    sigma: Tensor,  # (B,) float64
+    sources: int,
+    patch_size: int,
+    threads: int,
+    full: bool,
+    tolerance: float,
+    count: Tensor,  # (B, H, W) float64
+) -> PartialPosterior:
+    pixels = (len(x), *x.shape[2:])
+    of_pixels, of_values = ({"size": size, "dtype": torch.float64} for size in (pixels, tuple(x.shape)))
+    m, s, ss, tail = (torch.empty(**of_pixels) for _ in range(4))
+    y, sy, yy = (torch.empty(**of_values) for _ in range(3))
+    e, top = (torch.empty(pixels if full else 0, dtype=torch.float64) for _ in range(2))
+    source = torch.empty(pixels if full else 0, dtype=torch.int64)
+    _core.partial_posterior(
+        engine="faiss",
+        pixels=bank.images.data_ptr(),
+        is_uint8=bank.dtype == torch.uint8,
+        bank_shape=[len(bank), *bank.shape],
+        order=bank.order.data_ptr() if by_class else 0,
+        queries=len(x),
+        x=x.data_ptr(),
+        alpha=alpha.data_ptr(),
+        sigma=sigma.data_ptr(),
+        begin=begin.data_ptr(),
+        end=end.data_ptr(),
+        window=1,
+        sources=sources,
+        patch_size=patch_size,
+        threads=threads,
+        full=full,
+        out=[tensor.data_ptr() for tensor in (m, s, y, e, top, source, ss, sy, yy, tail)],
+        tolerance=tolerance,
+        **index.arguments(),
+    )
+    sampled = {"ss": ss, "sy": sy, "yy": yy, "tail": tail}
+    if not full:
+        return PartialPosterior(m, s, y, count, **sampled)
+    return PartialPosterior(m, s, y, count, e, top, source, **sampled)

@@ -30,7 +30,7 @@ from pyels.bank import PatchBank
 from pyels.files import write_tensors
 
 MOST_LISTS = 4096
-MOST_DIRECTIONS = 32
+MOST_DIRECTIONS = 48
 _LEAST_MEMBERS = 256  # of a list, on average
 _TRAINING_WINDOWS = 64  # a list
 _AT_ONCE = 1 << 20  # windows assigned to lists

@@ -56,6 +56,7 @@ class Machine(Denoiser):
 
     window: Window
     sources: Sources
+    tolerance = 0.01
 
     def __init__(
         self,
@@ -63,7 +64,7 @@ class Machine(Denoiser):
         patch_size: int | None = None,
         engine: str = "auto",
         threads: int | None = None,
-        tolerance: float = 0.01,
+        tolerance: float = tolerance,
         index: str | Path | None = None,
     ) -> None:
         if not isinstance(bank, PatchBank):
@@ -232,13 +233,13 @@ class Machine(Denoiser):
         if self.bank.streamed:
             raise ValueError("engine 'faiss' needs the bank in memory or mapped; load it without a memory_limit")
         begin, end = self._ranges(labels, len(x))
-        classes = [None] if labels is None else labels.unique().tolist()
+        classes: list[int | None] = [None] if labels is None else sorted(set(labels.tolist()))
         parts, places = [], []
         for label in classes:
             if (k, label) not in self._indexes:
                 wraps = self.sources is Sources.CIRCULAR
                 self._indexes[k, label] = open_index(self.bank, k, wraps, label, self.index, self.threads)
-            of_class = torch.arange(len(x)) if labels is None else torch.nonzero(labels == label).flatten()
+            of_class = torch.tensor([i for i in range(len(x)) if labels is None or int(labels[i]) == label])
             count = (end - begin)[of_class].double()[:, None, None] * self._positions(k)
             parts.append(
                 faiss.sampled_posterior(
@@ -418,7 +419,7 @@ class ELS(Machine):
         boundary: str = "zeros",
         engine: str = "auto",
         threads: int | None = None,
-        tolerance: float = 0.01,
+        tolerance: float = Machine.tolerance,
         index: str | Path | None = None,
     ) -> None:
         if boundary not in self.boundaries:

@@ -16,6 +16,7 @@ from pyels.schedules import make_schedule
 pytest.importorskip("faiss", reason="engine faiss needs faiss")
 TIMES = (0.05, 0.2, 0.35, 0.5, 0.65, 0.8, 0.95, 1.0)
 SIZES = (3, 5, 7, 9, 9, 11, 13, 13)  # about those that networks calibrate to
+LEVELS = tuple(zip(TIMES, SIZES, strict=True))
 
 
 def level(t):
@@ -23,7 +24,7 @@ def level(t):
     return float(schedule.alpha(t)), float(schedule.sigma(t))
 
 
-def compare(bank, boundary, tolerance, folder, batch=2, levels=tuple(zip(TIMES, SIZES, strict=True))):
+def compare(bank, boundary, tolerance, folder, batch=2, levels=LEVELS):
     """Errors, stated errors and which are bounds, of all pixels at all noise levels."""
     machine = pyels.ELS(bank, boundary=boundary, engine="faiss", index=folder)
     exact = pyels.ELS(bank, boundary=boundary)

@@ -36,7 +36,7 @@ threads_option = click.option(
 tolerance_option = click.option(
     "--tolerance",
     type=float,
-    help="Of engine faiss: how far the mean of a pixel may be from the exact one, half a 95% interval.  [default: 0.01]",
+    help="Of engine faiss: how far a pixel's mean may be from the exact one (half a 95% interval).  [default: 0.01]",
 )
 index_option = click.option(
     "--index",
@@ -159,8 +159,8 @@ def make_machine(
     if (kind, engine) != ("els", "faiss") and (tolerance is not None or index is not None):
         raise ValueError("--tolerance and --index are for --machine els with --engine faiss; the rest is exact")
     if kind == "els":
-        approximate = {} if tolerance is None else {"tolerance": tolerance}
-        return ELS(bank, boundary=boundary, engine=engine, threads=threads, index=index, **approximate)
+        tolerance = ELS.tolerance if tolerance is None else tolerance
+        return ELS(bank, boundary=boundary, engine=engine, threads=threads, tolerance=tolerance, index=index)
     if kind == "ls":
         return LS(bank, engine=engine, threads=threads)
     return (IS if kind == "is" else ES)(bank, engine=engine, threads=threads)

@@ -30,9 +30,8 @@ def sampled_posterior(
     count: Tensor,  # (B, H, W) float64
 ) -> PartialPosterior:
     pixels = (len(x), *x.shape[2:])
-    of_pixels, of_values = ({"size": size, "dtype": torch.float64} for size in (pixels, tuple(x.shape)))
-    m, s, ss, tail = (torch.empty(**of_pixels) for _ in range(4))
-    y, sy, yy = (torch.empty(**of_values) for _ in range(3))
+    m, s, ss, tail = (torch.empty(pixels, dtype=torch.float64) for _ in range(4))
+    y, sy, yy = (torch.empty(x.shape, dtype=torch.float64) for _ in range(3))
     e, top = (torch.empty(pixels if full else 0, dtype=torch.float64) for _ in range(2))
     source = torch.empty(pixels if full else 0, dtype=torch.int64)
     _core.partial_posterior(

@@ -124,10 +124,10 @@ constexpr double growth = 8;          // of their number, from round to round at
 // The model of a list: its windows spread alike in so many directions. Lists whose weights it predicts to be less than
 // 2^-reach of the whole are never looked at.
 constexpr double directions = 32, reach = 20;
-// Then so much of every list is weighed by description, and lists that together hold no more than `left_out` of the
-// weight are left out, but for the nearest: these may hold a window that outweighs all that was looked at.
-constexpr double pilot = 1.0 / 64, left_out = 1e-3;
-constexpr std::ptrdiff_t nearest_lists = 16;
+// Then so many windows, a part of every list, are weighed by description, and lists that together seem to hold no more
+// than `left_out` of the weight are left out, but for the nearest: these may hold a window that outweighs all others.
+constexpr double pilot_members = 1e5, left_out = 1e-5;
+constexpr std::ptrdiff_t nearest_lists = 32;
 // Where the weight is spread over many windows, a part of every list will do that has so many times more effective
 // windows than are picked.
 constexpr double spare = 10;
@@ -136,8 +136,10 @@ constexpr double spare = 10;
 constexpr double tempering = 0.75, beta = 0.2;
 // The error grows by few / n where the variance is that of n equal contributions.
 constexpr double few = 3;
-// An image is left to the exact engine when more than a quarter of its pixels would have an eighth of all windows weighed.
-constexpr double most_of_windows = 1.0 / 8, most_of_pixels = 1.0 / 4;
+// A pixel is hard when to look on costs more than a third of what looking at all windows would: weighing a window that
+// was picked costs as much as about 300 pairs of the exact engine, weighing one by description about one. An image with
+// more than a quarter of its pixels hard is left to the exact engine.
+constexpr double pick_cost = 300, most_of_windows = 1.0 / 3, most_of_pixels = 1.0 / 4;
 // Beyond so many nats float32 distances spoil the weights.
 constexpr double most_nats = 3000;
 // So many query pixels share what is read of the lists.
@@ -159,7 +161,7 @@ struct Pixel {
   std::vector<Entry> entries;
   std::vector<std::int16_t> z;
   ScanQuery scan{};
-  double members = 0, fraction = 1, picks = 0, log_total = nothing, dropped = 0;
+  double members = 0, pilot = 0, fraction = 1, picks = 0, log_total = nothing, dropped = 0;
   // The estimate, relative to 2^m.
   double m = 0, s = 0, ss = 0, fourth = 0, error = 0;  // fourth: sum of squares of what ss is the sum of
   std::vector<double> y, sy, yy;  // (C)
@@ -288,6 +290,7 @@ class Search {
         q.members += static_cast<double>(size(l));
       }
     q.picks = first_picks;
+    q.pilot = std::min(1.0, pilot_members / q.members);
     describe(q);
   }
 
@@ -332,7 +335,7 @@ class Search {
   // visit(list, own, pixel, entry, begin, end) for all active pixels that look into a list: part by part of its members
   // begin .. end - 1, so that a part stays in the cache while it is looked at. own = make() for each thread.
   template <class Look, class Make>
-  void each_list(double part_of_fraction, Look look, Make make) {
+  void each_list(double Pixel::*part_of, Look look, Make make) {
     std::vector<std::int64_t> first(static_cast<std::size_t>(lists_.count + 1), 0);
     for (const Pixel& q : pixels_)
       if (active(q))
@@ -354,7 +357,7 @@ class Search {
             if (stop()) return;
             const Visit& visit = visits[static_cast<std::size_t>(v)];
             const Pixel& q = pixels_[static_cast<std::size_t>(visit.pixel)];
-            const std::int64_t to = std::min(members(q, l, part_of_fraction), from + part);
+            const std::int64_t to = std::min(members(q, l, q.*part_of), from + part);
             if (from < to) look(own, visit, task(l, from, to));
           }
       });
@@ -363,7 +366,7 @@ class Search {
 
   // How many members of a list a pixel looks at: whole blocks, or all.
   std::int64_t members(const Pixel& q, std::int64_t l, double part) const {
-    const double wanted = std::ceil(part * q.fraction * static_cast<double>(size(l)) / list_block) * list_block;
+    const double wanted = std::ceil(part * static_cast<double>(size(l)) / list_block) * list_block;
     return std::min(size(l), static_cast<std::int64_t>(wanted));
   }
 
@@ -379,7 +382,8 @@ class Search {
 
   // Sums the weights by description of a part of every list: what it takes to pick about so many windows.
   void weigh_lists() {
-    each_list(pilot, [&](int&, const Visit& visit, const ScanTask& t) {
+    each_list(
+        &Pixel::pilot, [&](int&, const Visit& visit, const ScanTask& t) {
       Pixel& q = pixels_[static_cast<std::size_t>(visit.pixel)];
       Entry& e = q.entries[static_cast<std::size_t>(visit.entry)];
       ScanQuery scan = q.scan;
@@ -398,7 +402,7 @@ class Search {
     shares.clear();
     for (const Entry& e : q.entries) {
       const double scale = std::exp2(static_cast<double>(e.top) - top);
-      const double each = static_cast<double>(size(e.list)) / static_cast<double>(members(q, e.list, pilot));
+      const double each = static_cast<double>(size(e.list)) / static_cast<double>(members(q, e.list, q.pilot));
       shares.push_back(each * e.sum * scale);
       total += shares.back(), squares += each * e.squares * scale * scale;
     }
@@ -440,11 +444,12 @@ class Search {
         parts.push_back(std::move(picks));
       }
     };
-    each_list(1.0, [&](Own& own, const Visit& visit, const ScanTask& t) {
+    each_list(
+        &Pixel::fraction, [&](Own& own, const Visit& visit, const ScanTask& t) {
       const Pixel& q = pixels_[static_cast<std::size_t>(visit.pixel)];
       const std::int64_t n = kernel_.scan_pick(t, q.scan, visit.pixel, own.buffer.data());
       const std::int64_t l = q.entries[static_cast<std::size_t>(visit.entry)].list;
-      const auto looked_at = static_cast<float>(static_cast<double>(members(q, l, 1.0)) / static_cast<double>(size(l)));
+      const auto looked_at = static_cast<float>(static_cast<double>(members(q, l, q.fraction)) / static_cast<double>(size(l)));
       for (std::int64_t i = 0; i < n; ++i) {
         Pick p = own.buffer[static_cast<std::size_t>(i)];
         p.member += static_cast<std::int32_t>(t.first), p.probability *= looked_at;
@@ -544,7 +549,7 @@ class Search {
         const double wanted = 1.2 * std::pow(q.error / tolerance_, 2);
         q.picks *= std::clamp(std::isfinite(wanted) ? wanted : growth, 1.5, growth);
         q.fraction = std::min(1.0, 4 * q.fraction);
-        q.hard = q.picks > most_of_windows * windows_;
+        q.hard = pick_cost * q.picks + q.fraction * q.members > most_of_windows * windows_;
         hard += q.hard;
         more = true;
       }

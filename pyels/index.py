@@ -227,8 +227,8 @@ def _arranged(
     """Members list by list, each list at the beginning of a block, and their descriptions."""
     channels, height, width = bank.shape
     r, k, block = patch_size // 2, patch_size, _core.LIST_BLOCK
-    centres = np.arange(height * width).reshape(height, width)
-    centres = (centres if wraps else centres[r : height - r, r : width - r]).ravel().astype(np.uint16)
+    everywhere = np.arange(height * width, dtype=np.uint16).reshape(height, width)
+    centres = (everywhere if wraps else everywhere[r : height - r, r : width - r]).ravel()
     # Random order first, which a stable sort keeps within each list: its first members are then a fair sample of it.
     order = generator.permutation(len(lists))
     order = order[np.argsort(lists[order], kind="stable")]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -82,7 +83,7 @@ class PartialPosterior:
     def stack(cls, parts: Sequence[PartialPosterior], places: Tensor) -> PartialPosterior:
         """The queries of several partial posteriors side by side, query i of them at places[i]."""
         order = torch.argsort(places)
-        joined = {}
+        joined: dict[str, Any] = {}
         for field in fields(cls):
             values = [getattr(part, field.name) for part in parts]
             joined[field.name] = None if values[0] is None else torch.cat(values)[order]

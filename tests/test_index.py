@@ -92,13 +92,13 @@ def test_a_smaller_tolerance_gives_a_smaller_error(fashion, folder):
 
 
 def test_all_fields(fashion, folder):
-    alpha, sigma = level(0.8)
+    alpha, sigma = level(0.4)
     bank = fashion[:2000]
     x = noisy(bank, alpha, sigma, 1)
-    post = pyels.ELS(bank, 11, engine="faiss", index=folder).posterior(x, alpha, sigma, tolerance=0.02)
-    exact = pyels.ELS(bank, 11).posterior(x, alpha, sigma)
-    assert (post.log_evidence - exact.log_evidence).abs().max() < 0.3  # seen: 0.11
-    assert (post.entropy - exact.entropy).abs().max() < 0.6  # seen: 0.25
+    post = pyels.ELS(bank, 9, engine="faiss", index=folder).posterior(x, alpha, sigma, tolerance=0.03)
+    exact = pyels.ELS(bank, 9).posterior(x, alpha, sigma)
+    assert (post.log_evidence - exact.log_evidence).abs().mean() < 0.05
+    assert (post.entropy - exact.entropy).abs().mean() < 0.15
     rim = exact.certified & post.certified
     assert rim[0, 0].all()
     assert not post.certified[0, 14, 14]
@@ -181,9 +181,9 @@ def test_identical_images(tmp_path):
 def test_parts_merge(fashion, folder, tmp_path):
     """An approximate and an exact part of a bank merge to the posterior over both."""
     bank = fashion[:3000]
-    alpha, sigma = level(0.7)
+    alpha, sigma = level(0.4)
     x = noisy(bank, alpha, sigma, 1)
-    first = pyels.ELS(bank[:2000], 9, engine="faiss", index=folder).partial(x, alpha, sigma, tolerance=0.02)
+    first = pyels.ELS(bank[:2000], 9, engine="faiss", index=folder).partial(x, alpha, sigma, tolerance=0.03)
     second = pyels.ELS(bank[2000:], 9).partial(x, alpha, sigma)
     whole = pyels.ELS(bank, 9).denoise(x, alpha, sigma)
     for merged in (first.merge(second), second.merge(first)):

@@ -64,7 +64,8 @@ def posterior(
                 n, q = np.unravel_index(int(p.argmax()), p.shape)
                 source[b, row, column] = numbers[n], rows[q], columns[q]
                 source_weight[b, row, column] = p.max()
-    return Posterior(*map(torch.from_numpy, (mean, log_evidence, entropy, source, source_weight)))
+    error, certified = np.zeros((batch, height, width)), np.ones((batch, height, width), dtype=bool)
+    return Posterior(*map(torch.from_numpy, (mean, log_evidence, entropy, source, source_weight, error, certified)))
 
 
 def _sources(sources: Sources, row: int, column: int, k: int, height: int, width: int) -> tuple[Array, Array]:

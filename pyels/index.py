@@ -31,6 +31,7 @@ from pyels.files import write_tensors
 
 MOST_LISTS = 4096
 MOST_DIRECTIONS = 48
+MOST_WINDOWS = 2**31 - 2**20  # numbered in 32 bits, with what fills up the blocks of lists
 _LEAST_MEMBERS = 256  # of a list, on average
 _TRAINING_WINDOWS = 64  # a list
 _AT_ONCE = 1 << 20  # windows assigned to lists
@@ -178,13 +179,18 @@ def build(
 ) -> Index:
     """Sort the windows of the images `which`, (n,) int64, into lists; `progress` is told of every part of them done.
 
-    Raises ImportError without faiss.
+    Raises ImportError without faiss, ValueError for more than 2,146,435,072 windows.
     """
     import faiss
 
     _, height, width = bank.shape
     inside = (height - patch_size + 1) * (width - patch_size + 1)
     places = height * width if wraps else inside
+    if places * len(which) > MOST_WINDOWS:
+        raise ValueError(
+            f"{len(which)} images have {places * len(which)} windows, and an index holds at most {MOST_WINDOWS}; "
+            "search by class, or split the bank and merge the partial posteriors of its parts"
+        )
     count = max(1, min(MOST_LISTS, places * len(which) // _LEAST_MEMBERS))
     generator = np.random.default_rng(_SEED)
     windows = _some_windows(bank, which, patch_size, wraps, count * _TRAINING_WINDOWS, generator)

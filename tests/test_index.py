@@ -255,6 +255,8 @@ def test_bad_input(small, tmp_path):
     streamed = pyels.PatchBank.load(path, memory_limit=20_000)
     with pytest.raises(ValueError, match="engine 'faiss' needs the bank in memory or mapped"):
         pyels.ELS(streamed, 3, engine="faiss").denoise(torch.zeros(1, 1, 12, 12), 0.5, 0.5)
+    with pytest.raises(ValueError, match="have 3200000000 windows, and an index holds at most 2146435072"):
+        index.build(make_bank(1, (1, 42, 42)), torch.zeros(1, dtype=torch.int64).expand(2_000_000), 3, False)
     with pytest.raises(ValueError, match="let processes share seeds instead"):
         pyels.distributed.Sharded(pyels.ELS(small, 3, engine="faiss"))
 

@@ -1,8 +1,8 @@
 // The approximate engine: importance sampling of the windows of a bank.
 //
-// An index keeps the windows in lists of similar ones, with short descriptions (coordinates along principal directions).
-// From a query's distance to the means of lists follows which of them can matter; from the descriptions in these, about
-// how much each window weighs. Every window is then picked with a probability pi that grows with this, or surely, and
+// An index keeps the windows in lists of similar ones, with short descriptions (coordinates along principal
+// directions). From a query's distance to the means of lists follows which of them can matter; from the descriptions in
+// these, about how much each window weighs. Every window is then picked with a probability pi that grows with this, or surely, and
 // the exact weights w of those picked, each divided by its pi, sum up to estimates of sum w and sum w * centre (Horvitz
 // and Thompson), with known variance. More are picked until the error of the mean is below the tolerance.
 #include <algorithm>
@@ -192,7 +192,8 @@ class Search {
     for (std::int64_t b = b0; b < b1; ++b)
       for (const Place& place : places_) pixels_.push_back({.b = b, .place = place, .scale = scale(b)});
     fill_queries();
-    each_pixel([&](Pixel& q, auto& distances) { begin(q, distances); }, [&] { return std::vector<float>(static_cast<std::size_t>(lists_.count + kernel_.lanes)); });
+    each_pixel([&](Pixel& q, auto& distances) { begin(q, distances); },
+               [&] { return std::vector<float>(static_cast<std::size_t>(lists_.count + kernel_.lanes)); });
     settle();
     weigh_lists();
     for (int round = 0;; ++round) {
@@ -303,7 +304,8 @@ class Search {
     for (std::int64_t i = 0; i < n; ++i) {
       const float* direction = lists_.directions + i * dims_;
       for (std::int64_t j = 0; j < dims_; ++j)
-        z[static_cast<std::size_t>(i)] += static_cast<double>(direction[j]) * (static_cast<double>(x[j]) - unit_ * static_cast<double>(lists_.origin[j]));
+        z[static_cast<std::size_t>(i)] += static_cast<double>(direction[j]) *
+                                          (static_cast<double>(x[j]) - unit_ * static_cast<double>(lists_.origin[j]));
       largest = std::max(largest, std::abs(z[static_cast<std::size_t>(i)]));
       length += z[static_cast<std::size_t>(i)] * z[static_cast<std::size_t>(i)];
     }
@@ -394,8 +396,8 @@ class Search {
     each_pixel([&](Pixel& q, std::vector<double>& shares) { keep(q, shares); }, [] { return std::vector<double>(); });
   }
 
-  // Leaves out the lists that together hold less than `left_out` of the weight, and decides how many members of the others
-  // are needed where the weight is spread over many.
+  // Leaves out the lists that together hold less than `left_out` of the weight, and decides how many members of the
+  // others are needed where the weight is spread over many.
   void keep(Pixel& q, std::vector<double>& shares) {
     double top = nothing, total = 0, squares = 0;
     for (const Entry& e : q.entries) top = std::max(top, static_cast<double>(e.top));
@@ -449,7 +451,8 @@ class Search {
       const Pixel& q = pixels_[static_cast<std::size_t>(visit.pixel)];
       const std::int64_t n = kernel_.scan_pick(t, q.scan, visit.pixel, own.buffer.data());
       const std::int64_t l = q.entries[static_cast<std::size_t>(visit.entry)].list;
-      const auto looked_at = static_cast<float>(static_cast<double>(members(q, l, q.fraction)) / static_cast<double>(size(l)));
+      const auto looked_at =
+          static_cast<float>(static_cast<double>(members(q, l, q.fraction)) / static_cast<double>(size(l)));
       for (std::int64_t i = 0; i < n; ++i) {
         Pick p = own.buffer[static_cast<std::size_t>(i)];
         p.member += static_cast<std::int32_t>(t.first), p.probability *= looked_at;
@@ -500,7 +503,8 @@ class Search {
         const double log_w = -q.scale * static_cast<double>(distances[i]);
         if (log_w > q.m) {  // what was summed so far refers to the largest
           const double down = std::exp2(q.m - log_w);
-          q.s *= down, q.ss *= down * down, q.fourth *= std::pow(down, 4), q.e = down > 0 ? down * q.e + q.s * (q.m - log_w) : 0;
+          q.s *= down, q.ss *= down * down, q.fourth *= std::pow(down, 4);
+          q.e = down > 0 ? down * q.e + q.s * (q.m - log_w) : 0;
           for (std::size_t c = 0; c < channels; ++c) q.y[c] *= down, q.sy[c] *= down * down, q.yy[c] *= down * down;
           q.m = log_w;
         }
@@ -511,7 +515,8 @@ class Search {
           const auto value = static_cast<double>(panel[centre(static_cast<std::int64_t>(c)) * lanes + i]);
           q.y[c] += share * value, q.sy[c] += variance * value, q.yy[c] += variance * value * value;
         }
-        const std::int64_t source = std::int64_t{lists_.image[p[i].member]} * a_.height * a_.width + lists_.place[p[i].member];
+        const std::int64_t image = lists_.image[p[i].member];
+        const std::int64_t source = image * a_.height * a_.width + lists_.place[p[i].member];
         if (log_w > q.top || (log_w == q.top && source < q.source)) q.top = log_w, q.source = source;
       }
     }
@@ -656,7 +661,7 @@ void describe_lists(const Problem& a, const Lists& lists, float* mean, float* sp
 
 void lists_engine(const Problem& a, const Lists& lists, double tolerance, Sink& sink) {
   Search search(a, lists, tolerance);
-  const std::int64_t group = std::max<std::int64_t>(1, pixels_together / std::max<std::int64_t>(1, search.pixels_of_a_query()));
+  const std::int64_t group = std::max<std::int64_t>(1, pixels_together / search.pixels_of_a_query());
   for (std::int64_t b0 = 0; b0 < a.queries; b0 += group) {
     const std::int64_t b1 = std::min(a.queries, b0 + group);
     search.run(b0, b1);

@@ -1,7 +1,7 @@
 // A query against the descriptions of windows: which of them may matter. See Lists in pyels.h.
 //
-// Descriptions lie in blocks of 16, pairs of coordinates side by side, (directions / 2, 16, 2): a product of two pairs of
-// 16-bit integers, summed to 32 bits, is one instruction. Distances are approximate, and only decide what is looked at.
+// Descriptions lie in blocks of 16, pairs of coordinates side by side, (directions / 2, 16, 2): a product of two pairs
+// of 16-bit integers, summed to 32 bits, is one instruction. Distances are approximate, and only decide what is looked at.
 #include "kernel.h"
 #include "vec.h"
 
@@ -73,7 +73,10 @@ void scan_sum(const ScanTask& t, ScanQuery& q) {
       const Vec w = exp2(log_w - q.top);
       sum += w, squares += w * w;
     }
-  for (int lane = 0; lane < kLanes; ++lane) q.sum += static_cast<double>(sum[lane]), q.squares += static_cast<double>(squares[lane]);
+  for (int lane = 0; lane < kLanes; ++lane) {
+    q.sum += static_cast<double>(sum[lane]);
+    q.squares += static_cast<double>(squares[lane]);
+  }
 }
 
 std::int64_t scan_pick(const ScanTask& t, const ScanQuery& q, std::int32_t query, Pick* picks) {

@@ -124,8 +124,8 @@ struct Lists {
   const std::uint16_t* place = nullptr;  // (members) and its centre: row * W + column
   const float* mean = nullptr;           // (lists, C, k, k) of the windows, pixels in [-1, 1]
   const float* spread = nullptr;         // (lists) mean squared distance of the windows from their mean
-  // Descriptions. A window less `origin` has coordinates `code` * step along `directions`, whose squared length is `norm`;
-  // `rest` is the squared length of what these leave.
+  // Descriptions. A window less `origin` has coordinates `code` * step along `directions`, whose squared length is
+  // `norm`; `rest` is the squared length of what these leave.
   std::int64_t directions_count = 0;     // even
   const float* origin = nullptr;         // (C, k, k)
   const float* directions = nullptr;     // (directions, C, k, k), orthonormal; rows of zeros may fill up
@@ -140,13 +140,13 @@ constexpr std::int64_t list_block = 16;
 void describe_lists(const Problem& problem, const Lists& lists, float* mean, float* spread, std::int8_t* code,
                     float* norm, float* rest);
 
-// Standard errors to either side that make an interval of 95%. 1.96 would do for a normal distribution; sums of few heavy
-// weights have longer tails, and a search that ends when its error seems small ends too early more often than too late.
+// Standard errors to either side that make an interval of 95%. 1.96 would do for a normal distribution; sums of few
+// heavy weights have longer tails, and a search that ends when its error seems small ends too early more often than too late.
 constexpr double list_interval = 2.3;
 
-// The posterior by importance sampling, until the error of every pixel's mean, list_interval standard errors and what was
-// left out, is below `tolerance`. The lists are of the images order[begin[b]] .. order[end[b] - 1] for every query b.
-// Exact, by cpu_engine, for pixels whose windows overhang the border, and for all pixels of a query where that costs less.
+// The posterior by importance sampling, until the error of every pixel's mean, list_interval standard errors and what
+// was left out, is below `tolerance`. The lists are of the images order[begin[b]] .. order[end[b] - 1] for every query b.
+// Exact, by cpu_engine, for pixels whose windows overhang the border, and for all of a query where that costs less.
 void lists_engine(const Problem& problem, const Lists& lists, double tolerance, Sink& sink);
 
 // The instruction sets this CPU can run, best first, and the one in use: environment variable PYELS_ISA, else the best.

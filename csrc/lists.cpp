@@ -158,13 +158,13 @@ struct Pixel {
   Place place;
   double scale;  // log2 w = -scale * squared distance, in units of the bank's pixels
   bool done = false, hard = false, beyond = false;  // hard, beyond: the exact engine would be better; is needed
-  std::vector<Entry> entries;
-  std::vector<std::int16_t> z;
+  std::vector<Entry> entries{};
+  std::vector<std::int16_t> z{};
   ScanQuery scan{};
   double members = 0, pilot = 0, fraction = 1, picks = 0, log_total = nothing, dropped = 0;
   // The estimate, relative to 2^m.
   double m = 0, s = 0, ss = 0, fourth = 0, error = 0;  // fourth: sum of squares of what ss is the sum of
-  std::vector<double> y, sy, yy;  // (C)
+  std::vector<double> y{}, sy{}, yy{};  // (C)
   double e = 0, top = nothing;
   std::int64_t source = -1;
 };
@@ -359,7 +359,7 @@ class Search {
             if (stop()) return;
             const Visit& visit = visits[static_cast<std::size_t>(v)];
             const Pixel& q = pixels_[static_cast<std::size_t>(visit.pixel)];
-            const std::int64_t to = std::min(members(q, l, q.*part_of), from + part);
+            const std::int64_t to = std::min(members(l, q.*part_of), from + part);
             if (from < to) look(own, visit, task(l, from, to));
           }
       });
@@ -367,7 +367,7 @@ class Search {
   }
 
   // How many members of a list a pixel looks at: whole blocks, or all.
-  std::int64_t members(const Pixel& q, std::int64_t l, double part) const {
+  std::int64_t members(std::int64_t l, double part) const {
     const double wanted = std::ceil(part * static_cast<double>(size(l)) / list_block) * list_block;
     return std::min(size(l), static_cast<std::int64_t>(wanted));
   }
@@ -404,7 +404,7 @@ class Search {
     shares.clear();
     for (const Entry& e : q.entries) {
       const double scale = std::exp2(static_cast<double>(e.top) - top);
-      const double each = static_cast<double>(size(e.list)) / static_cast<double>(members(q, e.list, q.pilot));
+      const double each = static_cast<double>(size(e.list)) / static_cast<double>(members(e.list, q.pilot));
       shares.push_back(each * e.sum * scale);
       total += shares.back(), squares += each * e.squares * scale * scale;
     }
@@ -438,7 +438,7 @@ class Search {
     std::mutex mutex;
     std::vector<std::vector<Pick>> parts;
     struct Own {
-      std::vector<Pick> buffer = std::vector<Pick>(64 * list_block), picks;
+      std::vector<Pick> buffer = std::vector<Pick>(64 * list_block), picks{};
       std::mutex& mutex;
       std::vector<std::vector<Pick>>& parts;
       ~Own() {
@@ -452,7 +452,7 @@ class Search {
       const std::int64_t n = kernel_.scan_pick(t, q.scan, visit.pixel, own.buffer.data());
       const std::int64_t l = q.entries[static_cast<std::size_t>(visit.entry)].list;
       const auto looked_at =
-          static_cast<float>(static_cast<double>(members(q, l, q.fraction)) / static_cast<double>(size(l)));
+          static_cast<float>(static_cast<double>(members(l, q.fraction)) / static_cast<double>(size(l)));
       for (std::int64_t i = 0; i < n; ++i) {
         Pick p = own.buffer[static_cast<std::size_t>(i)];
         p.member += static_cast<std::int32_t>(t.first), p.probability *= looked_at;

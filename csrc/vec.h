@@ -36,7 +36,7 @@ typedef std::int32_t IntVec __attribute__((vector_size(kLanes * 4), may_alias));
 typedef std::uint32_t Bits __attribute__((vector_size(kLanes * 4)));
 
 Vec load(const float* at) { return *reinterpret_cast<const Vec*>(at); }
-void store(float* at, Vec v) { *reinterpret_cast<Vec*>(at) = v; }
+inline void store(float* at, Vec v) { *reinterpret_cast<Vec*>(at) = v; }
 
 // A double for each lane, as two vectors: compilers take vectors that are too long for the machine apart lane by lane.
 typedef double Half __attribute__((vector_size(kLanes * 4), may_alias));

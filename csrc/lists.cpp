@@ -196,12 +196,12 @@ class Search {
                [&] { return std::vector<float>(static_cast<std::size_t>(lists_.count + kernel_.lanes)); });
     settle();
     weigh_lists();
-    for (int round = 0;; ++round) {
+    do {
       pick();
       evaluate();
-      if (!settle()) break;
-    }
+    } while (settle());
   }
+
   // Fills `out` where the listed pixels of query b are; false when the exact engine is to be used.
   bool put(std::int64_t b, Partial& out) const {
     if (exact_[static_cast<std::size_t>(b - b0_)]) return false;
@@ -334,8 +334,8 @@ class Search {
     std::int32_t pixel, entry;
   };
 
-  // visit(list, own, pixel, entry, begin, end) for all active pixels that look into a list: part by part of its members
-  // begin .. end - 1, so that a part stays in the cache while it is looked at. own = make() for each thread.
+  // look(own, visit, task) for all active pixels that have an entry of a list: part by part of its members, so that a
+  // part stays in the cache while it is looked at. own = make() for each thread.
   template <class Look, class Make>
   void each_list(double Pixel::*part_of, Look look, Make make) {
     std::vector<std::int64_t> first(static_cast<std::size_t>(lists_.count + 1), 0);
@@ -539,7 +539,6 @@ class Search {
 
   // Who is done, and how much more the others need; false when all are done.
   bool settle() {
-    bool more = false;
     const std::int64_t n = pixels_of_a_query();
     for (std::size_t i = 0; i < exact_.size(); ++i) {
       std::int64_t hard = 0;
@@ -547,6 +546,7 @@ class Search {
         Pixel& q = pixels_[i * static_cast<std::size_t>(n) + static_cast<std::size_t>(j)];
         if (q.beyond) exact_[i] = true;
         if (q.done || q.y.empty()) continue;
+        // The latter: most windows of any weight were picked, and more would change little; the error stays as stated.
         if (q.error <= tolerance_ || (q.fraction == 1 && q.picks > 4 * q.members)) {
           q.done = true;
           continue;
@@ -556,12 +556,10 @@ class Search {
         q.fraction = std::min(1.0, 4 * q.fraction);
         q.hard = pick_cost * q.picks + q.fraction * q.members > most_of_windows * windows_;
         hard += q.hard;
-        more = true;
       }
       if (static_cast<double>(hard) > most_of_pixels * static_cast<double>(n)) exact_[i] = true;
     }
-    more = std::any_of(pixels_.begin(), pixels_.end(), [&](const Pixel& q) { return active(q); });
-    return more;
+    return std::any_of(pixels_.begin(), pixels_.end(), [&](const Pixel& q) { return active(q); });
   }
 
   void put(const Pixel& q, Partial& out) const {

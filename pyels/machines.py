@@ -232,6 +232,7 @@ class Machine(Denoiser):
         """The posterior by engine "faiss": for the queries of each class, the lists of that class."""
         if self.bank.streamed:
             raise ValueError("engine 'faiss' needs the bank in memory or mapped; load it without a memory_limit")
+        self.bank.check_file()  # a mapped file that was cut off would kill the process
         begin, end = self._ranges(labels, len(x))
         classes: list[int | None] = [None] if labels is None else sorted(set(labels.tolist()))
         parts, places = [], []

@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 import torch
 from helpers import make_bank, noisy, run_program
@@ -234,6 +235,16 @@ def test_a_damaged_index_is_refused(tmp_path, damage):
     fresh = pyels.ELS(machine.bank, 5, engine="faiss", index=tmp_path)
     with pytest.raises(ValueError, match=r"k5.safetensors: not a readable index"):
         fresh.denoise(torch.zeros(1, 1, 12, 12), 0.7, 0.7)
+
+
+def test_a_bank_cut_off_after_it_was_mapped_is_refused(tmp_path):
+    path = tmp_path / "bank.npy"
+    np.save(path, make_bank(600, (1, 12, 12)).images.numpy())
+    machine = pyels.ELS(pyels.PatchBank.load(path), 5, engine="faiss")
+    machine.denoise(torch.zeros(1, 1, 12, 12), 0.7, 0.7)
+    path.write_bytes(path.read_bytes()[:-14_400])
+    with pytest.raises(ValueError, match=r"bank.npy: .*image 500"):
+        machine.denoise(torch.zeros(1, 1, 12, 12), 0.7, 0.7)
 
 
 def test_a_build_that_fails_leaves_no_file(tmp_path, monkeypatch):

@@ -83,7 +83,6 @@ struct ScanQuery {
   double sum, squares;
 };
 struct Pick {
-  std::int32_t query;
   std::int32_t member;  // of the blocks
   float probability;
 };
@@ -93,6 +92,11 @@ struct ScanTask {
   std::int64_t directions;
   std::int64_t members;     // of the blocks, those behind are not there
   std::uint32_t first;      // number of the first member, for the dice
+};
+
+// Two windows in memory: of x, and of a bank. Rows are read in steps of up to 16 pixels.
+struct WindowPair {
+  std::int64_t channels, k, x_row, x_channel, row, channel;
 };
 
 struct Kernel {
@@ -106,9 +110,12 @@ struct Kernel {
   void (*sum_lanes)(const float* v, std::int64_t n, int live, double* sums);
   void (*scan_sum)(const ScanTask&, ScanQuery&);
   // Returns the number of picks, up to `members` of them.
-  std::int64_t (*scan_pick)(const ScanTask&, const ScanQuery&, std::int32_t query, Pick* picks);
-  // Squared distances of x, (dims), to L windows, (dims)[L].
-  void (*window_distances)(const float* panel, const float* x, std::int64_t dims, float* distances);
+  std::int64_t (*scan_pick)(const ScanTask&, const ScanQuery&, Pick* picks);
+  // Squared distances of x, (dims), to L points, (dims)[L].
+  void (*point_distances)(const float* panel, const float* x, std::int64_t dims, float* distances);
+  // The squared distance of two windows.
+  float (*distance_uint8)(const WindowPair&, const float* x, const std::uint8_t* window);
+  float (*distance_float)(const WindowPair&, const float* x, const float* window);
 };
 
 const Kernel& kernel_in_use();
@@ -116,8 +123,10 @@ const Kernel& kernel_in_use();
 #if defined(PYELS_ISA_NAME)
 namespace PYELS_ISA_NAME {  // from lists_kernel.cpp into kernel.cpp
 void scan_sum(const ScanTask&, ScanQuery&);
-std::int64_t scan_pick(const ScanTask&, const ScanQuery&, std::int32_t query, Pick* picks);
-void window_distances(const float* panel, const float* x, std::int64_t dims, float* distances);
+std::int64_t scan_pick(const ScanTask&, const ScanQuery&, Pick* picks);
+void point_distances(const float* panel, const float* x, std::int64_t dims, float* out);
+float distance_uint8(const WindowPair&, const float* x, const std::uint8_t* window);
+float distance_float(const WindowPair&, const float* x, const float* window);
 }
 #endif
 

@@ -2,16 +2,18 @@
 //
 // An index keeps the windows in lists of similar ones, with short descriptions (coordinates along principal
 // directions). From a query's distance to the means of lists follows which of them can matter; from the descriptions in
-// these, about how much each window weighs. Every window is then picked with a probability pi that grows with this, or surely, and
-// the exact weights w of those picked, each divided by its pi, sum up to estimates of sum w and sum w * centre (Horvitz
-// and Thompson), with known variance. More are picked until the error of the mean is below the tolerance.
+// these, about how much each window weighs. Every window is then picked with a probability that grows with this, and the
+// exact weights w of those picked, each divided by its probability, sum up to estimates of sum w and sum w * centre, with
+// known variance (Estimate). More are picked until the error of the mean is below the tolerance.
 #include <algorithm>
 #include <cmath>
 #include <limits>
 #include <numeric>
 
+#include "estimate.h"
 #include "kernel.h"
 #include "pyels.h"
+#include "windows.h"
 #include "work.h"
 
 namespace pyels {
@@ -20,91 +22,35 @@ namespace {
 constexpr double ln2 = 0.693147180559945309417232121458;
 constexpr double nothing = -std::numeric_limits<double>::infinity();
 
-// Gathers windows into panels.
-class Gather {
- public:
-  Gather(const Problem& a, const Lists& lists, const Kernel& kernel)
-      : a_(a), lists_(lists), kernel_(kernel), k_(a.patch_size), r_(a.patch_size / 2), dims_(a.channels * k_ * k_) {
-    const std::int64_t bytes = dims_ * kernel.lanes * (a.pixels_uint8 ? 1 : 4);
-    windows_ = aligned<std::uint8_t>(bytes + 64);  // transposing may read beyond the last
-  }
-
-  // The panel (dims)[L] of up to L members; lanes without one repeat the last.
-  void panel(const std::int64_t* members, std::int64_t count, float* to) {
-    if (a_.pixels_uint8)
-      block(a_.pixels_uint8, reinterpret_cast<std::uint8_t*>(windows_.get()), kernel_.spread_uint8, members, count, to);
-    else
-      block(a_.pixels_float, reinterpret_cast<float*>(windows_.get()), kernel_.spread_float, members, count, to);
-  }
-
-  void prefetch(std::int64_t member) const {
-    a_.pixels_uint8 ? prefetch(a_.pixels_uint8, member) : prefetch(a_.pixels_float, member);
-  }
-
-  // One window, (C, k, k).
-  template <class Pixel>
-  void window(const Pixel* pixels, std::int64_t member, Pixel* to) const {
-    const std::int64_t place = lists_.place[member];
-    const Pixel* image = pixels + std::int64_t{lists_.image[member]} * a_.channels * a_.height * a_.width;
-    copy(image, pixels + pixels_in_bank(), place / a_.width - r_, place % a_.width - r_, to);
-  }
-
-  // Asks for the memory of a window that will be gathered soon.
-  template <class Pixel>
-  void prefetch(const Pixel* pixels, std::int64_t member) const {
-    const std::int64_t place = lists_.place[member], size = a_.height * a_.width;
-    const Pixel* image = pixels + std::int64_t{lists_.image[member]} * a_.channels * size;
-    const std::int64_t first = std::max<std::int64_t>(0, place - r_ * a_.width - r_);
-    const std::int64_t last = std::min<std::int64_t>(size - 1, place + r_ * a_.width + r_);
-    for (std::int64_t c = 0; c < a_.channels; ++c, image += size)
-      for (const Pixel* at = image + first; at <= image + last; at += 64 / sizeof(Pixel)) __builtin_prefetch(at);
-  }
-
-  // The window of `image` whose first pixel is (row, column), wrapped around where it reaches beyond. Nothing at or
-  // behind `end` is read; up to 15 bytes behind the window may be written.
-  template <class Pixel>
-  void copy(const Pixel* image, const Pixel* end, std::int64_t row, std::int64_t column, Pixel* to) const {
-    const bool inside = row >= 0 && column >= 0 && row + k_ <= a_.height && column + k_ <= a_.width;
-    for (std::int64_t c = 0; c < a_.channels; ++c, image += a_.height * a_.width)
-      for (std::int64_t i = 0; i < k_; ++i, to += k_) {
-        if (inside) {
-          const Pixel* from = image + (row + i) * a_.width + column;
-          constexpr std::int64_t step = 16 / sizeof(Pixel);  // what lies behind is overwritten by the next row
-          if (from + k_ + step <= end) {
-            for (std::int64_t j = 0; j < k_; j += step) std::memcpy(to + j, from + j, 16);
-          } else {
-            std::copy_n(from, k_, to);
-          }
-        } else {
-          const Pixel* from = image + (row + i + a_.height) % a_.height * a_.width;
-          for (std::int64_t j = 0; j < k_; ++j) to[j] = from[(column + j + a_.width) % a_.width];
-        }
-      }
-  }
-
-  std::int64_t dims() const { return dims_; }
-
- private:
-  std::int64_t pixels_in_bank() const { return a_.images * a_.channels * a_.height * a_.width; }
-
-  template <class Pixel, class Spread>
-  void block(const Pixel* pixels, Pixel* windows, Spread spread, const std::int64_t* members, std::int64_t count,
-             float* to) {
-    const Pixel* rows[64];
-    for (std::int64_t lane = 0; lane < kernel_.lanes; ++lane) {
-      Pixel* at = windows + std::min(lane, count - 1) * dims_;
-      rows[lane] = at;
-      if (lane < count) window(pixels, members[lane], at);
-    }
-    spread(rows, dims_, to);
-  }
-
-  const Problem& a_;
-  const Lists& lists_;
-  const Kernel& kernel_;
-  const std::int64_t k_, r_, dims_;
-  Aligned<std::uint8_t> windows_;
-};
+constexpr double first_picks = 4000;  // windows that are weighed for a pixel in the first round
+constexpr double growth = 8;          // of their number, from round to round at most
+// Windows are picked in proportion to (weight by description) ^ tempering, where what the description leaves counts by
+// `beta` only: those that weigh more than their description says must not be missed.
+constexpr double tempering = 0.75, beta = 0.2;
+// The model of a list: its windows spread alike in so many directions. Lists whose weights it predicts to be less than
+// 2^-reach of the whole are never looked at.
+constexpr double directions = 32, reach = 20;
+// So many windows, a part of every list, are weighed by description at first. Then so large a part of each is looked at
+// that of its typical windows of weight one in `spare` is picked, as those looked at first have them, or one in
+// `model_spare`, as the model does.
+constexpr double pilot_members = 5e4, spare = 8, model_spare = 0.3;
+// Where one window holds more than `heavy` of the weight, a search for neighbours is what is needed: then all of the
+// lists are looked at where, by the model, a window may hold 2^-near of it.
+constexpr double heavy = 0.02, near = 15;
+// The error grows by few / n where the variance is that of n equal contributions.
+constexpr double few = 3;
+// A pixel is hard when to look on costs more than a third of what the exact engine does, for which weighing a window
+// that was picked counts as 120 of its pairs, and weighing one by description as 4. An image with more than a quarter of
+// its pixels hard is left to the exact engine.
+constexpr double pick_cost = 120, look_cost = 4, most_of_windows = 1.0 / 3, most_of_pixels = 1.0 / 4;
+// Beyond so many nats float32 distances spoil the weights.
+constexpr double most_nats = 3000;
+// So many query pixels share what is read of the lists, and about so many picks are held at a time.
+constexpr std::int64_t pixels_together = 4096;
+constexpr double picks_together = 1 << 23;
+// Picks are made by so many shares of the lists, and weighed by so many shares of the bank's images, which stay in the
+// cache meanwhile. Sums are added up in the order of shares, whichever threads worked on them.
+constexpr std::int64_t list_shares = 64, image_shares = 64;
 
 struct Place {
   std::int64_t row, column;
@@ -119,36 +65,25 @@ std::vector<Place> listed_pixels(const Problem& a) {
   return pixels;
 }
 
-constexpr double first_picks = 2000;  // windows that are weighed for a pixel in the first round
-constexpr double growth = 8;          // of their number, from round to round at most
-// The model of a list: its windows spread alike in so many directions. Lists whose weights it predicts to be less than
-// 2^-reach of the whole are never looked at.
-constexpr double directions = 32, reach = 20;
-// Then so many windows, a part of every list, are weighed by description, and lists that together seem to hold no more
-// than `left_out` of the weight are left out, but for the nearest: these may hold a window that outweighs all others.
-constexpr double pilot_members = 1e5, left_out = 1e-5;
-constexpr std::ptrdiff_t nearest_lists = 32;
-// Where the weight is spread over many windows, a part of every list will do that has so many times more effective
-// windows than are picked.
-constexpr double spare = 10;
-// Windows are picked in proportion to (weight by description) ^ tempering, where what the description leaves counts by
-// `beta` only: those that weigh more than their description says must not be missed.
-constexpr double tempering = 0.75, beta = 0.2;
-// The error grows by few / n where the variance is that of n equal contributions.
-constexpr double few = 3;
-// A pixel is hard when to look on costs more than a third of what looking at all windows would: weighing a window that
-// was picked costs as much as about 300 pairs of the exact engine, weighing one by description about one. An image with
-// more than a quarter of its pixels hard is left to the exact engine.
-constexpr double pick_cost = 300, most_of_windows = 1.0 / 3, most_of_pixels = 1.0 / 4;
-// Beyond so many nats float32 distances spoil the weights.
-constexpr double most_nats = 3000;
-// So many query pixels share what is read of the lists.
-constexpr std::int64_t pixels_together = 4096;
+// What the model says of the weights of a list's windows: they are log-normal.
+struct Model {
+  double mean, sd;          // of log2 w; and in nats
+  double furthest, log2_n;  // standard deviations to the furthest of n windows; log2 n
+
+  Model tempered() const { return {tempering * mean, tempering * sd, furthest, log2_n}; }
+  // log2 of the sum of weights: carried by windows as many standard deviations above the mean as there are nats in one,
+  // or by the furthest.
+  double sum() const { return mean + (furthest < sd ? sd * furthest / ln2 : sd * sd / 2 / ln2 + log2_n); }
+  double largest() const { return mean + sd * furthest / ln2; }
+  double typical() const { return mean + std::min(1.5 * sd, furthest) * sd / ln2; }  // by weight
+};
 
 // What a query pixel knows of a list.
 struct Entry {
   std::int32_t list;
-  float distance;      // squared, of its mean
+  float part;          // of its members, that is looked at
+  float largest;       // by the model, log2
+  float typical;       // by the model, log2 of a pick's probability, were there one pick in all
   float top = -1e30f;  // log2 of the largest weight by description
   double sum = 0, squares = 0;  // of weights by description and of their squares, relative to 2^top
 };
@@ -156,17 +91,25 @@ struct Entry {
 struct Pixel {
   std::int64_t b;  // query
   Place place;
-  double scale;  // log2 w = -scale * squared distance, in units of the bank's pixels
+  const float* x;  // its window, C * k * k of the query's pixels over alpha, in the bank's units
+  double scale;    // log2 w = -scale * squared distance, in these units
   bool done = false, hard = false, beyond = false;  // hard, beyond: the exact engine would be better; is needed
   std::vector<Entry> entries{};
   std::vector<std::int16_t> z{};
   ScanQuery scan{};
-  double members = 0, pilot = 0, fraction = 1, picks = 0, log_total = nothing, dropped = 0;
-  // The estimate, relative to 2^m.
-  double m = 0, s = 0, ss = 0, fourth = 0, error = 0;  // fourth: sum of squares of what ss is the sum of
-  std::vector<double> y{}, sy{}, yy{};  // (C)
-  double e = 0, top = nothing;
-  std::int64_t source = -1;
+  double members = 0, picks = first_picks, left_out = 0, error = 0;
+  double log_total = nothing;  // log2 of the sum of weights by description
+  double near_from = -nothing;  // all of a list is looked at that may hold a larger weight, log2
+};
+
+struct Pair {
+  std::int32_t pixel, entry;
+};
+
+// A window that was picked for a pixel.
+struct Found {
+  std::int32_t pixel, image, place;
+  float probability;
 };
 
 class Search {
@@ -177,10 +120,17 @@ class Search {
         kernel_(kernel_in_use()),
         places_(listed_pixels(a)),
         dims_(a.channels * a.patch_size * a.patch_size),
+        x_width_(a.width + a.patch_size - 1),
+        x_plane_(x_width_ * (a.height + a.patch_size - 1)),
         unit_(a.pixels_uint8 ? 127.5 : 1.0),
+        zero_(a.pixels_uint8 ? 127.5 : 0.0),
         tolerance_(tolerance) {
-    for (std::int64_t l = 0; l < lists.count; ++l) windows_ += static_cast<double>(size(l));
-    spread_means();
+    for (std::int64_t l = 0; l < lists.count; ++l) {
+      const double n = std::max(1.0, static_cast<double>(size(l)));
+      sizes_.push_back({std::log2(n), std::sqrt(2 * std::log(n))});
+      windows_ += static_cast<double>(size(l));
+    }
+    turn_directions();
   }
 
   std::int64_t pixels_of_a_query() const { return std::ssize(places_); }
@@ -189,37 +139,32 @@ class Search {
   void run(std::int64_t b0, std::int64_t b1) {
     b0_ = b0;
     pixels_.clear(), exact_.assign(static_cast<std::size_t>(b1 - b0), false);
-    for (std::int64_t b = b0; b < b1; ++b)
-      for (const Place& place : places_) pixels_.push_back({.b = b, .place = place, .scale = scale(b)});
-    fill_queries();
-    each_pixel([&](Pixel& q, auto& distances) { begin(q, distances); },
-               [&] { return std::vector<float>(static_cast<std::size_t>(lists_.count + kernel_.lanes)); });
-    settle();
+    fill_queries(b0, b1);
+    estimates_.assign(pixels_.size(), Estimate(a_.channels));
+    each_pixel([&](Pixel& q, Own& own) { begin(q, own); }, [] { return Own{}; });
+    leave_to_exact();
     weigh_lists();
-    do {
-      pick();
-      evaluate();
-    } while (settle());
+    while (std::any_of(pixels_.begin(), pixels_.end(), [&](const Pixel& q) { return active(q); })) {
+      for (std::int64_t from = 0, to = 0; from < std::ssize(pixels_); from = to) {
+        to = portion(from);
+        pick(from, to);
+        evaluate(from, to);
+      }
+      settle();
+    }
   }
 
   // Fills `out` where the listed pixels of query b are; false when the exact engine is to be used.
   bool put(std::int64_t b, Partial& out) const {
     if (exact_[static_cast<std::size_t>(b - b0_)]) return false;
-    for (const Pixel& q : pixels_)
-      if (q.b == b) put(q, out);
+    for (std::size_t i = 0; i < pixels_.size(); ++i)
+      if (pixels_[i].b == b) put(pixels_[i], estimates_[i], out);
     return true;
   }
 
  private:
   std::int64_t size(std::int64_t l) const { return lists_.end[l] - lists_.begin[l]; }
   double alpha(std::int64_t b) const { return std::max(a_.alpha[b], 1e-9); }  // at 0, x / alpha would be infinite
-  double scale(std::int64_t b) const {
-    const double ratio = alpha(b) / (a_.sigma[b] * unit_);
-    return 0.5 * ratio * ratio / ln2;
-  }
-  std::int64_t centre(std::int64_t c) const {
-    return (c * a_.patch_size + a_.patch_size / 2) * a_.patch_size + a_.patch_size / 2;
-  }
   bool active(const Pixel& q) const { return !q.done && !exact_[static_cast<std::size_t>(q.b - b0_)]; }
 
   template <class Work, class Make>
@@ -233,143 +178,183 @@ class Search {
     });
   }
 
-  // The queries' windows over alpha, in units of the bank's pixels: distances are then between these and the bank's.
-  void fill_queries() {
-    const std::int64_t size = a_.channels * a_.height * a_.width, r = a_.patch_size / 2;
-    const Gather gather(a_, lists_, kernel_);
-    queries_.resize(static_cast<std::size_t>(std::ssize(pixels_) * dims_ + 16));
-    float* x = queries_.data();
-    for (const Pixel& q : pixels_) {
-      gather.copy(a_.x + q.b * size, a_.x + (q.b + 1) * size, q.place.row - r, q.place.column - r, x);
-      const double factor = unit_ / alpha(q.b);
-      for (std::int64_t i = 0; i < dims_; ++i, ++x) *x = static_cast<float>(factor * static_cast<double>(*x));
+  // The queries over alpha, in the bank's units, wrapped around: distances are then between their windows and the
+  // bank's.
+  void fill_queries(std::int64_t b0, std::int64_t b1) {
+    const std::int64_t size = a_.channels * a_.height * a_.width, padded = a_.channels * x_plane_, r = a_.patch_size / 2;
+    queries_.assign(static_cast<std::size_t>((b1 - b0) * padded + 16), 0.0f);  // rows are read in steps of up to 16
+    float* to = queries_.data();
+    for (std::int64_t b = b0; b < b1; ++b) {
+      const double factor = unit_ / alpha(b), ratio = alpha(b) / (a_.sigma[b] * unit_);
+      for (const Place& place : places_)
+        pixels_.push_back({.b = b,
+                           .place = place,
+                           .x = to + place.row * x_width_ + place.column,
+                           .scale = 0.5 * ratio * ratio / ln2});
+      const float* x = a_.x + b * size;
+      for (std::int64_t c = 0; c < a_.channels; ++c, x += a_.height * a_.width)
+        for (std::int64_t row = 0; row < a_.height + 2 * r; ++row)
+          for (std::int64_t column = 0; column < x_width_; ++column) {
+            const float value = x[(row + a_.height - r) % a_.height * a_.width + (column + a_.width - r) % a_.width];
+            *to++ = static_cast<float>(factor * static_cast<double>(value) + zero_);
+          }
     }
-  }
-  const float* window(const Pixel& q) const { return queries_.data() + (&q - pixels_.data()) * dims_; }
-
-  // The means of the lists as panels, (blocks, dims)[L].
-  void spread_means() {
-    const std::int64_t lanes = kernel_.lanes;
-    means_ = aligned<float>((lists_.count + lanes - 1) / lanes * lanes * dims_);
-    for (std::int64_t l = 0; l < lists_.count; ++l)
-      for (std::int64_t i = 0; i < dims_; ++i)
-        means_[(l / lanes * dims_ + i) * lanes + l % lanes] = static_cast<float>(unit_ * lists_.mean[l * dims_ + i]);
   }
 
   // ---- Which lists can matter -----------------------------------------------------------------------------------
 
-  // Squared distances of a query window to the windows of a list have the mean D + spread, D being that to the list's
-  // mean, and are close to normal, so weights are close to log-normal.
-  double expected(const Pixel& q, std::int64_t l, double distance) const {
-    return -q.scale * (distance + static_cast<double>(lists_.spread[l]) * unit_ * unit_);
-  }
-  // log2 of the sum of weights, carried by windows as many standard deviations (in nats) above the mean as there are
-  // nats in one, or by the furthest that there are likely to be.
-  double predicted(const Pixel& q, std::int64_t l, double distance) const {
-    const double v = static_cast<double>(lists_.spread[l]) * unit_ * unit_;
-    const double n = std::min(directions, static_cast<double>(dims_));
-    const double sd = q.scale * ln2 * std::sqrt(4 * distance / static_cast<double>(dims_) * v + 2 * v * v / n);
-    const double log_n = std::log(static_cast<double>(size(l))), furthest = std::sqrt(2 * log_n);
-    return expected(q, l, distance) + (furthest < sd ? sd * furthest : sd * sd / 2 + log_n) / ln2;
+  // Directions as (dims, directions), so that coordinates are summed side by side, and the means of lists as panels,
+  // (blocks, directions)[L].
+  void turn_directions() {
+    const std::int64_t lanes = kernel_.lanes, n = lists_.directions_count;
+    turned_.resize(static_cast<std::size_t>(dims_ * n));
+    for (std::int64_t i = 0; i < n; ++i)
+      for (std::int64_t j = 0; j < dims_; ++j) turned_[j * n + i] = lists_.directions[i * dims_ + j];
+    means_ = aligned<float>((lists_.count + lanes - 1) / lanes * lanes * n);
+    for (std::int64_t l = 0; l < lists_.count; ++l)
+      for (std::int64_t i = 0; i < n; ++i)
+        means_[(l / lanes * n + i) * lanes + l % lanes] = static_cast<float>(unit_) * lists_.mean[l * n + i];
   }
 
-  void begin(Pixel& q, std::vector<float>& distances) {
-    const std::int64_t lanes = kernel_.lanes;
-    for (std::int64_t l = 0; l < lists_.count; l += lanes)
-      kernel_.window_distances(means_.get() + l * dims_, window(q), dims_, distances.data() + l);
-    const auto distance = [&](std::int64_t l) { return static_cast<double>(distances[static_cast<std::size_t>(l)]); };
-    const double nearest = static_cast<double>(*std::min_element(distances.begin(), distances.begin() + lists_.count));
-    q.beyond = q.scale * nearest * ln2 > most_nats;
-    if (q.beyond) return;
-    // There is at least so much: the mean of weights is above the weight of the mean.
-    double least = nothing;
-    for (std::int64_t l = 0; l < lists_.count; ++l)
-      if (size(l) > 0) least = std::max(least, expected(q, l, distance(l)) + std::log2(static_cast<double>(size(l))));
-    for (std::int64_t l = 0; l < lists_.count; ++l)
-      if (size(l) > 0 && predicted(q, l, distance(l)) > least - reach) {
-        q.entries.push_back({.list = static_cast<std::int32_t>(l), .distance = distances[static_cast<std::size_t>(l)]});
-        q.members += static_cast<double>(size(l));
-      }
-    q.picks = first_picks;
-    q.pilot = std::min(1.0, pilot_members / q.members);
-    describe(q);
-  }
-
-  // The query along the principal directions.
-  void describe(Pixel& q) {
-    const std::int64_t n = lists_.directions_count;
-    std::vector<double> z(static_cast<std::size_t>(n));
-    double largest = 1e-30, length = 0;
-    const float* x = window(q);
-    for (std::int64_t i = 0; i < n; ++i) {
-      const float* direction = lists_.directions + i * dims_;
-      for (std::int64_t j = 0; j < dims_; ++j)
-        z[static_cast<std::size_t>(i)] += static_cast<double>(direction[j]) *
-                                          (static_cast<double>(x[j]) - unit_ * static_cast<double>(lists_.origin[j]));
-      largest = std::max(largest, std::abs(z[static_cast<std::size_t>(i)]));
-      length += z[static_cast<std::size_t>(i)] * z[static_cast<std::size_t>(i)];
+  // The query along the principal directions; the squared length of what they leave.
+  double describe(Pixel& q, std::vector<float>& z) {
+    const std::int64_t n = lists_.directions_count, k = a_.patch_size;
+    z.assign(static_cast<std::size_t>(n), 0.0f);
+    double whole = 0, inside = 0;
+    for (std::int64_t j = 0; j < dims_; ++j) {
+      const float pixel = q.x[j / (k * k) * x_plane_ + j / k % k * x_width_ + j % k];
+      const float value = pixel - static_cast<float>(unit_ * static_cast<double>(lists_.origin[j]) + zero_);
+      const float* along = turned_.data() + j * n;
+      for (std::int64_t i = 0; i < n; ++i) z[static_cast<std::size_t>(i)] += value * along[i];
+      whole += static_cast<double>(value) * static_cast<double>(value);
+    }
+    double largest = 1e-30;
+    for (float value : z) {
+      largest = std::max(largest, std::abs(static_cast<double>(value)));
+      inside += static_cast<double>(value) * static_cast<double>(value);
     }
     const double step = largest / 16000;
-    for (double value : z) q.z.push_back(static_cast<std::int16_t>(std::lround(value / step)));
+    for (float value : z) q.z.push_back(static_cast<std::int16_t>(std::lround(static_cast<double>(value) / step)));
     ScanQuery& s = q.scan;
     s.z = q.z.data();
-    s.base = static_cast<float>(-tempering * q.scale * length);
+    s.base = static_cast<float>(-tempering * q.scale * inside);
     s.norm_scale = static_cast<float>(tempering * q.scale * unit_ * unit_);
     s.rest_scale = static_cast<float>(tempering * beta * q.scale * unit_ * unit_);
     s.dot_scale = static_cast<float>(tempering * 2 * q.scale * step * static_cast<double>(lists_.step) * unit_);
     s.seed = seed(q);
+    return std::max(0.0, whole - inside);
   }
 
   // From the query's own pixels, so that others do not matter to it.
   std::uint32_t seed(const Pixel& q) const {
     std::uint32_t hash = 2166136261u;
-    const auto* bytes = reinterpret_cast<const unsigned char*>(window(q));
-    for (std::int64_t i = 0; i < dims_ * 4; ++i) hash = (hash ^ bytes[i]) * 16777619u;
+    for (std::int16_t value : q.z) hash = (hash ^ static_cast<std::uint16_t>(value)) * 16777619u;
     return hash;
+  }
+
+  // Squared distances of a query window to the windows of a list have the mean D + spread, D being that to the list's
+  // mean, and are close to normal, so weights are close to log-normal.
+  Model model(const Pixel& q, std::int64_t l, double distance) const {
+    const double v = static_cast<double>(lists_.spread[l]) * unit_ * unit_;
+    const double n = std::min(directions, static_cast<double>(dims_));
+    const double variance = 4 * distance / static_cast<double>(dims_) * v + 2 * v * v / n;
+    const Size& size = sizes_[static_cast<std::size_t>(l)];
+    return {-q.scale * (distance + v), q.scale * ln2 * std::sqrt(variance), size.furthest, size.log2};
+  }
+
+  struct Own {
+    std::vector<float> z{}, distances{};
+    std::vector<Model> models{};
+  };
+
+  void begin(Pixel& q, Own& own) {
+    const std::int64_t lanes = kernel_.lanes, n = lists_.directions_count;
+    const double outside = describe(q, own.z);
+    own.distances.resize(static_cast<std::size_t>(lists_.count + lanes));
+    for (std::int64_t l = 0; l < lists_.count; l += lanes)
+      kernel_.point_distances(means_.get() + l * n, own.z.data(), n, own.distances.data() + l);
+    own.models.clear();
+    double least = nothing, nearest = -nothing;
+    for (std::int64_t l = 0; l < lists_.count; ++l) {
+      const double distance = outside + static_cast<double>(own.distances[static_cast<std::size_t>(l)]);
+      own.models.push_back(model(q, l, distance));
+      if (size(l) == 0) continue;
+      // There is at least so much: the mean of weights is above the weight of the mean.
+      least = std::max(least, own.models.back().mean + own.models.back().log2_n);
+      nearest = std::min(nearest, distance);
+    }
+    q.beyond = q.scale * nearest * ln2 > most_nats;
+    if (q.beyond) return;
+    double total = 0;  // of tempered weights, relative to 2^(tempering * least)
+    for (std::int64_t l = 0; l < lists_.count; ++l) {
+      const Model& m = own.models[static_cast<std::size_t>(l)];
+      if (size(l) == 0) continue;
+      const double above = m.sum() - least;
+      if (above > -reach) {
+        const Model t = m.tempered();
+        q.entries.push_back({.list = static_cast<std::int32_t>(l),
+                             .part = 1,
+                             .largest = static_cast<float>(m.largest()),
+                             .typical = static_cast<float>(t.typical())});
+        q.members += static_cast<double>(size(l));
+        total += std::exp2(t.sum() - tempering * least);
+      } else if (above > -2 * reach) {
+        q.left_out += std::exp2(above);
+      }
+    }
+    for (Entry& e : q.entries) {
+      e.part = static_cast<float>(std::min(1.0, pilot_members / q.members));
+      e.typical -= static_cast<float>(tempering * least + std::log2(total));
+    }
   }
 
   // ---- Rounds over lists ----------------------------------------------------------------------------------------
 
-  struct Visit {
-    std::int32_t pixel, entry;
-  };
-
-  // look(own, visit, task) for all active pixels that have an entry of a list: part by part of its members, so that a
-  // part stays in the cache while it is looked at. own = make() for each thread.
-  template <class Look, class Make>
-  void each_list(double Pixel::*part_of, Look look, Make make) {
-    std::vector<std::int64_t> first(static_cast<std::size_t>(lists_.count + 1), 0);
-    for (const Pixel& q : pixels_)
-      if (active(q))
-        for (const Entry& e : q.entries) ++first[static_cast<std::size_t>(e.list + 1)];
-    std::partial_sum(first.begin(), first.end(), first.begin());
-    std::vector<Visit> visits(static_cast<std::size_t>(first.back()));
-    std::vector<std::int64_t> at(first.begin(), first.end() - 1);
-    for (std::size_t i = 0; i < pixels_.size(); ++i)
-      if (active(pixels_[i]))
-        for (std::size_t j = 0; j < pixels_[i].entries.size(); ++j)
-          visits[static_cast<std::size_t>(at[static_cast<std::size_t>(pixels_[i].entries[j].list)]++)] = {
-              static_cast<std::int32_t>(i), static_cast<std::int32_t>(j)};
-    in_threads(a_.threads, lists_.count, a_.interrupted, [&](auto take) {
-      auto own = make();
-      take([&](std::int64_t l, auto stop) {
-        constexpr std::int64_t part = 64 * list_block;
-        for (std::int64_t from = 0; from < size(l); from += part)
-          for (std::int64_t v = first[static_cast<std::size_t>(l)]; v < first[static_cast<std::size_t>(l + 1)]; ++v) {
-            if (stop()) return;
-            const Visit& visit = visits[static_cast<std::size_t>(v)];
-            const Pixel& q = pixels_[static_cast<std::size_t>(visit.pixel)];
-            const std::int64_t to = std::min(members(l, q.*part_of), from + part);
-            if (from < to) look(own, visit, task(l, from, to));
-          }
-      });
-    });
+  // How many members of a list a pixel looks at: whole blocks, or all.
+  std::int64_t members(const Entry& e) const {
+    const std::int64_t n = size(e.list);
+    const auto blocks = static_cast<std::int64_t>(std::ceil(e.part * static_cast<float>(n) / list_block));
+    return std::min(n, blocks * list_block);
   }
 
-  // How many members of a list a pixel looks at: whole blocks, or all.
-  std::int64_t members(std::int64_t l, double part) const {
-    const double wanted = std::ceil(part * static_cast<double>(size(l)) / list_block) * list_block;
-    return std::min(size(l), static_cast<std::int64_t>(wanted));
+  // look(own, share, pair, task) for all active pixels of from .. to - 1 and their entries, list by list, and part by
+  // part of its members, so that a part stays in the cache while it is looked at. own = make() for each thread.
+  template <class Look>
+  void each_list(std::int64_t from, std::int64_t to, Look look) {
+    std::vector<std::int64_t> first(static_cast<std::size_t>(lists_.count + 1), 0);
+    const auto each_pair = [&](auto visit) {
+      for (std::int64_t i = from; i < to; ++i) {
+        const Pixel& q = pixels_[static_cast<std::size_t>(i)];
+        if (!active(q)) continue;
+        for (std::size_t j = 0; j < q.entries.size(); ++j)
+          visit(static_cast<std::size_t>(q.entries[j].list), static_cast<std::int32_t>(i), static_cast<std::int32_t>(j));
+      }
+    };
+    each_pair([&](std::size_t l, auto, auto) { ++first[l + 1]; });
+    std::partial_sum(first.begin(), first.end(), first.begin());
+    std::vector<Pair> pairs(static_cast<std::size_t>(first.back()));
+    std::vector<std::int64_t> at(first.begin(), first.end() - 1);
+    each_pair([&](std::size_t l, std::int32_t i, std::int32_t j) { pairs[static_cast<std::size_t>(at[l]++)] = {i, j}; });
+    in_threads(a_.threads, list_shares, a_.interrupted, [&](auto take) {
+      std::vector<Pick> buffer(64 * list_block);
+      take([&](std::int64_t share, auto stop) {
+        const std::int64_t part = std::ssize(buffer);
+        for (std::int64_t l = share * lists_.count / list_shares; l < (share + 1) * lists_.count / list_shares; ++l)
+          for (std::int64_t begin = 0; begin < size(l); begin += part)
+            for (std::int64_t i = first[static_cast<std::size_t>(l)]; i < first[static_cast<std::size_t>(l + 1)]; ++i) {
+              if ((i & 15) == 0 && stop()) return;
+              if (i + 8 < std::ssize(pairs)) {
+                const Pair& soon = pairs[static_cast<std::size_t>(i + 8)];
+                __builtin_prefetch(pixels_[static_cast<std::size_t>(soon.pixel)].entries.data() + soon.entry);
+              }
+              const Pair& pair = pairs[static_cast<std::size_t>(i)];
+              Pixel& q = pixels_[static_cast<std::size_t>(pair.pixel)];
+              Entry& e = q.entries[static_cast<std::size_t>(pair.entry)];
+              const std::int64_t end = std::min(members(e), begin + part);
+              if (begin < end) look(buffer.data(), share, pair.pixel, e, task(l, begin, end));
+            }
+      });
+    });
   }
 
   ScanTask task(std::int64_t l, std::int64_t from, std::int64_t to) const {
@@ -384,211 +369,177 @@ class Search {
 
   // Sums the weights by description of a part of every list: what it takes to pick about so many windows.
   void weigh_lists() {
-    each_list(
-        &Pixel::pilot, [&](int&, const Visit& visit, const ScanTask& t) {
-      Pixel& q = pixels_[static_cast<std::size_t>(visit.pixel)];
-      Entry& e = q.entries[static_cast<std::size_t>(visit.entry)];
-      ScanQuery scan = q.scan;
+    each_list(0, std::ssize(pixels_), [&](Pick*, std::int64_t, std::int32_t i, Entry& e, const ScanTask& t) {
+      ScanQuery scan = pixels_[static_cast<std::size_t>(i)].scan;
       scan.top = e.top, scan.sum = e.sum, scan.squares = e.squares;
       kernel_.scan_sum(t, scan);
       e.top = scan.top, e.sum = scan.sum, e.squares = scan.squares;
+    });
+    each_pixel([&](Pixel& q, int) {
+      double top = nothing, total = 0;
+      for (const Entry& e : q.entries) top = std::max(top, static_cast<double>(e.top));
+      for (const Entry& e : q.entries) {
+        const double each = static_cast<double>(size(e.list)) / static_cast<double>(members(e));
+        total += each * e.sum * std::exp2(static_cast<double>(e.top) - top);
+      }
+      q.log_total = top + std::log2(total);
     }, [] { return 0; });
-    each_pixel([&](Pixel& q, std::vector<double>& shares) { keep(q, shares); }, [] { return std::vector<double>(); });
   }
 
-  // Leaves out the lists that together hold less than `left_out` of the weight, and decides how many members of the
-  // others are needed where the weight is spread over many.
-  void keep(Pixel& q, std::vector<double>& shares) {
-    double top = nothing, total = 0, squares = 0;
-    for (const Entry& e : q.entries) top = std::max(top, static_cast<double>(e.top));
-    shares.clear();
-    for (const Entry& e : q.entries) {
-      const double scale = std::exp2(static_cast<double>(e.top) - top);
-      const double each = static_cast<double>(size(e.list)) / static_cast<double>(members(e.list, q.pilot));
-      shares.push_back(each * e.sum * scale);
-      total += shares.back(), squares += each * e.squares * scale * scale;
+  // Pixels from .. to - 1, as many as make no more than picks_together.
+  std::int64_t portion(std::int64_t from) const {
+    double picks = 0;
+    std::int64_t to = from;
+    for (; to < std::ssize(pixels_); ++to) {
+      const Pixel& q = pixels_[static_cast<std::size_t>(to)];
+      if (!active(q)) continue;
+      picks += q.picks;
+      if (picks > picks_together && to > from) break;
     }
-    std::vector<float> near;  // what lies nearest may hold a window that outweighs all that was looked at
-    for (const Entry& e : q.entries) near.push_back(e.distance);
-    const auto nth = near.begin() + std::min<std::ptrdiff_t>(nearest_lists, std::ssize(near) - 1);
-    std::nth_element(near.begin(), nth, near.end());
-    std::vector<std::size_t> order(shares.size());
-    std::iota(order.begin(), order.end(), 0);
-    std::sort(order.begin(), order.end(), [&](std::size_t a, std::size_t b) { return shares[a] < shares[b]; });
-    double dropped = 0;
-    std::vector<Entry> kept;
-    q.members = 0;
-    for (std::size_t i : order) {
-      if (q.entries[i].distance > *nth && dropped + shares[i] < left_out * total) {
-        dropped += shares[i];
-      } else {
-        kept.push_back(q.entries[i]);
-        q.members += static_cast<double>(size(kept.back().list));
+    return to;
+  }
+
+  void pick(std::int64_t from, std::int64_t to) {
+    for (std::int64_t i = from; i < to; ++i) {
+      Pixel& q = pixels_[static_cast<std::size_t>(i)];
+      q.scan.rate = static_cast<float>(std::log2(q.picks) - q.log_total);
+      for (Entry& e : q.entries) {
+        const double typical = spare * std::exp2(static_cast<double>(e.top + q.scan.rate)) * e.squares / e.sum;
+        const double by_model = model_spare * q.picks * std::exp2(static_cast<double>(e.typical));
+        const bool all = static_cast<double>(e.largest) > q.near_from;
+        e.part = all ? 1.0f : static_cast<float>(std::min(1.0, std::max(typical, by_model)));
       }
     }
-    std::sort(kept.begin(), kept.end(), [](const Entry& a, const Entry& b) { return a.list < b.list; });
-    q.entries = std::move(kept);
-    q.dropped = dropped / total;
-    q.log_total = top + std::log2(total - dropped);
-    q.fraction = std::clamp(spare * q.picks * squares / (total * total), 0.0, 1.0);
-  }
-
-  void pick() {
-    for (Pixel& q : pixels_) q.scan.rate = static_cast<float>(std::log2(q.picks / q.fraction) - q.log_total);
-    std::mutex mutex;
-    std::vector<std::vector<Pick>> parts;
-    struct Own {
-      std::vector<Pick> buffer = std::vector<Pick>(64 * list_block), picks{};
-      std::mutex& mutex;
-      std::vector<std::vector<Pick>>& parts;
-      ~Own() {
-        const std::lock_guard<std::mutex> lock(mutex);
-        parts.push_back(std::move(picks));
+    found_.resize(static_cast<std::size_t>(list_shares * image_shares));
+    for (std::vector<Found>& some : found_) some.clear();
+    each_list(from, to, [&](Pick* picks, std::int64_t share, std::int32_t i, Entry& e, const ScanTask& t) {
+      const auto looked_at = static_cast<float>(members(e)) / static_cast<float>(size(e.list));
+      ScanQuery scan = pixels_[static_cast<std::size_t>(i)].scan;
+      scan.rate -= std::log2(looked_at);
+      const std::int64_t n = kernel_.scan_pick(t, scan, picks);
+      for (const Pick* p = picks; p < picks + n; ++p) {
+        const std::int64_t member = std::int64_t{t.first} + p->member, image = lists_.image[member];
+        found_[static_cast<std::size_t>(share * image_shares + image * image_shares / a_.images)].push_back(
+            {i, static_cast<std::int32_t>(image), lists_.place[member], p->probability * looked_at});
       }
-    };
-    each_list(
-        &Pixel::fraction, [&](Own& own, const Visit& visit, const ScanTask& t) {
-      const Pixel& q = pixels_[static_cast<std::size_t>(visit.pixel)];
-      const std::int64_t n = kernel_.scan_pick(t, q.scan, visit.pixel, own.buffer.data());
-      const std::int64_t l = q.entries[static_cast<std::size_t>(visit.entry)].list;
-      const auto looked_at =
-          static_cast<float>(static_cast<double>(members(l, q.fraction)) / static_cast<double>(size(l)));
-      for (std::int64_t i = 0; i < n; ++i) {
-        Pick p = own.buffer[static_cast<std::size_t>(i)];
-        p.member += static_cast<std::int32_t>(t.first), p.probability *= looked_at;
-        own.picks.push_back(p);
-      }
-    }, [&] { return Own{.mutex = mutex, .parts = parts}; });
-    // By pixel, and for each in the order of members, whichever thread found them.
-    first_.assign(pixels_.size() + 1, 0);
-    for (const auto& part : parts)
-      for (const Pick& p : part) ++first_[static_cast<std::size_t>(p.query + 1)];
-    std::partial_sum(first_.begin(), first_.end(), first_.begin());
-    picks_.resize(static_cast<std::size_t>(first_.back()));
-    std::vector<std::int64_t> at(first_.begin(), first_.end() - 1);
-    for (const auto& part : parts)
-      for (const Pick& p : part) picks_[static_cast<std::size_t>(at[static_cast<std::size_t>(p.query)]++)] = p;
-  }
-
-  // Weighs what was picked.
-  void evaluate() {
-    struct Own {
-      Gather gather;
-      Aligned<float> panel, distances;
-    };
-    each_pixel([&](Pixel& q, Own& own) {
-      const std::size_t i = static_cast<std::size_t>(&q - pixels_.data());
-      const auto begin = picks_.begin() + first_[i], end = picks_.begin() + first_[i + 1];
-      std::sort(begin, end, [](const Pick& a, const Pick& b) { return a.member < b.member; });
-      weigh(q, begin, end, own.gather, own.panel.get(), own.distances.get());
-    }, [&] {
-      return Own{Gather(a_, lists_, kernel_), aligned<float>(dims_ * kernel_.lanes), aligned<float>(kernel_.lanes)};
     });
   }
 
-  template <class Iterator>
-  void weigh(Pixel& q, Iterator begin, Iterator end, Gather& gather, float* panel, float* distances) {
-    const auto channels = static_cast<std::size_t>(a_.channels);
-    const std::int64_t lanes = kernel_.lanes;
-    q.m = nothing, q.s = q.ss = q.fourth = q.e = 0, q.top = nothing, q.source = -1;
-    q.y.assign(channels, 0.0), q.sy.assign(channels, 0.0), q.yy.assign(channels, 0.0);
-    std::int64_t members[64];
-    for (auto p = begin; p < end; p += std::min<std::ptrdiff_t>(lanes, end - p)) {
-      const auto live = std::min<std::int64_t>(lanes, end - p);
-      for (std::int64_t i = 0; i < live; ++i) members[i] = p[i].member;
-      for (std::int64_t i = 0; i < lanes && p + live + i < end; ++i) gather.prefetch((p + live + i)->member);
-      gather.panel(members, live, panel);
-      kernel_.window_distances(panel, window(q), dims_, distances);
-      for (std::int64_t i = 0; i < live; ++i) {
-        const double log_w = -q.scale * static_cast<double>(distances[i]);
-        if (log_w > q.m) {  // what was summed so far refers to the largest
-          const double down = std::exp2(q.m - log_w);
-          q.s *= down, q.ss *= down * down, q.fourth *= std::pow(down, 4);
-          q.e = down > 0 ? down * q.e + q.s * (q.m - log_w) : 0;
-          for (std::size_t c = 0; c < channels; ++c) q.y[c] *= down, q.sy[c] *= down * down, q.yy[c] *= down * down;
-          q.m = log_w;
-        }
-        const double w = std::exp2(log_w - q.m), probability = static_cast<double>(p[i].probability);
-        const double share = w / probability, variance = share * share * (1 - probability);
-        q.s += share, q.ss += variance, q.fourth += variance * variance, q.e += share * (log_w - q.m);
-        for (std::size_t c = 0; c < channels; ++c) {
-          const auto value = static_cast<double>(panel[centre(static_cast<std::int64_t>(c)) * lanes + i]);
-          q.y[c] += share * value, q.sy[c] += variance * value, q.yy[c] += variance * value * value;
-        }
-        const std::int64_t image = lists_.image[p[i].member];
-        const std::int64_t source = image * a_.height * a_.width + lists_.place[p[i].member];
-        if (log_w > q.top || (log_w == q.top && source < q.source)) q.top = log_w, q.source = source;
-      }
-    }
-    // A variance to which few windows contribute is poorly known, and more often too small than too large.
-    const double unsure = q.ss > 1e-150 ? std::pow(1 + few * q.fourth / (q.ss * q.ss), 2) : 1.0;
-    q.ss *= unsure;
-    for (std::size_t c = 0; c < channels; ++c) q.sy[c] *= unsure, q.yy[c] *= unsure;
-    q.error = error(q);
+  // Weighs what was picked.
+  void evaluate(std::int64_t from, std::int64_t to) {
+    shares_.assign(static_cast<std::size_t>(image_shares * (to - from)), Estimate(a_.channels));
+    if (a_.pixels_uint8)
+      weigh(from, to, a_.pixels_uint8, kernel_.distance_uint8);
+    else
+      weigh(from, to, a_.pixels_float, kernel_.distance_float);
+    each_pixel([&](Pixel& q, int) {
+      const std::int64_t i = &q - pixels_.data();
+      if (i < from || i >= to) return;
+      Estimate& total = estimates_[static_cast<std::size_t>(i)];
+      total = Estimate(a_.channels);
+      for (std::int64_t share = 0; share < image_shares; ++share)
+        total.add(shares_[static_cast<std::size_t>(share * (to - from) + i - from)]);
+      total.widen(few);
+      q.error = list_interval * total.error() / unit_ + q.left_out;
+    }, [] { return 0; });
   }
 
-  // Of the mean, in [-1, 1].
-  double error(const Pixel& q) const {
-    double largest = 0;
-    for (std::size_t c = 0; c < q.y.size(); ++c) {
-      const double mean = q.y[c] / q.s;
-      largest = std::max(largest, q.yy[c] - 2 * mean * q.sy[c] + mean * mean * q.ss);
-    }
-    return list_interval * std::sqrt(largest) / q.s / unit_ + q.dropped;
+  template <class T, class Distance>
+  void weigh(std::int64_t from, std::int64_t to, const T* pixels, Distance distance) {
+    const Windows<T> windows(a_, pixels);
+    const std::int64_t size = a_.height * a_.width, r = a_.patch_size / 2;
+    in_threads(a_.threads, image_shares, a_.interrupted, [&](auto take) {
+      std::vector<T> buffer(static_cast<std::size_t>(windows.room()));
+      std::vector<double> value(static_cast<std::size_t>(a_.channels));
+      WindowPair pair{a_.channels, a_.patch_size, x_width_, x_plane_, 0, 0};
+      take([&](std::int64_t share, auto stop) {
+        Estimate* estimates = shares_.data() + share * (to - from);
+        for (std::int64_t lists = 0; lists < list_shares; ++lists) {
+          const std::vector<Found>& some = found_[static_cast<std::size_t>(lists * image_shares + share)];
+          for (std::size_t i = 0; i < some.size(); ++i) {
+            if (i % 64 == 0 && stop()) return;
+            if (i + 4 < some.size()) windows.prefetch(some[i + 4].image, some[i + 4].place);
+            const Found& f = some[i];
+            const Pixel& q = pixels_[static_cast<std::size_t>(f.pixel)];
+            const auto window = windows.at(f.image, f.place, buffer.data());
+            pair.row = window.row, pair.channel = window.channel;
+            const double squared = static_cast<double>(distance(pair, q.x, window.first));
+            for (std::int64_t c = 0; c < a_.channels; ++c)
+              value[static_cast<std::size_t>(c)] =
+                  static_cast<double>(window.first[c * window.channel + r * window.row + r]) - zero_;
+            estimates[f.pixel - from].add(-q.scale * squared, static_cast<double>(f.probability), f.image * size + f.place,
+                                          value.data());
+          }
+        }
+      });
+    });
   }
 
-  // Who is done, and how much more the others need; false when all are done.
-  bool settle() {
-    const std::int64_t n = pixels_of_a_query();
+  // Who is done, and how much more the others need.
+  void settle() {
+    for (std::size_t i = 0; i < pixels_.size(); ++i) {
+      Pixel& q = pixels_[i];
+      if (!active(q)) continue;
+      const Estimate& so_far = estimates_[i];
+      const double log_sum = so_far.m + std::log2(so_far.s);
+      const bool near_by = q.near_from < -nothing, search = !near_by && so_far.top > log_sum + std::log2(heavy);
+      if (search) q.near_from = log_sum - near;
+      const bool precise = q.error <= tolerance_;
+      // The latter: most windows of any weight were picked, and more would change little; the error stays as stated.
+      q.done = !search && (precise || q.picks > 4 * q.members);
+      if (q.done || precise) continue;
+      const double wanted = 1.2 * std::pow(q.error / tolerance_, 2);
+      q.picks *= std::clamp(std::isfinite(wanted) ? wanted : growth, 1.5, growth);
+      double looked_at = 0;
+      for (const Entry& e : q.entries) looked_at += static_cast<double>(members(e));
+      q.hard = pick_cost * q.picks + look_cost * looked_at > most_of_windows * windows_;
+    }
+    leave_to_exact();
+  }
+
+  void leave_to_exact() {
+    const std::size_t n = places_.size();
     for (std::size_t i = 0; i < exact_.size(); ++i) {
-      std::int64_t hard = 0;
-      for (std::int64_t j = 0; j < n; ++j) {
-        Pixel& q = pixels_[i * static_cast<std::size_t>(n) + static_cast<std::size_t>(j)];
-        if (q.beyond) exact_[i] = true;
-        if (q.done || q.y.empty()) continue;
-        // The latter: most windows of any weight were picked, and more would change little; the error stays as stated.
-        if (q.error <= tolerance_ || (q.fraction == 1 && q.picks > 4 * q.members)) {
-          q.done = true;
-          continue;
-        }
-        const double wanted = 1.2 * std::pow(q.error / tolerance_, 2);
-        q.picks *= std::clamp(std::isfinite(wanted) ? wanted : growth, 1.5, growth);
-        q.fraction = std::min(1.0, 4 * q.fraction);
-        q.hard = pick_cost * q.picks + q.fraction * q.members > most_of_windows * windows_;
-        hard += q.hard;
-      }
-      if (static_cast<double>(hard) > most_of_pixels * static_cast<double>(n)) exact_[i] = true;
+      const auto begin = pixels_.begin() + static_cast<std::ptrdiff_t>(i * n), end = begin + static_cast<std::ptrdiff_t>(n);
+      const auto hard = std::count_if(begin, end, [](const Pixel& q) { return q.hard && !q.done; });
+      if (static_cast<double>(hard) > most_of_pixels * static_cast<double>(n) ||
+          std::any_of(begin, end, [](const Pixel& q) { return q.beyond; }))
+        exact_[i] = true;
     }
-    return std::any_of(pixels_.begin(), pixels_.end(), [&](const Pixel& q) { return active(q); });
   }
 
-  void put(const Pixel& q, Partial& out) const {
+  void put(const Pixel& q, const Estimate& from, Partial& out) const {
     const std::int64_t p = q.place.row * a_.width + q.place.column;
-    out.m[p] = q.m * ln2, out.s[p] = q.s;
-    out.ss[p] = q.ss;
-    out.tail[p] = std::max(q.dropped * q.s, std::numeric_limits<double>::min());  // 0: all was looked at
+    out.m[p] = from.m * ln2, out.s[p] = from.s, out.ss[p] = from.ss;
+    out.tail[p] = std::max(q.left_out * from.s, std::numeric_limits<double>::min());  // 0: all was looked at
     for (std::int64_t c = 0; c < a_.channels; ++c) {
       const std::int64_t i = c * out.pixels + p;
-      out.y[i] = q.y[c] / unit_, out.sy[i] = q.sy[c] / unit_, out.yy[i] = q.yy[c] / (unit_ * unit_);
+      out.y[i] = from.y(c) / unit_, out.sy[i] = from.sy(c) / unit_, out.yy[i] = from.yy(c) / (unit_ * unit_);
     }
     if (!a_.full) return;
-    out.e[p] = q.e * ln2, out.top[p] = q.top * ln2, out.source[p] = q.source;
+    out.e[p] = from.e * ln2, out.top[p] = from.top * ln2, out.source[p] = from.source;
   }
 
   const Problem& a_;
   const Lists& lists_;
   const Kernel& kernel_;
   const std::vector<Place> places_;
-  const std::int64_t dims_;
-  const double unit_, tolerance_;
+  const std::int64_t dims_, x_width_, x_plane_;
+  const double unit_, zero_, tolerance_;  // the bank's pixels are unit * value + zero
+  struct Size {
+    double log2, furthest;  // of n members; standard deviations to the furthest of n normal ones
+  };
+  std::vector<Size> sizes_;  // (lists)
   double windows_ = 0;
+  std::vector<float> turned_;
   Aligned<float> means_;
   std::int64_t b0_ = 0;
   std::vector<Pixel> pixels_;
-  std::vector<float> queries_;        // (pixels, dims)
-  std::vector<char> exact_;           // (queries)
-  std::vector<Pick> picks_;           // those of each pixel side by side
-  std::vector<std::int64_t> first_;   // (pixels + 1) where they begin
+  std::vector<float> queries_;             // (queries, C, H + k - 1, W + k - 1)
+  std::vector<char> exact_;                // (queries)
+  std::vector<Estimate> estimates_;        // (pixels)
+  std::vector<std::vector<Found>> found_;  // (list_shares, image_shares)
+  std::vector<Estimate> shares_;           // (image_shares, pixels)
 };
 
 // The problem of query b alone.
@@ -607,55 +558,6 @@ struct Into : Sink {
 };
 
 }  // namespace
-
-void describe_lists(const Problem& a, const Lists& lists, float* mean, float* spread, std::int8_t* code, float* norm,
-                    float* rest) {
-  const Kernel& kernel = kernel_in_use();
-  in_threads(a.threads, lists.count, a.interrupted, [&](auto take) {
-    const Gather gather(a, lists, kernel);
-    const std::int64_t dims = gather.dims(), n = lists.directions_count;
-    std::vector<double> sum(static_cast<std::size_t>(dims));
-    std::vector<std::uint8_t> bytes(static_cast<std::size_t>(dims + 16));
-    std::vector<float> window(static_cast<std::size_t>(dims + 16));
-    const auto read = [&](std::int64_t member) {
-      if (!a.pixels_uint8) return gather.window(a.pixels_float, member, window.data());
-      gather.window(a.pixels_uint8, member, bytes.data());
-      for (std::int64_t i = 0; i < dims; ++i) window[i] = static_cast<float>(bytes[i]) * (1 / 127.5f) - 1.0f;
-    };
-    take([&](std::int64_t l, auto stop) {
-      const std::int64_t begin = lists.begin[l], end = lists.end[l];
-      std::fill(sum.begin(), sum.end(), 0.0);
-      double squares = 0;
-      for (std::int64_t i = begin; i < end; ++i) {
-        if (stop()) return;
-        read(i);
-        for (std::int64_t j = 0; j < dims; ++j) sum[j] += static_cast<double>(window[j]);
-        float length = 0;
-        for (std::int64_t j = 0; j < dims; ++j) window[j] -= lists.origin[j], length += window[j] * window[j];
-        float inside = 0;
-        std::int8_t* to = code + i / list_block * list_block * n + i % list_block * 2;
-        for (std::int64_t k = 0; k < n; ++k) {
-          const float* direction = lists.directions + k * dims;
-          float z = 0;
-          for (std::int64_t j = 0; j < dims; ++j) z += direction[j] * window[j];
-          const float coordinate = std::clamp(std::nearbyint(z / lists.step), -127.0f, 127.0f);
-          to[k / 2 * list_block * 2 + k % 2] = static_cast<std::int8_t>(coordinate);
-          inside += coordinate * lists.step * coordinate * lists.step;
-        }
-        norm[i] = inside, rest[i] = std::max(0.0f, length - inside);
-        squares += static_cast<double>(length);
-      }
-      const auto n_members = static_cast<double>(std::max<std::int64_t>(1, end - begin));
-      double apart = 0;  // of the mean from the origin
-      for (std::int64_t j = 0; j < dims; ++j) {
-        const double value = begin < end ? sum[j] / n_members : 0.0;
-        mean[l * dims + j] = static_cast<float>(value);
-        apart += std::pow(value - static_cast<double>(lists.origin[j]), 2);
-      }
-      spread[l] = static_cast<float>(std::max(0.0, squares / n_members - apart));
-    });
-  });
-}
 
 void lists_engine(const Problem& a, const Lists& lists, double tolerance, Sink& sink) {
   Search search(a, lists, tolerance);

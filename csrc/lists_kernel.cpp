@@ -9,7 +9,7 @@ namespace pyels::PYELS_ISA_NAME {
 namespace {
 
 constexpr int kParts = 16 / kLanes;            // vectors in a block
-constexpr float kLeast = 1.0f / (1 << 14);     // every window is picked at least so often
+constexpr float kLeast = -20.0f;               // log2 of the least probability with which a window is picked
 constexpr float kAbsent = -1e30f;
 
 // sum += a0 * b0 + a1 * b1 for kLanes pairs a, of 8 bits, against one pair b of 16.
@@ -79,14 +79,16 @@ void scan_sum(const ScanTask& t, ScanQuery& q) {
   }
 }
 
-std::int64_t scan_pick(const ScanTask& t, const ScanQuery& q, std::int32_t query, Pick* picks) {
+std::int64_t scan_pick(const ScanTask& t, const ScanQuery& q, Pick* picks) {
   const std::int64_t blocks = (t.members + 15) / 16;
+  const Vec least = Vec{} + kLeast;
   std::int64_t count = 0;
   Bits number;
   for (int lane = 0; lane < kLanes; ++lane) number[lane] = t.first + static_cast<std::uint32_t>(lane);
   for (std::int64_t block = 0; block < blocks; ++block)
     for (int part = 0; part < kParts; ++part) {
       Vec p = log_weights(t, q, block, part) + q.rate;
+      if (!any_above(p, least)) continue;
       const std::int64_t at = block * 16 + part * kLanes;
       // Dice: an integer hash of the member's number, with the query's seed.
       Bits dice = number + static_cast<std::uint32_t>(at);
@@ -95,19 +97,17 @@ std::int64_t scan_pick(const ScanTask& t, const ScanQuery& q, std::int32_t query
       dice = (dice ^ (dice >> 13)) * 0xC2B2AE3Du;
       dice ^= dice >> 16;
       const Vec u = __builtin_convertvector(reinterpret_cast<IntVec>(dice >> 8), Vec) * (1.0f / (1 << 24));
-      const Vec none{};
-      p = p < none ? exp2(p) : none + 1.0f;
-      p = p > kLeast ? p : none + kLeast;
-      const IntVec picked = u < p;
+      const IntVec may = p > least;
+      p = exp2(p < Vec{} ? p : Vec{});
+      const IntVec picked = may & (u < p);
       if (!any(picked)) continue;
       for (int lane = 0; lane < kLanes; ++lane)
-        if (picked[lane] && at + lane < t.members)
-          picks[count++] = {query, static_cast<std::int32_t>(at + lane), p[lane]};
+        if (picked[lane] && at + lane < t.members) picks[count++] = {static_cast<std::int32_t>(at + lane), p[lane]};
     }
   return count;
 }
 
-void window_distances(const float* panel, const float* x, std::int64_t dims, float* out) {
+void point_distances(const float* panel, const float* x, std::int64_t dims, float* out) {
   Vec sum[4]{};
   std::int64_t i = 0;
   for (; i + 4 <= dims; i += 4)
@@ -123,5 +123,70 @@ void window_distances(const float* panel, const float* x, std::int64_t dims, flo
   const Vec total = (sum[0] + sum[1]) + (sum[2] + sum[3]);
   __builtin_memcpy(out, &total, sizeof total);
 }
+
+namespace {
+
+PYELS_INLINE Vec read(const float* at) {
+  Vec v;
+  __builtin_memcpy(&v, at, sizeof v);
+  return v;
+}
+PYELS_INLINE Vec read(const std::uint8_t* at) {  // compilers do this byte by byte
+#if defined(__AVX512F__)
+  return reinterpret_cast<Vec>(
+      _mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(at)))));
+#elif defined(__AVX2__)
+  return reinterpret_cast<Vec>(
+      _mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(at)))));
+#else
+  Vec v;
+  for (int lane = 0; lane < kLanes; ++lane) v[lane] = static_cast<float>(at[lane]);
+  return v;
+#endif
+}
+
+PYELS_INLINE float across(Vec v) {
+#if defined(__AVX512F__)
+  return _mm512_reduce_add_ps(reinterpret_cast<__m512>(v));
+#else
+  float sum = 0;
+  for (int lane = 0; lane < kLanes; ++lane) sum += v[lane];
+  return sum;
+#endif
+}
+
+template <class Pixel>
+float distance(const WindowPair& t, const float* x, const Pixel* window) {
+  Vec even{}, odd{};  // rows by turns, so that one sum need not wait for the other
+  IntVec lane;
+  for (int i = 0; i < kLanes; ++i) lane[i] = i;
+  const std::int64_t whole = t.k / kLanes * kLanes;
+  const IntVec in_row = lane < static_cast<std::int32_t>(t.k - whole);
+  const auto add_row = [&](Vec sum, const float* from, const Pixel* row) {
+    std::int64_t j = 0;
+    for (; j < whole; j += kLanes) {
+      const Vec difference = read(from + j) - read(row + j);
+      sum += difference * difference;
+    }
+    Vec difference = read(from + j) - read(row + j);
+    difference = in_row ? difference : Vec{};
+    return sum + difference * difference;
+  };
+  for (std::int64_t c = 0; c < t.channels; ++c, x += t.x_channel, window += t.channel) {
+    const float* from = x;
+    const Pixel* row = window;
+    for (std::int64_t i = 1; i < t.k; i += 2, from += 2 * t.x_row, row += 2 * t.row) {
+      even = add_row(even, from, row);
+      odd = add_row(odd, from + t.x_row, row + t.row);
+    }
+    even = add_row(even, from, row);
+  }
+  return across(even + odd);
+}
+
+}  // namespace
+
+float distance_uint8(const WindowPair& t, const float* x, const std::uint8_t* window) { return distance(t, x, window); }
+float distance_float(const WindowPair& t, const float* x, const float* window) { return distance(t, x, window); }
 
 }  // namespace pyels::PYELS_ISA_NAME

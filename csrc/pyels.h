@@ -122,8 +122,8 @@ struct Lists {
   const std::int64_t* end = nullptr;     // (lists) behind its last
   const std::int32_t* image = nullptr;   // (members) image of the window
   const std::uint16_t* place = nullptr;  // (members) and its centre: row * W + column
-  const float* mean = nullptr;           // (lists, C, k, k) of the windows, pixels in [-1, 1]
-  const float* spread = nullptr;         // (lists) mean squared distance of the windows from their mean
+  const float* mean = nullptr;           // (lists, directions) of the coordinates of the windows
+  const float* spread = nullptr;         // (lists) mean squared distance of the windows from that point
   // Descriptions. A window less `origin` has coordinates `code` * step along `directions`, whose squared length is
   // `norm`; `rest` is the squared length of what these leave.
   std::int64_t directions_count = 0;     // even

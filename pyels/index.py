@@ -31,12 +31,13 @@ from pyels.files import write_tensors
 
 MOST_LISTS = 4096
 MOST_DIRECTIONS = 48
+_LIST_DIRECTIONS = 24  # the leading ones, along which windows are sorted into lists
 MOST_WINDOWS = 2**31 - 2**20  # numbered in 32 bits, with what fills up the blocks of lists
 _LEAST_MEMBERS = 256  # of a list, on average
 _TRAINING_WINDOWS = 64  # a list
 _AT_ONCE = 1 << 20  # windows assigned to lists
 _SEED = 20250713
-_VERSION = 1
+_VERSION = 2
 _KEY = "pyels-index"
 
 
@@ -51,8 +52,8 @@ class Index:
     place       (M)           uint16   its centre, row * W + column
     origin      (C, k, k)     float32  mean window
     directions  (D, C, k, k)  float32  leading principal directions
-    mean        (L, C, k, k)  float32  mean window of each list, in [-1, 1]
-    spread      (L)           float32  mean squared distance of its windows from that
+    mean        (L, D)        float32  mean coordinates of the windows of each list
+    spread      (L)           float32  mean squared distance of its windows from that point
     code        (M * D)       int8     coordinates of the windows along the directions, in units of `step`
     norm, rest  (M)           float32  squared length of these, and of what they leave
     step        (1)           float32
@@ -198,17 +199,19 @@ def build(
     directions = torch.linalg.eigh(torch.cov(windows.T)).eigenvectors.flip(1)[:, :MOST_DIRECTIONS]
     step = 2 * math.sqrt(windows.shape[1]) / 127  # no coordinate is longer than the longest window
     filters = directions.T.reshape(-1, bank.shape[0], patch_size, patch_size)
+    to_lists = filters[:_LIST_DIRECTIONS]
     before = faiss.omp_get_max_threads()
     faiss.omp_set_num_threads(threads)
     try:
-        kmeans = faiss.Kmeans(directions.shape[1], count, niter=10, seed=_SEED, min_points_per_centroid=1)
-        kmeans.train(((windows - origin) @ directions).numpy())
+        leading = directions[:, :_LIST_DIRECTIONS]
+        kmeans = faiss.Kmeans(leading.shape[1], count, niter=10, seed=_SEED, min_points_per_centroid=1)
+        kmeans.train(((windows - origin) @ leading).numpy())
         lists = np.empty(places * len(which), np.uint16)
         images = max(1, _AT_ONCE // places)
         for start in range(0, len(which), images):
             pixels = bank.read(which[start : start + images])
-            along = F.conv2d(_padded(pixels, patch_size, wraps), filters) - (origin @ directions)[:, None, None]
-            coordinates = along.permute(0, 2, 3, 1).reshape(-1, len(filters)).contiguous().numpy()
+            along = F.conv2d(_padded(pixels, patch_size, wraps), to_lists) - (origin @ leading)[:, None, None]
+            coordinates = along.permute(0, 2, 3, 1).reshape(-1, len(to_lists)).contiguous().numpy()
             first = start * places
             lists[first : first + len(coordinates)] = kmeans.index.search(coordinates, 1)[1][:, 0]
             progress(len(pixels))
@@ -254,7 +257,7 @@ def _arranged(
         place=torch.from_numpy(place),
         origin=origin.reshape(channels, k, k).contiguous(),
         directions=even,
-        mean=torch.empty(count, channels, k, k),
+        mean=torch.empty(count, len(even)),
         spread=torch.empty(count),
         code=torch.zeros(members * len(even), dtype=torch.int8),
         norm=torch.zeros(members),

@@ -215,6 +215,7 @@ _KINDS = {  # in colours that everyone tells apart
     "subset": {"color": "#d55e00", "marker": "^"},
     "top": {"color": "#009e73", "marker": "D"},
 }
+_VALUES = {"faiss": "faiss, by tolerance", "subset": "subset, by share", "top": "top, by number of windows"}
 
 
 def draw_costs(path: str | Path, report: Mapping[str, Any], title: str) -> None:
@@ -244,7 +245,7 @@ def draw_costs(path: str | Path, report: Mapping[str, Any], title: str) -> None:
     synthetic = [record["images"] for record in report["records"] if record["synthetic"]]
     if synthetic:
         real = [record["images"] - record["synthetic"] for record in report["records"]]
-        axis.axvline(max(real), color="0.6", linestyle=":", zorder=0)
+        axis.axvline(max(real), color="0.4", linestyle=":", linewidth=1.5)
         place = axis.get_xaxis_transform()
         axis.text(max(real), 1.01, "synthetic images added →", transform=place, fontsize=8, color="0.4")
     ticks = list(_by(report["records"], "images"))
@@ -262,8 +263,8 @@ def draw_errors(path: str | Path, report: Mapping[str, Any], title: str) -> None
     """Write error against seconds per sample, one picture for each size of the bank, from a report of `pyels.scaling`,
     as a PNG.
 
-    The error is the root mean square over the image at the step at which it is largest. Points bear the method's value;
-    bars go from the least to the most of the seeds.
+    The error is the root mean square over the image at the step at which it is largest. The cheapest and dearest
+    point of a method bear its value; bars go from the least to the most of the seeds.
     """
     by_size = _by(report["records"], "images")
     columns = min(len(by_size), 4)
@@ -283,10 +284,11 @@ def draw_errors(path: str | Path, report: Mapping[str, Any], title: str) -> None
                 seconds, across = _with_range(records, "seconds_per_sample")
                 errors, along = _with_range(records, "worst_rms_error")
                 look = {**_KINDS[kind], "linewidth": 1, "markersize": 5, "capsize": 2}
-                labelled[kind] = axis.errorbar(seconds, errors, along, across, **look)
-                for x, y, record in zip(seconds, errors, records, strict=True):
-                    value = record["method"].split()[1]
-                    axis.annotate(value, (x, y), (5, 4), textcoords="offset points", fontsize=7)
+                labelled[_VALUES[kind]] = axis.errorbar(seconds, errors, along, across, **look)
+                cheapest, dearest = seconds.index(min(seconds)), seconds.index(max(seconds))
+                for i, offset in {dearest: (5, -9), cheapest: (5, 4)}.items():
+                    value = records[i]["method"].split()[1]
+                    axis.annotate(value, (seconds[i], errors[i]), offset, textcoords="offset points", fontsize=7)
         axis.set_xscale("log")
         axis.set_yscale("log", nonpositive="mask")
         axis.margins(0.15)

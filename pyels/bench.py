@@ -113,16 +113,11 @@ def run(bank: PatchBank, x0: Tensor, settings: Settings, progress: Callable[[], 
     ------
     ValueError  a result of ours is further than `OURS_WITHIN` from the oracle
     """
-    with _torch_threads(settings.threads):
+    with torch_threads(settings.threads):
         ceilings = Ceilings()
         records = [record for k in settings.sizes for record in _measure(bank, x0, k, settings, ceilings, progress)]
     return {
-        "machine": {
-            "cpu": _cpu_model(),
-            "isa": _core.isa_in_use(),
-            "threads": settings.threads,
-            "torch": torch.__version__,
-        },
+        "machine": this_machine(settings.threads),
         "ceilings": ceilings.rates,
         "records": [asdict(record) for record in records],
         "ratios": ratios(records),
@@ -221,7 +216,7 @@ def _seconds(evaluation: Callable[[], object], calls: int = 1) -> float:
 
 
 @contextlib.contextmanager
-def _torch_threads(threads: int) -> Iterator[None]:
+def torch_threads(threads: int) -> Iterator[None]:
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
@@ -400,6 +395,11 @@ class Ceilings:
     def measure(self) -> None:
         for name, (amount, work) in self._work.items():
             self.rates[name] = max(self.rates.get(name, 0.0), amount / _seconds(work))
+
+
+def this_machine(threads: int) -> dict[str, Any]:
+    """What timings depend on, beside what is timed."""
+    return {"cpu": _cpu_model(), "isa": _core.isa_in_use(), "threads": threads, "torch": torch.__version__}
 
 
 def _cpu_model() -> str:

@@ -209,6 +209,118 @@ def draw_pairs(
     _save(figure, path)
 
 
+_KINDS = {  # in colours that everyone tells apart
+    "exact": {"color": "black", "marker": "o"},
+    "faiss": {"color": "#0072b2", "marker": "s"},
+    "subset": {"color": "#d55e00", "marker": "^"},
+    "top": {"color": "#009e73", "marker": "D"},
+}
+_VALUES = {"faiss": "faiss, by tolerance", "subset": "subset, by share", "top": "top, by number of windows"}
+
+
+def draw_costs(path: str | Path, report: Mapping[str, Any], title: str) -> None:
+    """Write seconds per sample against the size of the bank, from a report of `pyels.scaling`, as a PNG.
+
+    Lines are the fitted powers of the size, those of the real images where there are enough, over the sizes that they
+    were fitted to. Bars go from the least to the most of the seeds.
+    """
+    figure, axis = _figure((9, 5))
+    drawn = dict.fromkeys(_KINDS, 0)
+    for method, records in _by(report["records"], "method").items():
+        kind = method.split()[0]
+        look = {**_KINDS[kind], "fillstyle": ("full", "none", "left", "right")[drawn[kind] % 4]}
+        drawn[kind] += 1
+        label, fits = method, report["exponents"][method]
+        if fits:
+            power = fits.get("real", fits.get("all"))
+            label += f": N^({power['exponent']:.2f} ± {power['standard_error']:.2f})"
+            ends = power["images"][0], power["images"][-1]
+            curve = [power["factor"] * n ** power["exponent"] for n in ends]
+            axis.plot(ends, curve, color=look["color"], linewidth=1, zorder=1)
+        images = [record["images"] for record in records]
+        seconds, bars = _with_range(records, "seconds_per_sample")
+        axis.errorbar(images, seconds, bars, label=label, linestyle="", capsize=2, markersize=6, **look)
+    axis.set_xscale("log")
+    axis.set_yscale("log")
+    synthetic = [record["images"] for record in report["records"] if record["synthetic"]]
+    if synthetic:
+        real = [record["images"] - record["synthetic"] for record in report["records"]]
+        axis.axvline(max(real), color="0.4", linestyle=":", linewidth=1.5)
+        place = axis.get_xaxis_transform()
+        axis.text(max(real), 1.01, "synthetic images added →", transform=place, fontsize=8, color="0.4")
+    ticks = list(_by(report["records"], "images"))
+    axis.set_xticks(ticks, [f"{images:,}" for images in ticks], rotation=30)
+    axis.set_xticks([], minor=True)
+    axis.set_xlabel("images in the bank, N")
+    axis.set_ylabel("seconds per sample")
+    figure.suptitle(title, fontsize=10)
+    _plain(axis)
+    axis.legend(loc="center left", bbox_to_anchor=(1.01, 0.5), frameon=False, fontsize=9)
+    _save(figure, path)
+
+
+def draw_errors(path: str | Path, report: Mapping[str, Any], title: str) -> None:
+    """Write error against seconds per sample, one picture for each size of the bank, from a report of `pyels.scaling`,
+    as a PNG.
+
+    The error is the root mean square over the image at the step at which it is largest. The cheapest and dearest
+    point of a method bear its value; bars go from the least to the most of the seeds.
+    """
+    by_size = _by(report["records"], "images")
+    columns = min(len(by_size), 4)
+    lines = math.ceil(len(by_size) / columns)
+    figure = Figure(figsize=(2.9 * columns + 0.6, 2.7 * lines + 0.9), dpi=150, layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots(lines, columns, squeeze=False, sharex=True, sharey=True)
+    labelled: dict[str, Any] = {}
+    for axis, (images, of_size) in zip(axes.flat, by_size.items(), strict=False):
+        for method, records in _by(of_size, "method").items():
+            if method == "exact":
+                seconds = records[0]["seconds_per_sample"]["median"]
+                labelled["exact, without error"] = axis.axvline(seconds, color="black", linestyle="--", linewidth=1)
+        for kind in list(_KINDS)[1:]:
+            records = [record for record in of_size if record["method"].split()[0] == kind]
+            if records:
+                seconds, across = _with_range(records, "seconds_per_sample")
+                errors, along = _with_range(records, "worst_rms_error")
+                look = {**_KINDS[kind], "linewidth": 1, "markersize": 5, "capsize": 2}
+                labelled[_VALUES[kind]] = axis.errorbar(seconds, errors, along, across, **look)
+                cheapest, dearest = seconds.index(min(seconds)), seconds.index(max(seconds))
+                for i, offset in {dearest: (5, -9), cheapest: (5, 4)}.items():
+                    value = records[i]["method"].split()[1]
+                    axis.annotate(value, (seconds[i], errors[i]), offset, textcoords="offset points", fontsize=7)
+        axis.set_xscale("log")
+        axis.set_yscale("log", nonpositive="mask")
+        axis.margins(0.15)
+        synthetic = of_size[0]["synthetic"]
+        axis.set_title(f"N = {images:,}" + f" ({synthetic:,} synthetic)" * bool(synthetic), fontsize=9)
+        axis.set_xlabel("seconds per sample")
+        axis.tick_params(labelbottom=True)
+        _plain(axis)
+    for axis in list(axes.flat)[len(by_size) :]:
+        axis.set_axis_off()
+    figure.supylabel("rms error of the worst step", fontsize=10)
+    figure.suptitle(title, fontsize=10)
+    figure.legend(labelled.values(), labelled.keys(), loc="outside lower center", ncols=4, frameon=False, fontsize=9)
+    _save(figure, path)
+
+
+def _by(records: Sequence[Mapping[str, Any]], key: str) -> dict[Any, list[Mapping[str, Any]]]:
+    """The records of methods that were not left out, by one of their entries."""
+    groups: dict[Any, list[Mapping[str, Any]]] = {}
+    for record in records:
+        if "left_out" not in record:
+            groups.setdefault(record[key], []).append(record)
+    return groups
+
+
+def _with_range(records: Sequence[Mapping[str, Any]], key: str) -> tuple[list[float], list[list[float]]]:
+    """Medians, and how far below and above them the least and the most are."""
+    medians = [record[key]["median"] for record in records]
+    below = [record[key]["median"] - record[key]["min"] for record in records]
+    return medians, [below, [record[key]["max"] - record[key]["median"] for record in records]]
+
+
 def _figure(size: tuple[float, float]):  # type: ignore[no-untyped-def]
     figure = Figure(figsize=size, dpi=150, layout="constrained")
     FigureCanvasAgg(figure)

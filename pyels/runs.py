@@ -102,7 +102,7 @@ def resumable(
         progress.step(step)
 
     def item(i: int) -> dict[str, Tensor]:
-        path = waiting / f"{i:06d}.safetensors"
+        path = item_path(folder, i)
         if path.exists():
             progress.skip()
         else:
@@ -116,6 +116,11 @@ def resumable(
             shutil.rmtree(folder if made_folder else waiting, ignore_errors=True)
         raise
     return {name: torch.stack([item[name] for item in items]) for name in items[0]}
+
+
+def item_path(folder: str | Path, i: int) -> Path:
+    """Where item i of `resumable` waits; with jobs=1, item i may read those before it."""
+    return Path(folder) / UNFINISHED / f"{i:06d}.safetensors"
 
 
 def _in_threads(item: Callable[[int], _T], count: int, jobs: int, stop: threading.Event) -> list[_T]:

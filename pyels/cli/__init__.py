@@ -1,4 +1,4 @@
-"""The command line: `pyels demo | sample | train | calibrate | compare | bench | info`, one file a command."""
+"""The command line: `pyels demo | sample | train | calibrate | compare | bench | scaling | info`, a file a command."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from pyels.cli.compare import compare_command
 from pyels.cli.demo import demo_command
 from pyels.cli.info import info_command
 from pyels.cli.sample import sample_command
+from pyels.cli.scaling import scaling_command
 from pyels.cli.train import train_command
 
 INTERRUPTED = 130
@@ -37,6 +38,7 @@ for _command in (
     calibrate_command,
     compare_command,
     bench_command,
+    scaling_command,
     info_command,
 ):
     program.add_command(_command)

@@ -1,0 +1,224 @@
+"""`pyels scaling`: cost, memory and error against the size of the bank."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import click
+
+import pyels
+from pyels import datasets, plots, runs, scaling
+from pyels.cli.common import (
+    StepBar,
+    check_sizes,
+    data_settings,
+    dataset_option,
+    default_preset,
+    integers,
+    json_option,
+    named_sizes,
+    out_option,
+    threads_option,
+)
+from pyels.engines import default_threads
+from pyels.files import write_json, write_tensors
+from pyels.machines import ELS
+from pyels.methods import Method
+from pyels.sampling import noise_levels
+from pyels.schedules import make_schedule
+from pyels.streaming import parse_bytes
+
+_SCHEDULE = "cosine"
+_IMAGES = (1000, 3000, 10_000, 30_000)  # and all
+_MOST_METHODS_OF_A_KIND = 4  # that the picture tells apart
+
+
+@click.command("scaling")
+@dataset_option
+@click.option(
+    "--images",
+    help="Sizes of the bank; beyond the data set's it is filled up with synthetic images made of its own.  [default: "
+    "1000,3000,10000,30000 as far as the data set goes, and all of it]",
+)
+@click.option("--tolerance", default="0.03,0.06,0.12", show_default=True, help="Of engine faiss; or none.")
+@click.option("--subset", default="0.1,0.01", show_default=True, help="Shares of the images; or none.")
+@click.option("--top", default="100", show_default=True, help="Numbers of nearest windows; or none.")
+@click.option("--boundary", type=click.Choice(ELS.boundaries), default="zeros", show_default=True)
+@click.option(
+    "--patch-sizes",
+    help="One size a step, cleanest first, as 3,3,5,..; a scales.json of pyels calibrate; or a preset's name.  "
+    "[default: the paper's for the data set]",
+)
+@click.option("--steps", type=int, help="Steps of a sample.  [default: 20, or as many as --patch-sizes]")
+@click.option("--num", type=int, default=3, show_default=True, help="Number of samples at every size.")
+@click.option("--seed", type=int, default=0, show_default=True, help="First seed.")
+@click.option(
+    "--memory-limit",
+    help="Memory that images and the building of an index may take, as 500MB or 2GB; methods that take more are left "
+    "out.  [default: three quarters of this machine's]",
+)
+@threads_option
+@out_option("pyels-scaling")
+@json_option
+def scaling_command(
+    dataset: str,
+    images: str | None,
+    tolerance: str,
+    subset: str,
+    top: str,
+    boundary: str,
+    patch_sizes: str | None,
+    steps: int | None,
+    num: int,
+    seed: int,
+    memory_limit: str | None,
+    threads: int | None,
+    out: Path,
+    as_json: bool,
+) -> None:
+    """Time, memory and error of a sample by ELS against the size of the bank.
+
+    The exact machine draws samples at every size. At each of their steps engine faiss, the exact engine on a random
+    share of the images, and a search for the nearest windows (IVF over principal directions in 8 bits) alone are given
+    the same noisy image, timed, and compared with the exact mean.
+
+    Writes report.json (time per sample and step, memory, index, errors of every step, and how cost grows with the
+    bank: exponents with their standard errors), cost.png, error.png, scaling.safetensors (every measurement) and
+    run.json. A run that was stopped goes on after its last finished step when the command is repeated.
+    """
+    runs.check_seeds(seed, num)
+    threads = default_threads() if threads is None else threads
+    loaded = datasets.load(dataset)
+    used = named_sizes(default_preset(dataset, boundary) if patch_sizes is None else patch_sizes, steps, _SCHEDULE)
+    check_sizes(ELS(loaded, boundary=boundary, threads=threads), used)
+    plan = scaling.Plan(
+        images=_sizes(images, len(loaded)),
+        methods=[
+            Method("exact"),
+            *_methods("faiss", "--tolerance", tolerance),
+            *_methods("subset", "--subset", subset),
+            *_methods("top", "--top", top),
+        ],
+        levels=noise_levels(len(used), make_schedule(_SCHEDULE), used),
+        boundary=boundary,
+        seeds=[seed + i for i in range(num)],
+        threads=threads,
+        memory_limit=_memory() * 3 // 4 if memory_limit is None else parse_bytes(memory_limit),
+    )
+    largest = plan.images[-1] * loaded.nbytes // len(loaded)
+    if largest > plan.memory_limit:
+        raise ValueError(f"--images {plan.images[-1]} takes {largest} bytes, more than the {plan.memory_limit} allowed")
+    machine = scaling.this_machine(threads)
+    settings = {
+        "command": "scaling",
+        "version": pyels.__version__,
+        "machine": machine,
+        "data": data_settings(dataset, None, None, loaded),
+        "images": plan.images,
+        "methods": [method.name for method in plan.methods],
+        "boundary": boundary,
+        "patch_sizes": used,
+        "schedule": _SCHEDULE,
+        "seeds": plan.seeds,
+        "memory_limit": plan.memory_limit,
+    }
+    runs.check_finished(out, settings)
+    bank = scaling.grown(loaded, plan.images[-1], seed)
+    with StepBar(len(plan.images) * len(used), len(plan.methods), "measuring") as bar:
+        measured = scaling.measure(bank, plan, out, settings, bar)
+    result = {**settings, **scaling.report(plan, bank, len(loaded), measured)}
+    write_tensors(out / "scaling.safetensors", measured)
+    write_json(out / "run.json", settings)
+    write_json(out / "report.json", result)
+    channels, height, width = bank.shape
+    title = f"{Path(dataset).name} {channels}x{height}x{width}, ELS {boundary}, {len(used)} steps"
+    title += f"; {machine['cpu']}, threads: {threads}" + "; top: inner pixels alone" * _leaves_out_the_border(result)
+    pictures = out / "cost.png", out / "error.png"
+    plots.draw_costs(pictures[0], result, title)
+    plots.draw_errors(pictures[1], result, title)
+    runs.finished(out)
+    if as_json:
+        click.echo(json.dumps(result, indent=2))
+        return
+    for line in _table(result):
+        click.echo(line)
+    click.echo(f"pictures: {', '.join(map(str, pictures))}")
+
+
+def _sizes(images: str | None, all_images: int) -> list[int]:
+    """Ascending, without repetition."""
+    sizes = [n for n in _IMAGES if n < all_images] + [all_images]
+    if images is not None:
+        sizes = sorted(set(integers("--images", images)))
+    if sizes[0] < 1:
+        raise ValueError(f"--images must be at least 1, got {sizes[0]}")
+    return sizes
+
+
+def _methods(kind: str, option: str, text: str) -> list[Method]:
+    """One for each of the numbers, or none."""
+    if text == "none":
+        return []
+    try:
+        values = list(dict.fromkeys(float(part) for part in text.split(",")))
+    except ValueError:
+        raise ValueError(f"{option} must be none or numbers separated by commas, got {text!r}") from None
+    for value in values:
+        if kind == "faiss" and not 0 < value < float("inf"):
+            raise ValueError(f"--tolerance must be positive and finite, got {value:g}")
+        if kind == "subset" and not 0 < value < 1:
+            raise ValueError(f"--subset must be above 0 and below 1, got {value:g}")
+        if kind == "top" and not (value >= 1 and value.is_integer()):
+            raise ValueError(f"--top must be whole numbers from 1 on, got {value:g}")
+    if len(values) > _MOST_METHODS_OF_A_KIND:
+        raise ValueError(f"{option} takes up to {_MOST_METHODS_OF_A_KIND} numbers, got {len(values)}")
+    return [Method(kind, value) for value in values]
+
+
+def _leaves_out_the_border(result: dict[str, Any]) -> bool:
+    return result["boundary"] == "zeros" and any(name.startswith("top") for name in result["methods"])
+
+
+def _memory() -> int:
+    """Of this machine, in bytes."""
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+
+
+def _table(result: dict[str, Any]) -> list[str]:
+    lines = [
+        f"{'':8} {'':12} {'s/step':>9} {'s/sample':>9} {'x faster':>9} {'rms error':>9} {'worst step':>10} "
+        f"{'missed':>7} {'memory MB':>9} {'index MB':>9} {'built in s':>10}"
+    ]
+    exact = 0.0
+    for record in result["records"]:
+        head = f"{record['images']:8} {record['method']:12}"
+        if "left_out" in record:
+            lines.append(f"{head} left out: {record['left_out']}")
+            continue
+        seconds = record["seconds_per_sample"]["median"]
+        line = f"{head} {record['seconds_per_step']['median']:9.3g} {seconds:9.3g}"
+        if record["method"] == "exact":
+            exact = seconds
+            line += f" {'1':>9} {'':>9} {'':>10} {'':>7}"
+        else:
+            missed = record["stated_error_missed"]
+            line += f" {exact / seconds:9.3g} {record['rms_error']['median']:9.2g}"
+            line += f" {record['worst_rms_error']['median']:10.2g} {'' if missed is None else f'{missed:.1%}':>7}"
+        memory = record["bank_megabytes"] + record["index_megabytes"] + (record["working_megabytes"] or 0)
+        line += f" {memory:9.0f}"
+        if record["index_megabytes"]:
+            line += f" {record['index_megabytes_of_all']:9.0f} {record['index_seconds_of_all']:10.0f}"
+        lines.append(line.rstrip())
+    for method, fits in result["exponents"].items():
+        for of, power in fits.items():
+            lines.append(
+                f"seconds of {method} ~ images^({power['exponent']:.3f} ± {power['standard_error']:.3f}), "
+                f"{power['images'][0]} to {power['images'][-1]} images" + ", some synthetic" * (of == "all")
+            )
+    if _leaves_out_the_border(result):
+        lines.append("top is timed for pixels whose windows lie wholly inside; the others count as right")
+    lines.append("medians over the samples; memory: images, largest index, and what a step takes at its peak")
+    return lines

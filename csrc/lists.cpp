@@ -36,7 +36,7 @@ constexpr double directions = 32, reach = 20;
 constexpr double pilot_members = 5e4, spare = 8, model_spare = 0.3;
 // Where one window holds more than `heavy` of the weight, a search for neighbours is what is needed: then all of the
 // lists are looked at where, by the model, a window may hold 2^-near of it.
-constexpr double heavy = 0.02, near = 15;
+constexpr double heavy = 0.01, near = 20;
 // The error grows by few / n where the variance is that of n equal contributions.
 constexpr double few = 3;
 // A pixel is hard when to look on costs more than a third of what the exact engine does, for which weighing a window

@@ -22,7 +22,7 @@ T* at(std::uintptr_t address) {
 struct CopyOut : pyels::Sink {
   double *m, *s, *y, *e, *top;  // (B, H, W), (B, H, W), (B, C, H, W), (B, H, W), (B, H, W)
   std::int64_t* source;         // (B, H, W)
-  double *ss, *sy, *yy, *tail;  // (B, H, W), (B, C, H, W), (B, C, H, W), (B, H, W)
+  double *ss, *sy, *yy, *chance;  // (B, H, W), (B, C, H, W), (B, C, H, W), (B, H, W)
 
   void take(std::int64_t b, const pyels::Partial& from) override {
     const auto put = [b](const auto& values, auto* to) {
@@ -31,7 +31,7 @@ struct CopyOut : pyels::Sink {
     put(from.m, m), put(from.s, s), put(from.y, y);
     if (from.full) put(from.e, e), put(from.top, top), put(from.source, source);
     if (!from.sampled) return;
-    put(from.ss, ss), put(from.sy, sy), put(from.yy, yy), put(from.tail, tail);
+    put(from.ss, ss), put(from.sy, sy), put(from.yy, yy), put(from.chance, chance);
   }
 };
 
@@ -52,15 +52,16 @@ pyels::Problem bank_problem(std::uintptr_t pixels, bool is_uint8, std::array<std
   return a;
 }
 
-pyels::Lists make_lists(std::int64_t count, std::int64_t directions, float step, const Addresses& arrays) {
+pyels::Lists make_lists(std::int64_t count, std::int64_t directions, const Addresses& arrays) {
   pyels::Lists lists;
-  lists.count = count, lists.directions_count = directions, lists.step = step;
+  lists.count = count, lists.directions_count = directions;
   lists.begin = at<const std::int64_t>(arrays[0]), lists.end = at<const std::int64_t>(arrays[1]);
   lists.image = at<const std::int32_t>(arrays[2]), lists.place = at<const std::uint16_t>(arrays[3]);
   lists.origin = at<const float>(arrays[4]), lists.directions = at<const float>(arrays[5]);
   lists.mean = at<const float>(arrays[6]), lists.spread = at<const float>(arrays[7]);
   lists.code = at<const std::int8_t>(arrays[8]);
   lists.norm = at<const float>(arrays[9]), lists.rest = at<const float>(arrays[10]);
+  lists.step = at<const float>(arrays[11]);
   return lists;
 }
 
@@ -78,7 +79,7 @@ void partial_posterior(const std::string& engine, std::uintptr_t pixels, bool is
                        std::array<std::int64_t, 4> bank_shape, std::uintptr_t order, std::int64_t queries,
                        std::uintptr_t x, std::uintptr_t alpha, std::uintptr_t sigma, std::uintptr_t begin,
                        std::uintptr_t end, int window, int sources, std::int64_t patch_size, int threads, bool full,
-                       const Addresses& out, std::int64_t list_count, std::int64_t list_directions, float list_step,
+                       const Addresses& out, std::int64_t list_count, std::int64_t list_directions,
                        const Addresses& lists, double tolerance) {
   pyels::Problem a = bank_problem(pixels, is_uint8, bank_shape, sources, patch_size, threads);
   a.order = at<const std::int64_t>(order);
@@ -91,11 +92,11 @@ void partial_posterior(const std::string& engine, std::uintptr_t pixels, bool is
   sink.e = at<double>(out[3]), sink.top = at<double>(out[4]), sink.source = at<std::int64_t>(out[5]);
   if (list_count > 0) {
     sink.ss = at<double>(out[6]), sink.sy = at<double>(out[7]), sink.yy = at<double>(out[8]);
-    sink.tail = at<double>(out[9]);
+    sink.chance = at<double>(out[9]);
   }
   without_gil([&] {
     if (list_count > 0)
-      pyels::lists_engine(a, make_lists(list_count, list_directions, list_step, lists), tolerance, sink);
+      pyels::lists_engine(a, make_lists(list_count, list_directions, lists), tolerance, sink);
     else
       (engine == "reference" ? pyels::reference_engine : pyels::cpu_engine)(a, sink);
   });
@@ -103,10 +104,10 @@ void partial_posterior(const std::string& engine, std::uintptr_t pixels, bool is
 
 void describe_lists(std::uintptr_t pixels, bool is_uint8, std::array<std::int64_t, 4> bank_shape,
                     std::int64_t patch_size, int threads, std::int64_t list_count, std::int64_t list_directions,
-                    float list_step, const Addresses& lists) {
+                    const Addresses& lists) {
   const pyels::Problem a = bank_problem(pixels, is_uint8, bank_shape, 0, patch_size, threads);
   without_gil([&] {
-    pyels::describe_lists(a, make_lists(list_count, list_directions, list_step, lists), at<float>(lists[6]),
+    pyels::describe_lists(a, make_lists(list_count, list_directions, lists), at<float>(lists[6]),
                           at<float>(lists[7]), at<std::int8_t>(lists[8]), at<float>(lists[9]), at<float>(lists[10]));
   });
 }
@@ -119,11 +120,11 @@ PYBIND11_MODULE(_core, module) {
              py::arg("is_uint8"), py::arg("bank_shape"), py::arg("order"), py::arg("queries"), py::arg("x"),
              py::arg("alpha"), py::arg("sigma"), py::arg("begin"), py::arg("end"), py::arg("window"),
              py::arg("sources"), py::arg("patch_size"), py::arg("threads"), py::arg("full"), py::arg("out"),
-             py::arg("list_count") = 0, py::arg("list_directions") = 0, py::arg("list_step") = 1.0f,
+             py::arg("list_count") = 0, py::arg("list_directions") = 0,
              py::arg("lists") = Addresses{}, py::arg("tolerance") = 0.0);
   module.def("describe_lists", &describe_lists, py::kw_only(), py::arg("pixels"), py::arg("is_uint8"),
              py::arg("bank_shape"), py::arg("patch_size"), py::arg("threads"), py::arg("list_count"),
-             py::arg("list_directions"), py::arg("list_step"), py::arg("lists"));
+             py::arg("list_directions"), py::arg("lists"));
   module.attr("LIST_INTERVAL") = pyels::list_interval;
   module.attr("LIST_BLOCK") = pyels::list_block;
   module.def("available_isas", &pyels::available_isas, "Instruction sets this CPU can run, best first.");

@@ -1,7 +1,6 @@
 // What an index says of its windows (struct Lists).
 #include <algorithm>
 #include <cmath>
-#include <numeric>
 
 #include "pyels.h"
 #include "windows.h"
@@ -35,20 +34,22 @@ void describe(const Problem& a, const T* pixels, const Lists& lists, float* mean
         std::fill(z.begin(), z.end(), 0.0f);
         float length = 0;
         for (std::int64_t j = 0; j < dims; ++j) {
-          const auto pixel = static_cast<float>(window.first[j / (k * k) * window.channel + j / k % k * window.row + j % k]);
+          const std::int64_t at = j / (k * k) * window.channel + j / k % k * window.row + j % k;
+          const auto pixel = static_cast<float>(window.first[at]);
           const float value = pixel * scale - shift - lists.origin[j];
           length += value * value;
           for (std::int64_t d = 0; d < n; ++d) z[d] += value * turned[j * n + d];
         }
-        float inside = 0;
+        float described = 0, inside = 0;
         std::int8_t* to = code + i / list_block * list_block * n + i % list_block * 2;
         for (std::int64_t d = 0; d < n; ++d) {
           sum[d] += static_cast<double>(z[d]);
-          const float coordinate = std::clamp(std::nearbyint(z[d] / lists.step), -127.0f, 127.0f);
+          const float coordinate = std::clamp(std::nearbyint(z[d] / lists.step[d]), -127.0f, 127.0f);
           to[d / 2 * list_block * 2 + d % 2] = static_cast<std::int8_t>(coordinate);
-          inside += coordinate * lists.step * coordinate * lists.step;
+          described += coordinate * lists.step[d] * coordinate * lists.step[d];
+          inside += z[d] * z[d];
         }
-        norm[i] = inside, rest[i] = std::max(0.0f, length - inside);
+        norm[i] = described, rest[i] = std::max(0.0f, length - inside);
         lengths += static_cast<double>(length);
       }
       const auto members = static_cast<double>(std::max<std::int64_t>(1, end - begin));

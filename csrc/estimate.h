@@ -19,6 +19,7 @@ class Estimate {
   double e = 0;          // the sum of w * (log2 w - m)
   double top = m;        // log2 of the heaviest weight
   std::int64_t source = -1;
+  std::int64_t certain = 0;  // number of windows that were picked surely
 
   // Per channel: the sum of w * centre, its covariance with s, and its variance.
   double y(std::int64_t c) const { return sums_[static_cast<std::size_t>(3 * c)]; }
@@ -29,7 +30,7 @@ class Estimate {
   void add(double log_w, double probability, std::int64_t from, const double* centre) {
     if (log_w > m) refer_to(log_w);
     const double share = std::exp2(log_w - m) / probability, variance = share * share * (1 - probability);
-    s += share, ss += variance, fourth_ += variance * variance, e += share * (log_w - m);
+    s += share, ss += variance, fourth_ += variance * variance, e += share * (log_w - m), certain += probability == 1;
     for (auto sum = sums_.begin(); sum != sums_.end(); sum += 3, ++centre)
       sum[0] += share * *centre, sum[1] += variance * *centre, sum[2] += variance * *centre * *centre;
     heaviest(log_w, from);
@@ -38,7 +39,7 @@ class Estimate {
   void add(Estimate other) {
     if (other.source < 0) return;
     (other.m > m ? *this : other).refer_to(std::max(m, other.m));
-    s += other.s, ss += other.ss, fourth_ += other.fourth_, e += other.e;
+    s += other.s, ss += other.ss, fourth_ += other.fourth_, e += other.e, certain += other.certain;
     for (std::size_t i = 0; i < sums_.size(); ++i) sums_[i] += other.sums_[i];
     heaviest(other.top, other.source);
   }

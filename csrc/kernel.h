@@ -77,6 +77,7 @@ struct ScanQuery {
   const std::int16_t* z;  // (directions)
   float base, norm_scale, rest_scale, dot_scale;
   float rate;             // log2 of how often a window of log2 w = 0 is to be picked
+  float least;            // log2 of how often every window is at least
   std::uint32_t seed;
   // The sum of these w, and of their squares, relative to 2^top, where top is the largest so far.
   float top;

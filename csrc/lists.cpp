@@ -22,31 +22,32 @@ namespace {
 constexpr double ln2 = 0.693147180559945309417232121458;
 constexpr double nothing = -std::numeric_limits<double>::infinity();
 
-constexpr double first_picks = 4000;  // windows that are weighed for a pixel in the first round
+constexpr double first_picks = 2500;  // windows that are weighed for a pixel in the first round
 constexpr double growth = 8;          // of their number, from round to round at most
-// Windows are picked in proportion to (weight by description) ^ tempering, where what the description leaves counts by
-// `beta` only: those that weigh more than their description says must not be missed.
+// Windows are picked in proportion to their tempered weight, (weight by description) ^ tempering. A window that lies far
+// off the directions may be nearer than it seems: `beta` times that squared length is taken off its squared distance.
 constexpr double tempering = 0.75, beta = 0.2;
-// The model of a list: its windows spread alike in so many directions. Lists whose weights it predicts to be less than
-// 2^-reach of the whole are never looked at.
+// And a tenth of them from all alike: where the descriptions or the model tell little, the variance shows it.
+constexpr double alike = 0.1;
+// The model of a list: its windows spread alike in so many directions. Of the descriptions in lists whose weights it
+// predicts to be less than 2^-reach of the whole none is looked at.
 constexpr double directions = 32, reach = 20;
 // So many windows, a part of every list, are weighed by description at first. Then so large a part of each is looked at
-// that of its typical windows of weight one in `spare` is picked, as those looked at first have them, or one in
-// `model_spare`, as the model does.
+// as is `spare` times the probability with which the typical window of weight in it is picked, by what was seen in the
+// first part; but no less than `model_spare` times that by the model, as a first part may not show what matters.
 constexpr double pilot_members = 5e4, spare = 8, model_spare = 0.3;
 // Where one window holds more than `heavy` of the weight, a search for neighbours is what is needed: then all of the
 // lists are looked at where, by the model, a window may hold 2^-near of it.
-constexpr double heavy = 0.01, near = 20;
+constexpr double heavy = 0.02, near = 20;
 // The error grows by few / n where the variance is that of n equal contributions.
 constexpr double few = 3;
-// A pixel is hard when to look on costs more than a third of what the exact engine does, for which weighing a window
-// that was picked counts as 120 of its pairs, and weighing one by description as 4. An image with more than a quarter of
-// its pixels hard is left to the exact engine.
-constexpr double pick_cost = 120, look_cost = 4, most_of_windows = 1.0 / 3, most_of_pixels = 1.0 / 4;
+// A query is left to the exact engine where to look on would cost more than half of what that does: weighing a window
+// that was picked counts as 120 of its pairs, and weighing one by description as 4.
+constexpr double pick_cost = 120, look_cost = 4, most_of_exact = 0.5;
 // Beyond so many nats float32 distances spoil the weights.
 constexpr double most_nats = 3000;
 // So many query pixels share what is read of the lists, and about so many picks are held at a time.
-constexpr std::int64_t pixels_together = 4096;
+constexpr std::int64_t pixels_together = 1024;
 constexpr double picks_together = 1 << 23;
 // Picks are made by so many shares of the lists, and weighed by so many shares of the bank's images, which stay in the
 // cache meanwhile. Sums are added up in the order of shares, whichever threads worked on them.
@@ -73,9 +74,10 @@ struct Model {
   Model tempered() const { return {tempering * mean, tempering * sd, furthest, log2_n}; }
   // log2 of the sum of weights: carried by windows as many standard deviations above the mean as there are nats in one,
   // or by the furthest.
-  double sum() const { return mean + (furthest < sd ? sd * furthest / ln2 : sd * sd / 2 / ln2 + log2_n); }
-  double largest() const { return mean + sd * furthest / ln2; }
-  double typical() const { return mean + std::min(1.5 * sd, furthest) * sd / ln2; }  // by weight
+  double sum() const { return std::min(log2_n, mean + (furthest < sd ? sd * furthest / ln2 : sd * sd / 2 / ln2 + log2_n)); }
+  // No weight is above 1.
+  double largest() const { return std::min(0.0, mean + sd * furthest / ln2); }
+  double typical() const { return std::min(0.0, mean + std::min(1.5 * sd, furthest) * sd / ln2); }  // by weight
 };
 
 // What a query pixel knows of a list.
@@ -84,8 +86,8 @@ struct Entry {
   float part;          // of its members, that is looked at
   float largest;       // by the model, log2
   float typical;       // by the model, log2 of a pick's probability, were there one pick in all
-  float top = -1e30f;  // log2 of the largest weight by description
-  double sum = 0, squares = 0;  // of weights by description and of their squares, relative to 2^top
+  float top = -1e30f;  // log2 of the largest tempered weight by description
+  float sum = 0, squares = 0;  // of these weights and of their squares, relative to 2^top
 };
 
 struct Pixel {
@@ -93,13 +95,14 @@ struct Pixel {
   Place place;
   const float* x;  // its window, C * k * k of the query's pixels over alpha, in the bank's units
   double scale;    // log2 w = -scale * squared distance, in these units
-  bool done = false, hard = false, beyond = false;  // hard, beyond: the exact engine would be better; is needed
+  bool done = false;
+  bool search = false;  // one window weighs more than `heavy`
   std::vector<Entry> entries{};
   std::vector<std::int16_t> z{};
   ScanQuery scan{};
-  double members = 0, picks = first_picks, left_out = 0, error = 0;
+  double members = 0, picks = first_picks, error = 0;
   double log_total = nothing;  // log2 of the sum of weights by description
-  double near_from = -nothing;  // all of a list is looked at that may hold a larger weight, log2
+  double log_sum = 0;          // where `search`: log2 of the sum of weights, as estimated first
 };
 
 struct Pair {
@@ -141,8 +144,9 @@ class Search {
     pixels_.clear(), exact_.assign(static_cast<std::size_t>(b1 - b0), false);
     fill_queries(b0, b1);
     estimates_.assign(pixels_.size(), Estimate(a_.channels));
-    each_pixel([&](Pixel& q, Own& own) { begin(q, own); }, [] { return Own{}; });
-    leave_to_exact();
+    each_pixel(0, std::ssize(pixels_), [&](Pixel& q, std::int64_t, Own& own) { begin(q, own); }, [] { return Own{}; });
+    for (const Pixel& q : pixels_)
+      if (q.entries.empty()) exact_[static_cast<std::size_t>(q.b - b0_)] = true;
     weigh_lists();
     while (std::any_of(pixels_.begin(), pixels_.end(), [&](const Pixel& q) { return active(q); })) {
       for (std::int64_t from = 0, to = 0; from < std::ssize(pixels_); from = to) {
@@ -167,13 +171,14 @@ class Search {
   double alpha(std::int64_t b) const { return std::max(a_.alpha[b], 1e-9); }  // at 0, x / alpha would be infinite
   bool active(const Pixel& q) const { return !q.done && !exact_[static_cast<std::size_t>(q.b - b0_)]; }
 
+  // work(pixel, i, own) for the active pixels i of from .. to - 1; own = make() for each thread.
   template <class Work, class Make>
-  void each_pixel(Work work, Make make) {
-    in_threads(a_.threads, std::ssize(pixels_), a_.interrupted, [&](auto take) {
+  void each_pixel(std::int64_t from, std::int64_t to, Work work, Make make) {
+    in_threads(a_.threads, to - from, a_.interrupted, [&](auto take) {
       auto own = make();
       take([&](std::int64_t i, auto) {
-        Pixel& q = pixels_[static_cast<std::size_t>(i)];
-        if (active(q)) work(q, own);
+        Pixel& q = pixels_[static_cast<std::size_t>(from + i)];
+        if (active(q)) work(q, from + i, own);
       });
     });
   }
@@ -229,20 +234,23 @@ class Search {
       whole += static_cast<double>(value) * static_cast<double>(value);
     }
     double largest = 1e-30;
-    for (float value : z) {
-      largest = std::max(largest, std::abs(static_cast<double>(value)));
-      inside += static_cast<double>(value) * static_cast<double>(value);
-    }
+    for (float value : z) inside += static_cast<double>(value) * static_cast<double>(value);
+    for (std::int64_t i = 0; i < n; ++i) largest = std::max(largest, std::abs(scaled(z, i)));
     const double step = largest / 16000;
-    for (float value : z) q.z.push_back(static_cast<std::int16_t>(std::lround(static_cast<double>(value) / step)));
+    for (std::int64_t i = 0; i < n; ++i) q.z.push_back(static_cast<std::int16_t>(std::lround(scaled(z, i) / step)));
     ScanQuery& s = q.scan;
     s.z = q.z.data();
     s.base = static_cast<float>(-tempering * q.scale * inside);
     s.norm_scale = static_cast<float>(tempering * q.scale * unit_ * unit_);
     s.rest_scale = static_cast<float>(tempering * beta * q.scale * unit_ * unit_);
-    s.dot_scale = static_cast<float>(tempering * 2 * q.scale * step * static_cast<double>(lists_.step) * unit_);
+    s.dot_scale = static_cast<float>(tempering * 2 * q.scale * step * unit_);
     s.seed = seed(q);
     return std::max(0.0, whole - inside);
+  }
+
+  // A coordinate in units of the steps of codes.
+  double scaled(const std::vector<float>& z, std::int64_t i) const {
+    return static_cast<double>(z[static_cast<std::size_t>(i)]) * static_cast<double>(lists_.step[i]);
   }
 
   // From the query's own pixels, so that others do not matter to it.
@@ -283,14 +291,12 @@ class Search {
       least = std::max(least, own.models.back().mean + own.models.back().log2_n);
       nearest = std::min(nearest, distance);
     }
-    q.beyond = q.scale * nearest * ln2 > most_nats;
-    if (q.beyond) return;
+    if (q.scale * nearest * ln2 > most_nats) return;  // without entries: left to the exact engine
     double total = 0;  // of tempered weights, relative to 2^(tempering * least)
     for (std::int64_t l = 0; l < lists_.count; ++l) {
       const Model& m = own.models[static_cast<std::size_t>(l)];
       if (size(l) == 0) continue;
-      const double above = m.sum() - least;
-      if (above > -reach) {
+      if (m.sum() > least - reach) {
         const Model t = m.tempered();
         q.entries.push_back({.list = static_cast<std::int32_t>(l),
                              .part = 1,
@@ -298,8 +304,6 @@ class Search {
                              .typical = static_cast<float>(t.typical())});
         q.members += static_cast<double>(size(l));
         total += std::exp2(t.sum() - tempering * least);
-      } else if (above > -2 * reach) {
-        q.left_out += std::exp2(above);
       }
     }
     for (Entry& e : q.entries) {
@@ -313,12 +317,13 @@ class Search {
   // How many members of a list a pixel looks at: whole blocks, or all.
   std::int64_t members(const Entry& e) const {
     const std::int64_t n = size(e.list);
-    const auto blocks = static_cast<std::int64_t>(std::ceil(e.part * static_cast<float>(n) / list_block));
+    const auto blocks = static_cast<std::int64_t>(std::ceil(static_cast<double>(e.part) * static_cast<double>(n) / list_block));
     return std::min(n, blocks * list_block);
   }
 
-  // look(own, share, pair, task) for all active pixels of from .. to - 1 and their entries, list by list, and part by
-  // part of its members, so that a part stays in the cache while it is looked at. own = make() for each thread.
+  // look(picks, share, pixel, entry, task) for all active pixels of from .. to - 1 and their entries: list by list, and
+  // part by part of its members, so that a part stays in the cache while it is looked at. There is room for the picks of
+  // a part.
   template <class Look>
   void each_list(std::int64_t from, std::int64_t to, Look look) {
     std::vector<std::int64_t> first(static_cast<std::size_t>(lists_.count + 1), 0);
@@ -340,7 +345,7 @@ class Search {
       take([&](std::int64_t share, auto stop) {
         const std::int64_t part = std::ssize(buffer);
         for (std::int64_t l = share * lists_.count / list_shares; l < (share + 1) * lists_.count / list_shares; ++l)
-          for (std::int64_t begin = 0; begin < size(l); begin += part)
+          for (std::int64_t begin = 0, most = part; begin < most; begin += part)
             for (std::int64_t i = first[static_cast<std::size_t>(l)]; i < first[static_cast<std::size_t>(l + 1)]; ++i) {
               if ((i & 15) == 0 && stop()) return;
               if (i + 8 < std::ssize(pairs)) {
@@ -350,7 +355,8 @@ class Search {
               const Pair& pair = pairs[static_cast<std::size_t>(i)];
               Pixel& q = pixels_[static_cast<std::size_t>(pair.pixel)];
               Entry& e = q.entries[static_cast<std::size_t>(pair.entry)];
-              const std::int64_t end = std::min(members(e), begin + part);
+              const std::int64_t wanted = members(e), end = std::min(wanted, begin + part);
+              most = std::max(most, wanted);
               if (begin < end) look(buffer.data(), share, pair.pixel, e, task(l, begin, end));
             }
       });
@@ -373,14 +379,14 @@ class Search {
       ScanQuery scan = pixels_[static_cast<std::size_t>(i)].scan;
       scan.top = e.top, scan.sum = e.sum, scan.squares = e.squares;
       kernel_.scan_sum(t, scan);
-      e.top = scan.top, e.sum = scan.sum, e.squares = scan.squares;
+      e.top = scan.top, e.sum = static_cast<float>(scan.sum), e.squares = static_cast<float>(scan.squares);
     });
-    each_pixel([&](Pixel& q, int) {
+    each_pixel(0, std::ssize(pixels_), [&](Pixel& q, std::int64_t, int) {
       double top = nothing, total = 0;
       for (const Entry& e : q.entries) top = std::max(top, static_cast<double>(e.top));
       for (const Entry& e : q.entries) {
         const double each = static_cast<double>(size(e.list)) / static_cast<double>(members(e));
-        total += each * e.sum * std::exp2(static_cast<double>(e.top) - top);
+        total += each * static_cast<double>(e.sum) * std::exp2(static_cast<double>(e.top) - top);
       }
       q.log_total = top + std::log2(total);
     }, [] { return 0; });
@@ -393,36 +399,66 @@ class Search {
     for (; to < std::ssize(pixels_); ++to) {
       const Pixel& q = pixels_[static_cast<std::size_t>(to)];
       if (!active(q)) continue;
-      picks += q.picks;
+      picks += std::min((1 + alike) * q.picks, windows_);
       if (picks > picks_together && to > from) break;
     }
     return to;
   }
 
   void pick(std::int64_t from, std::int64_t to) {
-    for (std::int64_t i = from; i < to; ++i) {
-      Pixel& q = pixels_[static_cast<std::size_t>(i)];
+    each_pixel(from, to, [&](Pixel& q, std::int64_t, int) {
       q.scan.rate = static_cast<float>(std::log2(q.picks) - q.log_total);
       for (Entry& e : q.entries) {
-        const double typical = spare * std::exp2(static_cast<double>(e.top + q.scan.rate)) * e.squares / e.sum;
+        const double typical =
+            spare * std::exp2(static_cast<double>(e.top + q.scan.rate)) * static_cast<double>(e.squares / e.sum);
         const double by_model = model_spare * q.picks * std::exp2(static_cast<double>(e.typical));
-        const bool all = static_cast<double>(e.largest) > q.near_from;
+        const bool all = q.search && static_cast<double>(e.largest) > q.log_sum - near;
         e.part = all ? 1.0f : static_cast<float>(std::min(1.0, std::max(typical, by_model)));
       }
-    }
+    }, [] { return 0; });
     found_.resize(static_cast<std::size_t>(list_shares * image_shares));
     for (std::vector<Found>& some : found_) some.clear();
     each_list(from, to, [&](Pick* picks, std::int64_t share, std::int32_t i, Entry& e, const ScanTask& t) {
       const auto looked_at = static_cast<float>(members(e)) / static_cast<float>(size(e.list));
-      ScanQuery scan = pixels_[static_cast<std::size_t>(i)].scan;
+      const Pixel& q = pixels_[static_cast<std::size_t>(i)];
+      ScanQuery scan = q.scan;
       scan.rate -= std::log2(looked_at);
+      const double least = alike * q.picks / windows_ / static_cast<double>(looked_at);
+      scan.least = static_cast<float>(std::clamp(std::log2(least), -20.0, 0.0));  // dice have 24 bits
       const std::int64_t n = kernel_.scan_pick(t, scan, picks);
-      for (const Pick* p = picks; p < picks + n; ++p) {
-        const std::int64_t member = std::int64_t{t.first} + p->member, image = lists_.image[member];
-        found_[static_cast<std::size_t>(share * image_shares + image * image_shares / a_.images)].push_back(
-            {i, static_cast<std::int32_t>(image), lists_.place[member], p->probability * looked_at});
-      }
+      for (const Pick* p = picks; p < picks + n; ++p)
+        found(share, i, std::int64_t{t.first} + p->member, p->probability * looked_at);
     });
+    in_threads(a_.threads, list_shares, a_.interrupted, [&](auto take) {
+      take([&](std::int64_t share, auto) {
+        for (std::int64_t i = from; i < to; ++i)  // by the place in the image, so that other queries do not matter
+          if (i % std::ssize(places_) % list_shares == share) pick_elsewhere(share, static_cast<std::int32_t>(i));
+      });
+    });
+  }
+
+  // Picks windows, all alike, of the lists that a pixel has no entry of.
+  void pick_elsewhere(std::int64_t share, std::int32_t i) {
+    const Pixel& q = pixels_[static_cast<std::size_t>(i)];
+    if (!active(q) || q.members == windows_) return;
+    // Every so many of all members: windows lie in random order within their lists.
+    const auto members = static_cast<double>(lists_.end[lists_.count - 1]);
+    const double stride = std::max(1.0, members / (alike * q.picks));
+    auto entry = q.entries.begin();
+    std::int64_t l = 0;
+    for (double at = 0x1p-32 * q.scan.seed * stride; at < members; at += stride) {
+      const auto member = static_cast<std::int64_t>(at);
+      while (l + 1 < lists_.count && lists_.begin[l + 1] <= member) ++l;
+      while (entry != q.entries.end() && entry->list < l) ++entry;
+      if (member < lists_.end[l] && (entry == q.entries.end() || entry->list != l))
+        found(share, i, member, static_cast<float>(1 / stride));
+    }
+  }
+
+  void found(std::int64_t share, std::int32_t pixel, std::int64_t member, float probability) {
+    const std::int32_t image = lists_.image[member];
+    found_[static_cast<std::size_t>(share * image_shares + image * image_shares / a_.images)].push_back(
+        {pixel, image, lists_.place[member], probability});
   }
 
   // Weighs what was picked.
@@ -432,15 +468,13 @@ class Search {
       weigh(from, to, a_.pixels_uint8, kernel_.distance_uint8);
     else
       weigh(from, to, a_.pixels_float, kernel_.distance_float);
-    each_pixel([&](Pixel& q, int) {
-      const std::int64_t i = &q - pixels_.data();
-      if (i < from || i >= to) return;
+    each_pixel(from, to, [&](Pixel& q, std::int64_t i, int) {
       Estimate& total = estimates_[static_cast<std::size_t>(i)];
       total = Estimate(a_.channels);
       for (std::int64_t share = 0; share < image_shares; ++share)
         total.add(shares_[static_cast<std::size_t>(share * (to - from) + i - from)]);
       total.widen(few);
-      q.error = list_interval * total.error() / unit_ + q.left_out;
+      q.error = list_interval * total.error() / unit_;
     }, [] { return 0; });
   }
 
@@ -475,43 +509,32 @@ class Search {
     });
   }
 
-  // Who is done, and how much more the others need.
+  // Who is done, and how much more the others need. They either get there, or become too dear.
   void settle() {
+    std::vector<double> cost(exact_.size(), 0.0);
     for (std::size_t i = 0; i < pixels_.size(); ++i) {
       Pixel& q = pixels_[i];
       if (!active(q)) continue;
       const Estimate& so_far = estimates_[i];
       const double log_sum = so_far.m + std::log2(so_far.s);
-      const bool near_by = q.near_from < -nothing, search = !near_by && so_far.top > log_sum + std::log2(heavy);
-      if (search) q.near_from = log_sum - near;
-      const bool precise = q.error <= tolerance_;
-      // The latter: most windows of any weight were picked, and more would change little; the error stays as stated.
-      q.done = !search && (precise || q.picks > 4 * q.members);
-      if (q.done || precise) continue;
+      const bool search = !q.search && so_far.top > log_sum + std::log2(heavy), precise = q.error <= tolerance_;
+      if (search) q.search = true, q.log_sum = log_sum;
+      q.done = !search && precise;
+      if (q.done) continue;
       const double wanted = 1.2 * std::pow(q.error / tolerance_, 2);
-      q.picks *= std::clamp(std::isfinite(wanted) ? wanted : growth, 1.5, growth);
+      if (!precise) q.picks *= std::clamp(std::isfinite(wanted) ? wanted : growth, 1.5, growth);
       double looked_at = 0;
       for (const Entry& e : q.entries) looked_at += static_cast<double>(members(e));
-      q.hard = pick_cost * q.picks + look_cost * looked_at > most_of_windows * windows_;
+      cost[static_cast<std::size_t>(q.b - b0_)] += pick_cost * q.picks + look_cost * looked_at;
     }
-    leave_to_exact();
-  }
-
-  void leave_to_exact() {
-    const std::size_t n = places_.size();
-    for (std::size_t i = 0; i < exact_.size(); ++i) {
-      const auto begin = pixels_.begin() + static_cast<std::ptrdiff_t>(i * n), end = begin + static_cast<std::ptrdiff_t>(n);
-      const auto hard = std::count_if(begin, end, [](const Pixel& q) { return q.hard && !q.done; });
-      if (static_cast<double>(hard) > most_of_pixels * static_cast<double>(n) ||
-          std::any_of(begin, end, [](const Pixel& q) { return q.beyond; }))
-        exact_[i] = true;
-    }
+    for (std::size_t b = 0; b < cost.size(); ++b)
+      if (cost[b] > most_of_exact * windows_ * static_cast<double>(places_.size())) exact_[b] = true;
   }
 
   void put(const Pixel& q, const Estimate& from, Partial& out) const {
     const std::int64_t p = q.place.row * a_.width + q.place.column;
     out.m[p] = from.m * ln2, out.s[p] = from.s, out.ss[p] = from.ss;
-    out.tail[p] = std::max(q.left_out * from.s, std::numeric_limits<double>::min());  // 0: all was looked at
+    out.chance[p] = windows_ - static_cast<double>(from.certain);
     for (std::int64_t c = 0; c < a_.channels; ++c) {
       const std::int64_t i = c * out.pixels + p;
       out.y[i] = from.y(c) / unit_, out.sy[i] = from.sy(c) / unit_, out.yy[i] = from.yy(c) / (unit_ * unit_);

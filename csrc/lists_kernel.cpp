@@ -1,7 +1,8 @@
 // A query against the descriptions of windows: which of them may matter. See Lists in pyels.h.
 //
 // Descriptions lie in blocks of 16, pairs of coordinates side by side, (directions / 2, 16, 2): a product of two pairs
-// of 16-bit integers, summed to 32 bits, is one instruction. Distances are approximate, and only decide what is looked at.
+// of 16-bit integers, summed to 32 bits, is one instruction. What they say of distances is approximate, and only decides
+// what is picked. Distances of windows that were picked follow below.
 #include "kernel.h"
 #include "vec.h"
 
@@ -9,7 +10,6 @@ namespace pyels::PYELS_ISA_NAME {
 namespace {
 
 constexpr int kParts = 16 / kLanes;            // vectors in a block
-constexpr float kLeast = -20.0f;               // log2 of the least probability with which a window is picked
 constexpr float kAbsent = -1e30f;
 
 // sum += a0 * b0 + a1 * b1 for kLanes pairs a, of 8 bits, against one pair b of 16.
@@ -41,6 +41,7 @@ PYELS_INLINE float across_most(Vec v) {
 PYELS_INLINE Vec log_weights(const ScanTask& t, const ScanQuery& q, std::int64_t block, int part) {
   const std::int8_t* code = t.code + block * t.directions * 16 + part * kLanes * 2;
   IntVec dot{};
+#pragma GCC unroll 4
   for (std::int64_t i = 0; i < t.directions; i += 2, code += 32) dot = add_products(dot, code, q.z + i);
   Vec norm, rest;
   __builtin_memcpy(&norm, t.norm + block * 16 + part * kLanes, sizeof norm);
@@ -81,14 +82,13 @@ void scan_sum(const ScanTask& t, ScanQuery& q) {
 
 std::int64_t scan_pick(const ScanTask& t, const ScanQuery& q, Pick* picks) {
   const std::int64_t blocks = (t.members + 15) / 16;
-  const Vec least = Vec{} + kLeast;
+  const Vec least = Vec{} + q.least, least_p = exp2(least);
   std::int64_t count = 0;
   Bits number;
   for (int lane = 0; lane < kLanes; ++lane) number[lane] = t.first + static_cast<std::uint32_t>(lane);
   for (std::int64_t block = 0; block < blocks; ++block)
     for (int part = 0; part < kParts; ++part) {
       Vec p = log_weights(t, q, block, part) + q.rate;
-      if (!any_above(p, least)) continue;
       const std::int64_t at = block * 16 + part * kLanes;
       // Dice: an integer hash of the member's number, with the query's seed.
       Bits dice = number + static_cast<std::uint32_t>(at);
@@ -96,10 +96,9 @@ std::int64_t scan_pick(const ScanTask& t, const ScanQuery& q, Pick* picks) {
       dice = (dice ^ (dice >> 15)) * 0x85EBCA77u;
       dice = (dice ^ (dice >> 13)) * 0xC2B2AE3Du;
       dice ^= dice >> 16;
-      const Vec u = __builtin_convertvector(reinterpret_cast<IntVec>(dice >> 8), Vec) * (1.0f / (1 << 24));
-      const IntVec may = p > least;
-      p = exp2(p < Vec{} ? p : Vec{});
-      const IntVec picked = may & (u < p);
+      const Vec u = __builtin_convertvector(reinterpret_cast<IntVec>(dice >> 8), Vec) * (1.0f / (1 << 24)) + 0.5f / (1 << 24);
+      p = any_above(p, least) ? exp2(p < least ? least : p < Vec{} ? p : Vec{}) : least_p;
+      const IntVec picked = u < p;
       if (!any(picked)) continue;
       for (int lane = 0; lane < kLanes; ++lane)
         if (picked[lane] && at + lane < t.members) picks[count++] = {static_cast<std::int32_t>(at + lane), p[lane]};

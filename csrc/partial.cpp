@@ -23,7 +23,7 @@ void merge(Partial& into, const Partial& from) {
       }
     }
     if (into.sampled) {
-      into.tail[p] = a * into.tail[p] + (from.sampled ? b * from.tail[p] : 0.0);
+      into.chance[p] += from.sampled ? from.chance[p] : 0.0;
       into.ss[p] = a * a * into.ss[p] + (from.sampled ? b * b * from.ss[p] : 0.0);
       for (std::int64_t i = p; i < into.channels * into.pixels; i += into.pixels) {
         into.sy[i] = a * a * into.sy[i] + (from.sampled ? b * b * from.sy[i] : 0.0);

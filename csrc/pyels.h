@@ -65,10 +65,10 @@ struct Partial {
   std::vector<double> top;                // (H, W) largest log w
   std::vector<std::int64_t> source;       // (H, W) its patch: image * H * W + row * W + column, -1 when empty
 
-  // Of an approximation (`sampled`), where s and y are estimates; relative to exp(2 m), and `tail` to exp(m).
+  // Of an approximation (`sampled`), where s and y are estimates; relative to exp(2 m).
   bool sampled = false;
   std::vector<double> ss, sy, yy;  // (H, W), (C, H, W), (C, H, W) variance of s, covariance of s and y, variance of y
-  std::vector<double> tail;        // (H, W) estimated sum over what was left out, not part of s; 0 where nothing was
+  std::vector<double> chance;      // (H, W) number of patches of which chance decided whether to weigh them
 
   Partial(std::int64_t pixels_, std::int64_t channels_, bool full_, bool sampled_ = false)
       : pixels(pixels_), channels(channels_), full(full_), sampled(sampled_) {
@@ -87,7 +87,7 @@ struct Partial {
       source.assign(n, -1);
     }
     if (sampled) {
-      for (auto* one : {&ss, &tail}) one->assign(n, 0.0);
+      for (auto* one : {&ss, &chance}) one->assign(n, 0.0);
       for (auto* one : {&sy, &yy}) one->assign(n * static_cast<std::size_t>(channels), 0.0);
     }
   }
@@ -124,12 +124,12 @@ struct Lists {
   const std::uint16_t* place = nullptr;  // (members) and its centre: row * W + column
   const float* mean = nullptr;           // (lists, directions) of the coordinates of the windows
   const float* spread = nullptr;         // (lists) mean squared distance of the windows from that point
-  // Descriptions. A window less `origin` has coordinates `code` * step along `directions`, whose squared length is
-  // `norm`; `rest` is the squared length of what these leave.
+  // Descriptions. A window less `origin` has coordinates along `directions` of about `code` * step; `norm` is the
+  // squared length of these, and `rest` that of what lies in no direction.
   std::int64_t directions_count = 0;     // even
   const float* origin = nullptr;         // (C, k, k)
   const float* directions = nullptr;     // (directions, C, k, k), orthonormal; rows of zeros may fill up
-  float step = 1;
+  const float* step = nullptr;           // (directions)
   const std::int8_t* code = nullptr;     // (members / list_block, directions / 2, list_block, 2)
   const float* norm = nullptr;           // (members)
   const float* rest = nullptr;           // (members)
@@ -144,8 +144,8 @@ void describe_lists(const Problem& problem, const Lists& lists, float* mean, flo
 // heavy weights have longer tails, and a search that ends when its error seems small ends too early more often than too late.
 constexpr double list_interval = 2.3;
 
-// The posterior by importance sampling, until the error of every pixel's mean, list_interval standard errors and what
-// was left out, is below `tolerance`. The lists are of the images order[begin[b]] .. order[end[b] - 1] for every query b.
+// The posterior by importance sampling, until the error of every pixel's mean, list_interval standard errors,
+// is below `tolerance`. The lists are of the images order[begin[b]] .. order[end[b] - 1] for every query b.
 // Exact, by cpu_engine, for pixels whose windows overhang the border, and for all of a query where that costs less.
 void lists_engine(const Problem& problem, const Lists& lists, double tolerance, Sink& sink);
 

@@ -31,9 +31,8 @@ class Windows {
     const std::int64_t row = place / width_ - k_ / 2, column = place % width_ - k_ / 2, plane = height_ * width_;
     const T* from = pixels_ + image * channels_ * plane;
     const bool inside = row >= 0 && column >= 0 && row + k_ <= height_ && column + k_ <= width_;
-    const T* first = from + row * width_ + column;
-    if (inside && end_ - first >= (channels_ - 1) * plane + (k_ - 1) * width_ + (k_ + 15) / 16 * 16)
-      return {first, width_, plane};
+    const std::int64_t read = (channels_ - 1) * plane + (k_ - 1) * width_ + (k_ + 15) / 16 * 16;
+    if (inside && end_ - from >= row * width_ + column + read) return {from + row * width_ + column, width_, plane};
     copy(from, row, column, buffer);
     return {buffer, k_, k_ * k_};
   }

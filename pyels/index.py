@@ -36,8 +36,10 @@ MOST_WINDOWS = 2**31 - 2**20  # numbered in 32 bits, with what fills up the bloc
 _LEAST_MEMBERS = 256  # of a list, on average
 _TRAINING_WINDOWS = 64  # a list
 _AT_ONCE = 1 << 20  # windows assigned to lists
+_VALUES_AT_ONCE = 1 << 24  # of windows to learn from
+_ROOM = 1.2  # codes reach so much further than the coordinates of the windows that directions are learned from
 _SEED = 20250713
-_VERSION = 2
+_VERSION = 3
 _KEY = "pyels-index"
 
 
@@ -55,8 +57,8 @@ class Index:
     mean        (L, D)        float32  mean coordinates of the windows of each list
     spread      (L)           float32  mean squared distance of its windows from that point
     code        (M * D)       int8     coordinates of the windows along the directions, in units of `step`
-    norm, rest  (M)           float32  squared length of these, and of what they leave
-    step        (1)           float32
+    norm, rest  (M)           float32  squared length of these, and of what lies in no direction
+    step        (D)           float32
     """
 
     begin: Tensor
@@ -79,13 +81,21 @@ class Index:
     def nbytes(self) -> int:
         return sum(getattr(self, f.name).nbytes for f in fields(self))
 
+    def check(self, images: int, channels: int, height: int, width: int) -> None:
+        """Raise TypeError where the compiled engine would read beyond what there is."""
+        ends = torch.cat([torch.zeros(1, dtype=torch.int64), self.end])
+        in_order = (self.begin >= ends[:-1]).all() and (self.end >= self.begin).all() and ends[-1] <= len(self.image)
+        inside = 0 <= int(self.image.min()) and int(self.image.max()) < images
+        inside = inside and int(self.place.to(torch.int32).max()) < height * width
+        if not (in_order and inside and (self.begin % _core.LIST_BLOCK == 0).all()):
+            raise TypeError("its lists are not in order")
+
     def arguments(self) -> dict[str, Any]:
         """What the compiled engine takes."""
         return {
             "list_count": len(self),
             "list_directions": len(self.directions),
-            "list_step": float(self.step),
-            "lists": [getattr(self, f.name).data_ptr() for f in fields(self) if f.name != "step"],
+            "lists": [getattr(self, f.name).data_ptr() for f in fields(self)],  # in this order
         }
 
 
@@ -165,7 +175,9 @@ def _load(path: Path, about: dict[str, Any]) -> Index:
             )
     try:
         with safetensors.safe_open(path, framework="pt") as file:
-            return Index(**{f.name: file.get_tensor(f.name) for f in fields(Index)})
+            index = Index(**{f.name: file.get_tensor(f.name) for f in fields(Index)})
+        index.check(*about["bank_shape"])
+        return index
     except (safetensors.SafetensorError, TypeError) as error:
         raise ValueError(f"{path}: damaged index ({error}); delete it to have it built again") from error
 
@@ -196,8 +208,10 @@ def build(
     generator = np.random.default_rng(_SEED)
     windows = _some_windows(bank, which, patch_size, wraps, count * _TRAINING_WINDOWS, generator)
     origin = windows.mean(0)
-    directions = torch.linalg.eigh(torch.cov(windows.T)).eigenvectors.flip(1)[:, :MOST_DIRECTIONS]
-    step = 2 * math.sqrt(windows.shape[1]) / 127  # no coordinate is longer than the longest window
+    windows -= origin
+    directions = torch.linalg.eigh(windows.T @ windows).eigenvectors.flip(1)[:, :MOST_DIRECTIONS]
+    coordinates = windows @ directions
+    step = (_ROOM * coordinates.abs().amax(0) / 127).clamp(min=1e-6)
     filters = directions.T.reshape(-1, bank.shape[0], patch_size, patch_size)
     to_lists = filters[:_LIST_DIRECTIONS]
     before = faiss.omp_get_max_threads()
@@ -205,15 +219,15 @@ def build(
     try:
         leading = directions[:, :_LIST_DIRECTIONS]
         kmeans = faiss.Kmeans(leading.shape[1], count, niter=10, seed=_SEED, min_points_per_centroid=1)
-        kmeans.train(((windows - origin) @ leading).numpy())
+        kmeans.train(coordinates[:, :_LIST_DIRECTIONS].contiguous().numpy())
         lists = np.empty(places * len(which), np.uint16)
         images = max(1, _AT_ONCE // places)
         for start in range(0, len(which), images):
             pixels = bank.read(which[start : start + images])
             along = F.conv2d(_padded(pixels, patch_size, wraps), to_lists) - (origin @ leading)[:, None, None]
-            coordinates = along.permute(0, 2, 3, 1).reshape(-1, len(to_lists)).contiguous().numpy()
+            searched = along.permute(0, 2, 3, 1).reshape(-1, len(to_lists)).contiguous().numpy()
             first = start * places
-            lists[first : first + len(coordinates)] = kmeans.index.search(coordinates, 1)[1][:, 0]
+            lists[first : first + len(searched)] = kmeans.index.search(searched, 1)[1][:, 0]
             progress(len(pixels))
     finally:
         faiss.omp_set_num_threads(before)
@@ -230,7 +244,7 @@ def _arranged(
     count: int,
     origin: Tensor,
     filters: Tensor,
-    step: float,
+    step: Tensor,
     generator: np.random.Generator,
 ) -> Index:
     """Members list by list, each list at the beginning of a block, and their descriptions."""
@@ -262,7 +276,7 @@ def _arranged(
         code=torch.zeros(members * len(even), dtype=torch.int8),
         norm=torch.zeros(members),
         rest=torch.zeros(members),
-        step=torch.tensor([step]),
+        step=F.pad(step, (0, len(even) - len(step)), value=1.0),
     )
     _core.describe_lists(
         pixels=bank.images.data_ptr(),
@@ -282,8 +296,10 @@ def _some_windows(
     images = generator.permutation(len(which))[: min(len(which), 20_000)]
     each = max(8, -(-wanted // len(images)))
     parts = []
-    for start in range(0, len(images), 256):
-        pixels = bank.read(which[torch.from_numpy(images[start : start + 256])])
+    values = math.prod(bank.shape) * patch_size**2  # of the windows of an image
+    step = max(1, _VALUES_AT_ONCE // values)
+    for start in range(0, len(images), step):
+        pixels = bank.read(which[torch.from_numpy(images[start : start + step])])
         windows = F.unfold(_padded(pixels, patch_size, wraps), patch_size)  # (n, C * k * k, places)
         some = generator.permutation(windows.shape[2])[:each]
         parts.append(windows[:, :, torch.from_numpy(some)].transpose(1, 2).reshape(-1, windows.shape[1]))

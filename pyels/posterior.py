@@ -50,7 +50,7 @@ class PartialPosterior:
 
     Partial posteriors of disjoint parts of a bank merge to that of their union, in any grouping: they form a monoid
     whose neutral element has m = -inf, s = 0, y = 0. `e`, `top` and `source` are None unless the machine was asked for
-    the full posterior; `ss`, `sy`, `yy` and `tail` are None unless s and y are estimates, made by engine "faiss".
+    the full posterior; `ss`, `sy`, `yy` and `chance` are None unless s and y are estimates, made by engine "faiss".
 
     Attributes
     ----------
@@ -64,7 +64,7 @@ class PartialPosterior:
     ss      (B, H, W)    float64  variance of s
     sy      (B, C, H, W) float64  covariance of s and y
     yy      (B, C, H, W) float64  variance of y
-    tail    (B, H, W)    float64  estimated sum of exp(log w - m) over what was left out of s; 0 where nothing was
+    chance  (B, H, W)    float64  number of patches of which chance decided whether to weigh them
     """
 
     m: Tensor
@@ -77,7 +77,7 @@ class PartialPosterior:
     ss: Tensor | None = None
     sy: Tensor | None = None
     yy: Tensor | None = None
-    tail: Tensor | None = None
+    chance: Tensor | None = None
 
     @classmethod
     def stack(cls, parts: Sequence[PartialPosterior], places: Tensor) -> PartialPosterior:
@@ -106,7 +106,7 @@ class PartialPosterior:
         y = a[:, None] * self.y + b[:, None] * other.y
         count = self.count + other.count
         sampled = {}
-        for name, power in (("ss", 2), ("sy", 2), ("yy", 2), ("tail", 1)):
+        for name, power in (("ss", 2), ("sy", 2), ("yy", 2), ("chance", 0)):
             mine, theirs = getattr(self, name), getattr(other, name)
             if mine is None and theirs is None:
                 continue
@@ -144,14 +144,14 @@ class PartialPosterior:
         """How far the mean may be from the exact one, (B, H, W) float64, and whether that is a bound, (B, H, W) bool.
 
         Where s and y are estimates the mean is a ratio of two, whose variance is, to first order (the delta method),
-        (yy - 2 mean sy + mean^2 ss) / s^2. What was left out moves it by its share of the weight at most.
+        (yy - 2 mean sy + mean^2 ss) / s^2.
         """
-        if self.ss is None or self.sy is None or self.yy is None or self.tail is None:
+        if self.ss is None or self.sy is None or self.yy is None or self.chance is None:
             return torch.full_like(self.s, ROUNDING), torch.ones_like(self.s, dtype=torch.bool)
         mean = self.mean(torch.float64)
         variance = (self.yy - 2 * mean * self.sy + mean**2 * self.ss[:, None]).clamp(min=0).amax(dim=1)
-        estimated = _core.LIST_INTERVAL * variance.sqrt() / self.s + self.tail / self.s
-        certified = self.tail == 0  # all patches were looked at
+        estimated = _core.LIST_INTERVAL * variance.sqrt() / self.s
+        certified = self.chance == 0
         return torch.where(certified, 0.0, estimated) + ROUNDING, certified
 
     def finish(self, dtype: torch.dtype = torch.float32) -> Posterior:

@@ -30,7 +30,7 @@ def sampled_posterior(
     count: Tensor,  # (B, H, W) float64
 ) -> PartialPosterior:
     pixels = (len(x), *x.shape[2:])
-    m, s, ss, tail = (torch.empty(pixels, dtype=torch.float64) for _ in range(4))
+    m, s, ss, chance = (torch.empty(pixels, dtype=torch.float64) for _ in range(4))
     y, sy, yy = (torch.empty(x.shape, dtype=torch.float64) for _ in range(3))
     e, top = (torch.empty(pixels if full else 0, dtype=torch.float64) for _ in range(2))
     source = torch.empty(pixels if full else 0, dtype=torch.int64)
@@ -51,11 +51,11 @@ def sampled_posterior(
         patch_size=patch_size,
         threads=threads,
         full=full,
-        out=[tensor.data_ptr() for tensor in (m, s, y, e, top, source, ss, sy, yy, tail)],
+        out=[tensor.data_ptr() for tensor in (m, s, y, e, top, source, ss, sy, yy, chance)],
         tolerance=tolerance,
         **index.arguments(),
     )
-    sampled = {"ss": ss, "sy": sy, "yy": yy, "tail": tail}
+    sampled = {"ss": ss, "sy": sy, "yy": yy, "chance": chance}
     if not full:
         return PartialPosterior(m, s, y, count, **sampled)
     return PartialPosterior(m, s, y, count, e, top, source, **sampled)

@@ -3,15 +3,14 @@
 //     test_engine            everything but the next; also the program to run under sanitizers
 //     test_engine --large    sums over 1e8 patches
 #include <atomic>
-#include <chrono>
-#include <cstdio>
 #include <cstring>
-#include <functional>
 #include <thread>
 
 #include "cases.h"
+#include "checks.h"
 
 using namespace cases;
+using namespace checks;
 using pyels::Partial;
 using pyels::Problem;
 using pyels::cpu_engine;
@@ -20,36 +19,6 @@ using pyels::reference_engine;
 namespace {
 
 // ---- Checking ---------------------------------------------------------------------------------------------------
-
-std::string context;  // what is being looked at
-int failures = 0;
-
-void check(bool holds, const std::string& what) {
-  if (holds) return;
-  if (++failures <= 20) std::printf("  FAILED [%s] %s\n", context.c_str(), what.c_str());
-}
-
-template <class Exception>
-void check_throws(const std::function<void()>& call, const std::string& what) {
-  try {
-    call();
-  } catch (const Exception&) {
-    return;
-  }
-  check(false, what + " was not thrown");
-}
-
-// An error that must stay below a bound, and the worst of it seen.
-struct Bounded {
-  const char* what;
-  double bound;
-  double worst = 0;
-
-  void see(double error) {
-    worst = std::max(worst, error);
-    check(error <= bound, std::string(what) + " errs by " + std::to_string(error));
-  }
-};
 
 // Behind each bound the worst seen on any instruction set.
 Bounded mean{"mean", 1e-4};                    // 1.6e-5
@@ -72,18 +41,6 @@ void compare(const Partial& ours, const Partial& oracle) {
     const double heaviest = std::exp(oracle.top[p] - oracle.m[p]) / oracle.s[p];
     source_weight.see(std::abs(std::exp(ours.top[p] - ours.m[p]) / ours.s[p] - heaviest));
     if (heaviest > 0.51) check(ours.source[p] == oracle.source[p], "the heaviest source is another");
-  }
-}
-
-bool identical(const Partial& a, const Partial& b) {
-  return a.m == b.m && a.s == b.s && a.y == b.y && a.e == b.e && a.top == b.top && a.source == b.source;
-}
-
-void on_every_isa(const std::string& what, const std::function<void()>& body) {
-  for (const char* isa : pyels::available_isas()) {
-    use_isa(isa);
-    context = what + " on " + isa;
-    body();
   }
 }
 
@@ -323,11 +280,6 @@ void long_sums_keep_their_digits() {
   std::printf("  worst: mean %.1e, log-evidence %.1e\n", bank_mean.worst, all_counted.worst);
 }
 
-struct Test {
-  const char* name;
-  void (*body)();
-};
-
 }  // namespace
 
 int main(int count, char** arguments) {
@@ -343,26 +295,8 @@ int main(int count, char** arguments) {
     tests = {{"long sums keep their digits", long_sums_keep_their_digits}};
   else if (count != 1)
     return std::fprintf(stderr, "usage: %s [--large]\n", arguments[0]), 2;
-
-  std::setvbuf(stdout, nullptr, _IOLBF, BUFSIZ);
-  std::printf("instruction sets:");
-  for (const char* isa : pyels::available_isas()) std::printf(" %s", isa);
-  std::printf("\n");
-  int failed = 0;
-  for (const Test& test : tests) {
-    const int failures_before = failures;
-    const auto start = std::chrono::steady_clock::now();
-    try {
-      test.body();
-    } catch (const std::exception& error) {
-      check(false, std::string("exception: ") + error.what());
-    }
-    const std::chrono::duration<double> seconds = std::chrono::steady_clock::now() - start;
-    std::printf("%s  %s (%.1f s)\n", failures == failures_before ? "ok    " : "FAILED", test.name, seconds.count());
-    failed += failures != failures_before;
-  }
+  const int failed = run_tests(tests);
   for (const Bounded& seen : {mean, entropy, source_weight, evidence, quick_evidence})
     if (seen.worst > 0) std::printf("%s: worst error %.1e, bound %.0e\n", seen.what, seen.worst, seen.bound);
-  std::printf("%d passed, %d failed\n", static_cast<int>(tests.size()) - failed, failed);
   return failed != 0;
 }

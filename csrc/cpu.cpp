@@ -14,8 +14,8 @@ namespace {
 
 // ---- Source sets as displacements --------------------------------------------------------------------------------
 
-// Which of an axis' pixels a list of displacements is for: all, or those whose window (of sources `zeros`) overhangs the
-// border, or the others.
+// Which of an axis' pixels a list of displacements is for: all, or those whose window (of sources `zeros`) overhangs
+// the border, or the others.
 enum class Pixels { all, rim, inside };
 
 // The displacements along one axis of length n, for windows of radius r. Rows and columns are alike, and every source

@@ -1,10 +1,10 @@
 // The approximate engine: importance sampling of the windows of a bank.
 //
 // An index keeps the windows in lists of similar ones, with short descriptions (coordinates along principal
-// directions). From a query's distance to the means of lists follows which of them can matter; from the descriptions in
-// these, about how much each window weighs. Every window is then picked with a probability that grows with this, and the
-// exact weights w of those picked, each divided by its probability, sum up to estimates of sum w and sum w * centre, with
-// known variance (Estimate). More are picked until the error of the mean is below the tolerance.
+// directions). From a query's distance to the means of lists follows which of them can matter; from the descriptions
+// in these, about how much each window weighs. Every window is then picked with a probability that grows with this, and
+// the exact weights w of those picked, each divided by its probability, sum up to estimates of sum w and sum w * centre,
+// with known variance (Estimate). More are picked until the error of the mean is below the tolerance.
 #include <algorithm>
 #include <cmath>
 #include <limits>
@@ -20,12 +20,12 @@ namespace pyels {
 namespace {
 
 constexpr double ln2 = 0.693147180559945309417232121458;
-constexpr double nothing = -std::numeric_limits<double>::infinity();
+constexpr double infinity = std::numeric_limits<double>::infinity();
 
 constexpr double first_picks = 2500;  // windows that are weighed for a pixel in the first round
 constexpr double growth = 8;          // of their number, from round to round at most
-// Windows are picked in proportion to their tempered weight, (weight by description) ^ tempering. A window that lies far
-// off the directions may be nearer than it seems: `beta` times that squared length is taken off its squared distance.
+// Windows are picked in proportion to their tempered weight, (weight by description) ^ tempering. A window that lies
+// far off the directions may be nearer than it seems: `beta` times that squared length is taken off its squared distance.
 constexpr double tempering = 0.75, beta = 0.2;
 // And a tenth of them from all alike: where the descriptions or the model tell little, the variance shows it.
 constexpr double alike = 0.1;
@@ -74,7 +74,9 @@ struct Model {
   Model tempered() const { return {tempering * mean, tempering * sd, furthest, log2_n}; }
   // log2 of the sum of weights: carried by windows as many standard deviations above the mean as there are nats in one,
   // or by the furthest.
-  double sum() const { return std::min(log2_n, mean + (furthest < sd ? sd * furthest / ln2 : sd * sd / 2 / ln2 + log2_n)); }
+  double sum() const {
+    return std::min(log2_n, mean + (furthest < sd ? sd * furthest / ln2 : sd * sd / 2 / ln2 + log2_n));
+  }
   // No weight is above 1.
   double largest() const { return std::min(0.0, mean + sd * furthest / ln2); }
   double typical() const { return std::min(0.0, mean + std::min(1.5 * sd, furthest) * sd / ln2); }  // by weight
@@ -101,8 +103,8 @@ struct Pixel {
   std::vector<std::int16_t> z{};
   ScanQuery scan{};
   double members = 0, picks = first_picks, error = 0;
-  double log_total = nothing;  // log2 of the sum of weights by description
-  double log_sum = 0;          // where `search`: log2 of the sum of weights, as estimated first
+  double log_total = -infinity;  // log2 of the sum of tempered weights
+  double log_sum = 0;  // where `search`: log2 of the sum of weights, as estimated first
 };
 
 struct Pair {
@@ -186,8 +188,9 @@ class Search {
   // The queries over alpha, in the bank's units, wrapped around: distances are then between their windows and the
   // bank's.
   void fill_queries(std::int64_t b0, std::int64_t b1) {
-    const std::int64_t size = a_.channels * a_.height * a_.width, padded = a_.channels * x_plane_, r = a_.patch_size / 2;
-    queries_.assign(static_cast<std::size_t>((b1 - b0) * padded + 16), 0.0f);  // rows are read in steps of up to 16
+    const std::int64_t size = a_.channels * a_.height * a_.width, r = a_.patch_size / 2;
+    // Rows are read in steps of up to 16.
+    queries_.assign(static_cast<std::size_t>((b1 - b0) * a_.channels * x_plane_ + 16), 0.0f);
     float* to = queries_.data();
     for (std::int64_t b = b0; b < b1; ++b) {
       const double factor = unit_ / alpha(b), ratio = alpha(b) / (a_.sigma[b] * unit_);
@@ -282,7 +285,7 @@ class Search {
     for (std::int64_t l = 0; l < lists_.count; l += lanes)
       kernel_.point_distances(means_.get() + l * n, own.z.data(), n, own.distances.data() + l);
     own.models.clear();
-    double least = nothing, nearest = -nothing;
+    double least = -infinity, nearest = infinity;
     for (std::int64_t l = 0; l < lists_.count; ++l) {
       const double distance = outside + static_cast<double>(own.distances[static_cast<std::size_t>(l)]);
       own.models.push_back(model(q, l, distance));
@@ -317,12 +320,12 @@ class Search {
   // How many members of a list a pixel looks at: whole blocks, or all.
   std::int64_t members(const Entry& e) const {
     const std::int64_t n = size(e.list);
-    const auto blocks = static_cast<std::int64_t>(std::ceil(static_cast<double>(e.part) * static_cast<double>(n) / list_block));
-    return std::min(n, blocks * list_block);
+    const double blocks = std::ceil(static_cast<double>(e.part) * static_cast<double>(n) / list_block);
+    return std::min(n, static_cast<std::int64_t>(blocks) * list_block);
   }
 
   // look(picks, share, pixel, entry, task) for all active pixels of from .. to - 1 and their entries: list by list, and
-  // part by part of its members, so that a part stays in the cache while it is looked at. There is room for the picks of
+  // part by part of its members, so that a part stays in the cache while it is looked at. `picks` has room for those of
   // a part.
   template <class Look>
   void each_list(std::int64_t from, std::int64_t to, Look look) {
@@ -332,14 +335,14 @@ class Search {
         const Pixel& q = pixels_[static_cast<std::size_t>(i)];
         if (!active(q)) continue;
         for (std::size_t j = 0; j < q.entries.size(); ++j)
-          visit(static_cast<std::size_t>(q.entries[j].list), static_cast<std::int32_t>(i), static_cast<std::int32_t>(j));
+          visit(static_cast<std::size_t>(q.entries[j].list), Pair{static_cast<int>(i), static_cast<int>(j)});
       }
     };
-    each_pair([&](std::size_t l, auto, auto) { ++first[l + 1]; });
+    each_pair([&](std::size_t l, Pair) { ++first[l + 1]; });
     std::partial_sum(first.begin(), first.end(), first.begin());
     std::vector<Pair> pairs(static_cast<std::size_t>(first.back()));
     std::vector<std::int64_t> at(first.begin(), first.end() - 1);
-    each_pair([&](std::size_t l, std::int32_t i, std::int32_t j) { pairs[static_cast<std::size_t>(at[l]++)] = {i, j}; });
+    each_pair([&](std::size_t l, Pair pair) { pairs[static_cast<std::size_t>(at[l]++)] = pair; });
     in_threads(a_.threads, list_shares, a_.interrupted, [&](auto take) {
       std::vector<Pick> buffer(64 * list_block);
       take([&](std::int64_t share, auto stop) {
@@ -373,7 +376,7 @@ class Search {
             .first = static_cast<std::uint32_t>(first)};
   }
 
-  // Sums the weights by description of a part of every list: what it takes to pick about so many windows.
+  // Sums the tempered weights of a part of every list: what it takes to pick about so many windows.
   void weigh_lists() {
     each_list(0, std::ssize(pixels_), [&](Pick*, std::int64_t, std::int32_t i, Entry& e, const ScanTask& t) {
       ScanQuery scan = pixels_[static_cast<std::size_t>(i)].scan;
@@ -382,7 +385,7 @@ class Search {
       e.top = scan.top, e.sum = static_cast<float>(scan.sum), e.squares = static_cast<float>(scan.squares);
     });
     each_pixel(0, std::ssize(pixels_), [&](Pixel& q, std::int64_t, int) {
-      double top = nothing, total = 0;
+      double top = -infinity, total = 0;
       for (const Entry& e : q.entries) top = std::max(top, static_cast<double>(e.top));
       for (const Entry& e : q.entries) {
         const double each = static_cast<double>(size(e.list)) / static_cast<double>(members(e));
@@ -501,8 +504,8 @@ class Search {
             for (std::int64_t c = 0; c < a_.channels; ++c)
               value[static_cast<std::size_t>(c)] =
                   static_cast<double>(window.first[c * window.channel + r * window.row + r]) - zero_;
-            estimates[f.pixel - from].add(-q.scale * squared, static_cast<double>(f.probability), f.image * size + f.place,
-                                          value.data());
+            estimates[f.pixel - from].add(-q.scale * squared, static_cast<double>(f.probability),
+                                          f.image * size + f.place, value.data());
           }
         }
       });

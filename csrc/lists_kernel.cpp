@@ -1,8 +1,8 @@
 // A query against the descriptions of windows: which of them may matter. See Lists in pyels.h.
 //
 // Descriptions lie in blocks of 16, pairs of coordinates side by side, (directions / 2, 16, 2): a product of two pairs
-// of 16-bit integers, summed to 32 bits, is one instruction. What they say of distances is approximate, and only decides
-// what is picked. Distances of windows that were picked follow below.
+// of 16-bit integers, summed to 32 bits, is one instruction. What they say of distances is approximate, and only
+// decides what is picked. Distances of windows that were picked follow below.
 #include "kernel.h"
 #include "vec.h"
 
@@ -96,7 +96,8 @@ std::int64_t scan_pick(const ScanTask& t, const ScanQuery& q, Pick* picks) {
       dice = (dice ^ (dice >> 15)) * 0x85EBCA77u;
       dice = (dice ^ (dice >> 13)) * 0xC2B2AE3Du;
       dice ^= dice >> 16;
-      const Vec u = __builtin_convertvector(reinterpret_cast<IntVec>(dice >> 8), Vec) * (1.0f / (1 << 24)) + 0.5f / (1 << 24);
+      constexpr float side = 1.0f / (1 << 24);
+      const Vec u = __builtin_convertvector(reinterpret_cast<IntVec>(dice >> 8), Vec) * side + 0.5f * side;
       p = any_above(p, least) ? exp2(p < least ? least : p < Vec{} ? p : Vec{}) : least_p;
       const IntVec picked = u < p;
       if (!any(picked)) continue;

@@ -141,7 +141,8 @@ void describe_lists(const Problem& problem, const Lists& lists, float* mean, flo
                     float* norm, float* rest);
 
 // Standard errors to either side that make an interval of 95%. 1.96 would do for a normal distribution; sums of few
-// heavy weights have longer tails, and a search that ends when its error seems small ends too early more often than too late.
+// heavy weights have longer tails, and a search that ends when its error seems small ends too early more often than too
+// late.
 constexpr double list_interval = 2.3;
 
 // The posterior by importance sampling, until the error of every pixel's mean, list_interval standard errors,

@@ -1,4 +1,4 @@
-// Vectors of float32, one lane for each of L bank images, in the vector extensions that GCC and clang share. Included by
+// Vectors of float32, one lane for each of L bank images, in the vector extensions GCC and clang share. Included by
 // each unit that is compiled for one instruction set, in whose namespace all this stays.
 #pragma once
 

@@ -81,14 +81,29 @@ class Index:
     def nbytes(self) -> int:
         return sum(getattr(self, f.name).nbytes for f in fields(self))
 
-    def check(self, images: int, channels: int, height: int, width: int) -> None:
-        """Raise TypeError where the compiled engine would read beyond what there is."""
+    def is_sound(self, images: int, height: int, width: int) -> bool:
+        """Whether the compiled engine, which trusts it, would read only what there is."""
+        members, lists, (directions, *window) = len(self.image), len(self), self.directions.shape
+        shapes = {
+            "end": (lists,),
+            "place": (members,),
+            "origin": tuple(window),
+            "mean": (lists, directions),
+            "spread": (lists,),
+            "code": (members * directions,),
+            "norm": (members,),
+            "rest": (members,),
+            "step": (directions,),
+        }
         ends = torch.cat([torch.zeros(1, dtype=torch.int64), self.end])
-        in_order = (self.begin >= ends[:-1]).all() and (self.end >= self.begin).all() and ends[-1] <= len(self.image)
-        inside = 0 <= int(self.image.min()) and int(self.image.max()) < images
-        inside = inside and int(self.place.to(torch.int32).max()) < height * width
-        if not (in_order and inside and (self.begin % _core.LIST_BLOCK == 0).all()):
-            raise TypeError("its lists are not in order")
+        return (
+            all(getattr(self, name).shape == shape for name, shape in shapes.items())
+            and bool((self.begin >= ends[:-1]).all() and (self.end >= self.begin).all() and ends[-1] <= members)
+            and bool((self.begin % _core.LIST_BLOCK == 0).all())
+            and int(self.image.min()) >= 0
+            and int(self.image.max()) < images
+            and int(self.place.to(torch.int32).max()) < height * width
+        )
 
     def arguments(self) -> dict[str, Any]:
         """What the compiled engine takes."""
@@ -176,10 +191,12 @@ def _load(path: Path, about: dict[str, Any]) -> Index:
     try:
         with safetensors.safe_open(path, framework="pt") as file:
             index = Index(**{f.name: file.get_tensor(f.name) for f in fields(Index)})
-        index.check(*about["bank_shape"])
-        return index
     except (safetensors.SafetensorError, TypeError) as error:
         raise ValueError(f"{path}: damaged index ({error}); delete it to have it built again") from error
+    images, _, height, width = about["bank_shape"]
+    if not index.is_sound(images, height, width):
+        raise ValueError(f"{path}: damaged index (its lists contradict each other); delete it to have it built again")
+    return index
 
 
 def build(

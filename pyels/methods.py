@@ -167,7 +167,8 @@ def _top(bank: PatchBank, boundary: str, k: int, threads: int, folder: Path) -> 
         for query, numbers in zip(torch.split(queries, at_once), torch.split(found, at_once), strict=True):
             patches = gather(numbers.clamp(min=0).flatten()).reshape(*numbers.shape, k, k, channels)
             distances = (query - level.alpha * patches).square().sum((2, 3, 4))
-            log_w = (distances / (-2 * level.sigma**2)).masked_fill(numbers < 0, -torch.inf)  # fewer were found
+            missing = (numbers < 0) & (numbers >= 0).any(1, keepdim=True)  # fewer were found; or none: then any window
+            log_w = (distances / (-2 * level.sigma**2)).masked_fill(missing, -torch.inf)
             means.append((log_w.softmax(1)[:, :, None] * patches[:, :, r, r]).sum(1))
         pixels = (height, width) if query_wraps else (rows, columns)
         return torch.cat(means).T.reshape(1, channels, *pixels), torch.full((1, *pixels), torch.inf)

@@ -21,7 +21,6 @@ def partial_posterior(
     out: Sequence[int],
     list_count: int = 0,
     list_directions: int = 0,
-    list_step: float = 1.0,
     lists: Sequence[int] = (),
     tolerance: float = 0.0,
 ) -> None: ...
@@ -34,7 +33,6 @@ def describe_lists(
     threads: int,
     list_count: int,
     list_directions: int,
-    list_step: float,
     lists: Sequence[int],
 ) -> None: ...
 def available_isas() -> list[str]: ...

@@ -51,7 +51,7 @@ def check_error(measured, stated, certified, tolerance):
     estimated = ~certified
     assert estimated.any()
     assert (measured > stated)[estimated].float().mean() <= 0.07
-    assert stated.max() <= tolerance + 2e-3  # rounding comes on top
+    assert stated.max() <= tolerance + 2e-4  # rounding comes on top
 
 
 @pytest.fixture(scope="module")
@@ -78,7 +78,7 @@ def test_error_on_mnist(shared, tmp_path):
 @pytest.mark.parametrize("boundary", ["circular", "interior"])
 def test_boundaries_that_wrap(fashion, tmp_path, boundary):
     levels = ((0.2, 5), (0.6, 9), (0.9, 13))
-    check_error(*compare(fashion[:1500], boundary, 0.05, tmp_path, batch=1, levels=levels), 0.05)
+    check_error(*compare(fashion[:1500], boundary, 0.03, tmp_path, batch=1, levels=levels), 0.03)
 
 
 def test_a_smaller_tolerance_gives_a_smaller_error(fashion, folder):

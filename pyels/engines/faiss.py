@@ -7,6 +7,7 @@ from torch import Tensor
 
 from pyels import _core
 from pyels.bank import PatchBank
+from pyels.engines.native import allocate
 from pyels.index import Index
 from pyels.posterior import PartialPosterior
 
@@ -29,11 +30,8 @@ def sampled_posterior(
     tolerance: float,
     count: Tensor,  # (B, H, W) float64
 ) -> PartialPosterior:
-    pixels = (len(x), *x.shape[2:])
-    m, s, ss, chance = (torch.empty(pixels, dtype=torch.float64) for _ in range(4))
-    y, sy, yy = (torch.empty(x.shape, dtype=torch.float64) for _ in range(3))
-    e, top = (torch.empty(pixels if full else 0, dtype=torch.float64) for _ in range(2))
-    source = torch.empty(pixels if full else 0, dtype=torch.int64)
+    m, s, y, e, top, source = allocate(x, full)
+    ss, chance, sy, yy = (torch.empty_like(like) for like in (s, s, y, y))
     _core.partial_posterior(
         engine="faiss",
         pixels=bank.images.data_ptr(),

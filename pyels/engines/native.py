@@ -24,7 +24,7 @@ def partial_posterior(
     full: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """m, s (B, H, W) and y (B, C, H, W) float64; then e, top (B, H, W) float64 and source (B, H, W) int64, or empty."""
-    out = _allocate(x, full)
+    out = allocate(x, full)
     _core.partial_posterior(
         engine=engine,
         pixels=images.data_ptr(),
@@ -63,10 +63,10 @@ def _(
     threads: int,
     full: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    return _allocate(x, full)
+    return allocate(x, full)
 
 
-def _allocate(x: Tensor, full: bool) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+def allocate(x: Tensor, full: bool) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     batch, _, height, width = x.shape
     pixels = (batch, height, width)
     extra = pixels if full else (0,)

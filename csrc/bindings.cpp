@@ -7,6 +7,7 @@
 #include <array>
 #include <string>
 
+#include "cuda_plan.h"
 #include "pyels.h"
 
 namespace py = pybind11;
@@ -75,32 +76,71 @@ void without_gil(Work work) {
   }
 }
 
-void partial_posterior(const std::string& engine, std::uintptr_t pixels, bool is_uint8,
-                       std::array<std::int64_t, 4> bank_shape, std::uintptr_t order, std::int64_t queries,
-                       std::uintptr_t x, std::uintptr_t alpha, std::uintptr_t sigma, std::uintptr_t begin,
-                       std::uintptr_t end, int window, int sources, std::int64_t patch_size, int threads, bool full,
-                       const Addresses& out, std::int64_t list_count, std::int64_t list_directions,
-                       const Addresses& lists, double tolerance) {
+pyels::Problem make_problem(std::uintptr_t pixels, bool is_uint8, std::array<std::int64_t, 4> bank_shape,
+                            std::uintptr_t order, std::int64_t queries, std::uintptr_t x, std::uintptr_t alpha,
+                            std::uintptr_t sigma, std::uintptr_t begin, std::uintptr_t end, int window, int sources,
+                            std::int64_t patch_size, int threads, bool full) {
   pyels::Problem a = bank_problem(pixels, is_uint8, bank_shape, sources, patch_size, threads);
   a.order = at<const std::int64_t>(order);
   a.queries = queries, a.x = at<const float>(x);
   a.alpha = at<const double>(alpha), a.sigma = at<const double>(sigma);
   a.begin = at<const std::int64_t>(begin), a.end = at<const std::int64_t>(end);
   a.window = static_cast<pyels::Window>(window), a.full = full;
+  return a;
+}
+
+// What every engine is told: the arguments of make_problem, by name.
+template <class... Extra>
+void define(py::module_& module, const char* name, auto function, Extra... extra) {
+  module.def(name, function, py::kw_only(), py::arg("pixels"), py::arg("is_uint8"), py::arg("bank_shape"),
+             py::arg("order"), py::arg("queries"), py::arg("x"), py::arg("alpha"), py::arg("sigma"), py::arg("begin"),
+             py::arg("end"), py::arg("window"), py::arg("sources"), py::arg("patch_size"), py::arg("threads"),
+             py::arg("full"), extra...);
+}
+
+CopyOut copy_out(const Addresses& out) {
   CopyOut sink{};
   sink.m = at<double>(out[0]), sink.s = at<double>(out[1]), sink.y = at<double>(out[2]);
   sink.e = at<double>(out[3]), sink.top = at<double>(out[4]), sink.source = at<std::int64_t>(out[5]);
-  if (list_count > 0) {
-    sink.ss = at<double>(out[6]), sink.sy = at<double>(out[7]), sink.yy = at<double>(out[8]);
-    sink.chance = at<double>(out[9]);
-  }
-  without_gil([&] {
-    if (list_count > 0)
-      pyels::lists_engine(a, make_lists(list_count, list_directions, lists), tolerance, sink);
-    else
-      (engine == "reference" ? pyels::reference_engine : pyels::cpu_engine)(a, sink);
-  });
+  if (out.size() == 6) return sink;
+  sink.ss = at<double>(out[6]), sink.sy = at<double>(out[7]), sink.yy = at<double>(out[8]);
+  sink.chance = at<double>(out[9]);
+  return sink;
 }
+
+// The engines as Python calls them: the arguments of make_problem, and their own.
+template <class... Arguments>
+struct Engines {
+  static void partial_posterior(Arguments... arguments, const std::string& engine, const Addresses& out) {
+    const pyels::Problem a = make_problem(arguments...);
+    CopyOut sink = copy_out(out);
+    without_gil([&] { (engine == "reference" ? pyels::reference_engine : pyels::cpu_engine)(a, sink); });
+  }
+
+  static void sampled_posterior(Arguments... arguments, const Addresses& out, std::int64_t list_count,
+                                std::int64_t list_directions, const Addresses& lists, double tolerance) {
+    const pyels::Problem a = make_problem(arguments...);
+    CopyOut sink = copy_out(out);
+    without_gil([&] { pyels::lists_engine(a, make_lists(list_count, list_directions, lists), tolerance, sink); });
+  }
+
+#if defined(PYELS_CUDA)
+  static std::int64_t cuda_workspace(Arguments... arguments, int device) {
+    return pyels::cuda_workspace(make_problem(arguments...), device);
+  }
+
+  static void cuda_posterior(Arguments... arguments, const Addresses& out, std::uintptr_t workspace, int device,
+                             std::uintptr_t stream) {
+    const pyels::Problem a = make_problem(arguments...);
+    const pyels::CudaOut to{at<double>(out[0]), at<double>(out[1]), at<double>(out[2]),
+                            at<double>(out[3]), at<double>(out[4]), at<std::int64_t>(out[5])};
+    without_gil([&] { pyels::cuda_engine(a, to, at<void>(workspace), device, at<void>(stream)); });
+  }
+#endif
+};
+template <class... Arguments>
+Engines<Arguments...> engines_taking(pyels::Problem (*)(Arguments...));
+using AllEngines = decltype(engines_taking(make_problem));
 
 void describe_lists(std::uintptr_t pixels, bool is_uint8, std::array<std::int64_t, 4> bank_shape,
                     std::int64_t patch_size, int threads, std::int64_t list_count, std::int64_t list_directions,
@@ -116,12 +156,17 @@ void describe_lists(std::uintptr_t pixels, bool is_uint8, std::array<std::int64_
 
 PYBIND11_MODULE(_core, module) {
   module.doc() = "Compiled engines of pyels; use the Python interface instead.";
-  module.def("partial_posterior", &partial_posterior, py::kw_only(), py::arg("engine"), py::arg("pixels"),
-             py::arg("is_uint8"), py::arg("bank_shape"), py::arg("order"), py::arg("queries"), py::arg("x"),
-             py::arg("alpha"), py::arg("sigma"), py::arg("begin"), py::arg("end"), py::arg("window"),
-             py::arg("sources"), py::arg("patch_size"), py::arg("threads"), py::arg("full"), py::arg("out"),
-             py::arg("list_count") = 0, py::arg("list_directions") = 0,
-             py::arg("lists") = Addresses{}, py::arg("tolerance") = 0.0);
+  define(module, "partial_posterior", &AllEngines::partial_posterior, py::arg("engine"), py::arg("out"));
+  define(module, "sampled_posterior", &AllEngines::sampled_posterior, py::arg("out"), py::arg("list_count"),
+         py::arg("list_directions"), py::arg("lists"), py::arg("tolerance"));
+#if defined(PYELS_CUDA)
+  define(module, "cuda_workspace", &AllEngines::cuda_workspace, py::arg("device"));
+  define(module, "cuda_posterior", &AllEngines::cuda_posterior, py::arg("out"), py::arg("workspace"),
+         py::arg("device"), py::arg("stream"));
+  module.attr("HAS_CUDA") = true;
+#else
+  module.attr("HAS_CUDA") = false;
+#endif
   module.def("describe_lists", &describe_lists, py::kw_only(), py::arg("pixels"), py::arg("is_uint8"),
              py::arg("bank_shape"), py::arg("patch_size"), py::arg("threads"), py::arg("list_count"),
              py::arg("list_directions"), py::arg("lists"));

@@ -7,6 +7,7 @@
 
 #include "kernel.h"
 #include "pyels.h"
+#include "weighing.h"
 #include "work.h"
 
 namespace pyels {
@@ -79,8 +80,7 @@ struct Plan {
   };
   std::vector<Call> calls;
 
-  // About so many float32 terms may meet in one sum before it is moved into double.
-  static constexpr std::int64_t max_terms = 128;
+  static constexpr std::int64_t max_terms = max_float_terms;
 
   explicit Plan(const Problem& problem)
       : a(problem),
@@ -212,25 +212,11 @@ class Worker {
     t.alpha = a_.alpha[b] * unit_;
     t.whole_image = plan_.whole_image();
     t.k_rows = 2 * plan_.radius_rows + 1, t.k_columns = 2 * plan_.radius_columns + 1;
-    t.scale = scale(b);
-    const double nats = t.scale * ln2;
-    // The rounding errors of a sum along rows, then of rows.
-    t.least_scale =
-        static_cast<float>(t.scale * (1 - 5e-7 - 3e-9 * static_cast<double>(a_.height + a_.width + a_.channels)));
-    // float32 distances typically err by 5e-8 of log w (rounding of sums; 2e-8 with those over rows in double) and by
-    // 8e-8 * sqrt(scale * log w) (rounding of pixels); where they are random, either is kept below 3e-5. A query like
-    // any other has about half as many nats as its window has pixels. Far beyond that no weight is left to float32,
-    // whether it stands out or not: many equal ones would err together.
-    const double pixel_rounding = 1.4e5 / (nats * nats);
-    t.wide_above = static_cast<float>(std::min(600.0 / nats, pixel_rounding));
-    t.exact_above = static_cast<float>(std::min(1200.0 / nats, pixel_rounding));
-    const std::int64_t window_pixels =
+    const std::int64_t window_values =
         a_.channels * (plan_.whole_image() ? plan_.pixels : std::int64_t{t.k_rows} * t.k_columns);
-    const double far = std::min(1e5, 300 * std::sqrt(static_cast<double>(window_pixels)));
-    t.always_exact_above = static_cast<float>(far / nats);
-    // All weights left out together are less than 1e-8 of the sum.
-    const double sources = static_cast<double>(plan_.images(b) * plan_.terms());
-    t.skip = static_cast<float>(std::min(80.0, std::log(sources) + std::log(1e8)) / ln2);
+    const Weighing w = weighing(a_, b, static_cast<double>(plan_.images(b) * plan_.terms()), window_values);
+    t.scale = w.scale, t.least_scale = w.least_scale, t.skip = w.skip;
+    t.wide_above = w.wide_above, t.exact_above = w.exact_above, t.always_exact_above = w.always_exact_above;
     t.full = a_.full;
     t.reference = reference_.get(), t.offset = offset_.get(), t.s = s_.get(), t.y = y_.get();
     t.e = e_.get();
@@ -334,8 +320,6 @@ class Worker {
     const std::int64_t row = (p / a_.width + q / a_.width) % a_.height, column = (p + q) % a_.width;
     return row * a_.width + column;
   }
-
-  static constexpr double ln2 = 0.693147180559945309417232121458;
 
   const Plan& plan_;
   const Problem& a_;

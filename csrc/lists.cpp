@@ -13,13 +13,13 @@
 #include "estimate.h"
 #include "kernel.h"
 #include "pyels.h"
+#include "weighing.h"
 #include "windows.h"
 #include "work.h"
 
 namespace pyels {
 namespace {
 
-constexpr double ln2 = 0.693147180559945309417232121458;
 constexpr double infinity = std::numeric_limits<double>::infinity();
 
 constexpr double first_picks = 2500;  // windows that are weighed for a pixel in the first round

@@ -1,27 +1,19 @@
 // Merging of partial posteriors.
-#include <algorithm>
-#include <cmath>
-
+#include "merge.h"
 #include "pyels.h"
 
 namespace pyels {
 
 void merge(Partial& into, const Partial& from) {
+  const auto sums = [](const Partial& of, std::int64_t p) {
+    return of.full ? Sums{of.m[p], of.s[p], of.e[p], of.top[p], of.source[p]} : Sums{of.m[p], of.s[p], 0.0, 0.0, 0};
+  };
   for (std::int64_t p = 0; p < into.pixels; ++p) {
-    if (from.s[p] == 0.0) continue;  // empty: m is -inf, and -inf - -inf below would be NaN
-    const double m = std::max(into.m[p], from.m[p]);
-    // exp(-inf) = 0 when into is empty; most often both are 1.
-    const double a = into.m[p] == m ? 1.0 : std::exp(into.m[p] - m), b = from.m[p] == m ? 1.0 : std::exp(from.m[p] - m);
-    if (into.full) {
-      // e refers to m as well: moving m to m' turns (log w - m) into (log w - m) + (m - m').
-      const double shift_a = into.s[p] == 0.0 ? 0.0 : into.m[p] - m, shift_b = from.m[p] - m;
-      into.e[p] = a * (into.e[p] + into.s[p] * shift_a) + b * (from.e[p] + from.s[p] * shift_b);
-      const bool lower = from.source[p] / from.pixels < into.source[p] / into.pixels;  // image
-      if (from.top[p] > into.top[p] || (from.top[p] == into.top[p] && lower)) {
-        into.top[p] = from.top[p];
-        into.source[p] = from.source[p];
-      }
-    }
+    if (from.s[p] == 0.0) continue;  // empty: m is -inf, and -inf - -inf would be NaN
+    Sums merged = sums(into, p);
+    const auto [a, b] = merge_sums(merged, sums(from, p), into.full, into.pixels);
+    into.m[p] = merged.m, into.s[p] = merged.s;
+    if (into.full) into.e[p] = merged.e, into.top[p] = merged.top, into.source[p] = merged.source;
     if (into.sampled) {
       into.chance[p] += from.sampled ? from.chance[p] : 0.0;
       into.ss[p] = a * a * into.ss[p] + (from.sampled ? b * b * from.ss[p] : 0.0);
@@ -30,12 +22,10 @@ void merge(Partial& into, const Partial& from) {
         into.yy[i] = a * a * into.yy[i] + (from.sampled ? b * b * from.yy[i] : 0.0);
       }
     }
-    into.s[p] = a * into.s[p] + b * from.s[p];
     for (std::int64_t c = 0; c < into.channels; ++c) {
       double& y = into.y[c * into.pixels + p];
       y = a * y + b * from.y[c * into.pixels + p];
     }
-    into.m[p] = m;
   }
 }
 

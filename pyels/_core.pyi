@@ -2,7 +2,26 @@ from collections.abc import Sequence
 
 def partial_posterior(
     *,
+    pixels: int,
+    is_uint8: bool,
+    bank_shape: Sequence[int],
+    order: int,
+    queries: int,
+    x: int,
+    alpha: int,
+    sigma: int,
+    begin: int,
+    end: int,
+    window: int,
+    sources: int,
+    patch_size: int,
+    threads: int,
+    full: bool,
     engine: str,
+    out: Sequence[int],
+) -> None: ...
+def sampled_posterior(
+    *,
     pixels: int,
     is_uint8: bool,
     bank_shape: Sequence[int],
@@ -19,10 +38,51 @@ def partial_posterior(
     threads: int,
     full: bool,
     out: Sequence[int],
-    list_count: int = 0,
-    list_directions: int = 0,
-    lists: Sequence[int] = (),
-    tolerance: float = 0.0,
+    list_count: int,
+    list_directions: int,
+    lists: Sequence[int],
+    tolerance: float,
+) -> None: ...
+def cuda_workspace(
+    *,
+    pixels: int,
+    is_uint8: bool,
+    bank_shape: Sequence[int],
+    order: int,
+    queries: int,
+    x: int,
+    alpha: int,
+    sigma: int,
+    begin: int,
+    end: int,
+    window: int,
+    sources: int,
+    patch_size: int,
+    threads: int,
+    full: bool,
+    device: int,
+) -> int: ...
+def cuda_posterior(
+    *,
+    pixels: int,
+    is_uint8: bool,
+    bank_shape: Sequence[int],
+    order: int,
+    queries: int,
+    x: int,
+    alpha: int,
+    sigma: int,
+    begin: int,
+    end: int,
+    window: int,
+    sources: int,
+    patch_size: int,
+    threads: int,
+    full: bool,
+    out: Sequence[int],
+    workspace: int,
+    device: int,
+    stream: int,
 ) -> None: ...
 def describe_lists(
     *,
@@ -38,5 +98,6 @@ def describe_lists(
 def available_isas() -> list[str]: ...
 def isa_in_use() -> str: ...
 
+HAS_CUDA: bool
 LIST_INTERVAL: float
 LIST_BLOCK: int

@@ -32,7 +32,7 @@ class PatchBank:
     Parameters
     ----------
     images  (N, C, H, W) uint8, standing for v / 127.5 - 1, or float32, made for [-1, 1] and refused beyond 10; torch
-            tensor, numpy array or np.memmap. The bank shares its memory.
+            tensor, in CPU memory or on a CUDA device, numpy array or np.memmap. The bank shares its memory.
     labels  (N,) integers, or None
 
     Raises
@@ -70,8 +70,11 @@ class PatchBank:
         self.dtype: torch.dtype = stored.dtype
         self._shape: tuple[int, int, int, int] = tuple(stored.shape)
         if self._images is not None:
-            if self._images.device.type != "cpu":
-                raise ValueError(f"images must be in CPU memory, got device {self._images.device}; use images.cpu()")
+            if self._images.device.type not in ("cpu", "cuda"):
+                raise ValueError(
+                    "images must be in CPU memory or on a CUDA device, "
+                    f"got device {self._images.device}; use images.cpu()"
+                )
             self._images = self._images.contiguous()
             if self.dtype == torch.float32:
                 _check_pixels(self.pieces())
@@ -80,7 +83,7 @@ class PatchBank:
         self.order = torch.empty(0, dtype=torch.int64)
         self._ranges: dict[int, tuple[int, int]] = {}
         if labels is not None:
-            given = _as_tensor("labels", labels)
+            given = _as_tensor("labels", labels).cpu()
             if given.is_floating_point() or given.is_complex() or given.dtype == torch.bool:
                 raise TypeError(f"labels must be integers, got {given.dtype}")
             if given.shape != (len(self),):
@@ -135,6 +138,17 @@ class PatchBank:
         return self._images
 
     @property
+    def device(self) -> torch.device:
+        """Where the images are; CPU memory, for a streamed bank."""
+        return torch.device("cpu") if self._images is None else self._images.device
+
+    def to(self, device: str | torch.device) -> PatchBank:
+        """The same images and labels on another device, as `torch.Tensor.to`; a streamed bank stays in its file."""
+        if self._images is None or self.device == torch.device(device):
+            return self
+        return PatchBank(self._images.to(device), self.labels)
+
+    @property
     def classes(self) -> list[int]:
         return list(self._ranges)
 
@@ -150,9 +164,9 @@ class PatchBank:
         return cut
 
     def read(self, which: Tensor | slice) -> Tensor:
-        """The chosen images as float32 in [-1, 1], (n, C, H, W)."""
+        """The chosen images as float32 in [-1, 1], (n, C, H, W), in CPU memory."""
         if self._images is not None:
-            chosen = self._images[which]
+            chosen = self._images[which.to(self.device) if isinstance(which, Tensor) else which].cpu()
         else:
             assert self._file is not None
             chosen = self._file.read(torch.arange(len(self))[which])

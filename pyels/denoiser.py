@@ -11,10 +11,18 @@ from torch import Tensor
 LARGEST_PIXEL = 1e6
 LARGEST_ALPHA = 1e6
 SMALLEST_SIGMA = 1e-9
+CPU = torch.device("cpu")
 
 
 class Denoiser(ABC):
-    """Anything that estimates the clean image x0 from x = alpha * x0 + sigma * noise."""
+    """Anything that estimates the clean image x0 from x = alpha * x0 + sigma * noise.
+
+    Attributes
+    ----------
+    device  where it works: x may be there, or in CPU memory, and the estimate is where x is
+    """
+
+    device = CPU
 
     def check_size(self, patch_size: int | None) -> int:
         """The patch size as an int, if this denoiser can take it; raises TypeError or ValueError if it cannot."""
@@ -51,31 +59,37 @@ class Denoiser(ABC):
         patch_size: int | None = None,
     ) -> Tensor:
         """The estimated score (alpha * x0_hat - x) / sigma^2, (B, C, H, W) float32; arguments as in `denoise`."""
-        return -self.eps(x, alpha, sigma, labels, patch_size) / _column(sigma)
+        return -self.eps(x, alpha, sigma, labels, patch_size) / _column(sigma, x)
 
 
 def eps_from_x0(x0: Tensor, x: Tensor, alpha: float | Tensor, sigma: float | Tensor) -> Tensor:
     """The noise that an estimate of x0 implies."""
-    return (x - _column(alpha) * x0) / _column(sigma)
+    return (x - _column(alpha, x) * x0) / _column(sigma, x)
 
 
-def _column(level: float | Tensor) -> float | Tensor:
+def _column(level: float | Tensor, x: Tensor) -> float | Tensor:
     if isinstance(level, Tensor) and level.dim() == 1:
-        return level.float()[:, None, None, None]
+        return level.to(x.device, torch.float32)[:, None, None, None]
     return float(level)
 
 
 # ---- Checks shared by machines and networks. Each says what was given, what is allowed, and what to do. -------------
 
 
-def check_query(x: Tensor, shape: tuple[int, int, int] | None = None, channels: int | None = None) -> Tensor:
-    """x as a contiguous (B, C, H, W) float32 tensor."""
+def check_query(
+    x: Tensor,
+    shape: tuple[int, int, int] | None = None,
+    channels: int | None = None,
+    device: torch.device = CPU,
+) -> Tensor:
+    """x as a contiguous (B, C, H, W) float32 tensor, in CPU memory or on `device`, where the denoiser works."""
     if not isinstance(x, Tensor):
         raise TypeError(f"x must be a torch.Tensor, got {type(x).__name__}; use torch.from_numpy for arrays")
     if x.dtype != torch.float32:
         raise TypeError(f"x must be float32, got {x.dtype}; convert it with x.float()")
-    if x.device.type != "cpu":
-        raise ValueError(f"x must be in CPU memory, got device {x.device}; use x.cpu()")
+    if x.device not in (CPU, device):
+        where = "in CPU memory" if device == CPU else f"in CPU memory or on {device}"
+        raise ValueError(f"x must be {where}, got device {x.device}; use x.cpu()")
     x = x.detach()
     if x.dim() != 4:
         raise ValueError(f"x must have shape (B, C, H, W), got {tuple(x.shape)}")
@@ -83,6 +97,8 @@ def check_query(x: Tensor, shape: tuple[int, int, int] | None = None, channels: 
         raise ValueError(f"x has images of shape {tuple(x.shape[1:])}, but the bank's are {shape}")
     if channels is not None and x.shape[1] != channels:
         raise ValueError(f"x has {x.shape[1]} channels, but the network takes {channels}")
+    if is_captured(x):  # to look at the pixels would be to wait for them
+        return x.contiguous()
     if not torch.isfinite(x).all():
         raise ValueError("x holds NaN or infinite pixels")
     if x.numel() and float(x.abs().max()) > LARGEST_PIXEL:
@@ -91,6 +107,11 @@ def check_query(x: Tensor, shape: tuple[int, int, int] | None = None, channels: 
             "(images lie in [-1, 1], noise a few sigma beyond)"
         )
     return x.contiguous()
+
+
+def is_captured(x: Tensor) -> bool:
+    """Whether what is done with x is being recorded in a CUDA graph, not done."""
+    return x.is_cuda and torch.cuda.is_current_stream_capturing()
 
 
 def check_level(name: str, value: float | Tensor, batch: int) -> Tensor:

@@ -78,6 +78,8 @@ def join() -> None:
     """
     if launched() == 1:
         return
+    if torch.cuda.is_available():  # to each process of a machine its GPU
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]) % torch.cuda.device_count())
     with _lost():
         dist.init_process_group(
             _backend(), store=_store(), rank=int(os.environ["RANK"]), world_size=launched(), timeout=TIMEOUT
@@ -229,8 +231,8 @@ def follow(compute: Compute, shard: str) -> None:
 
 
 def _backend() -> str:
-    """gloo, for tensors in CPU memory; an engine whose tensors lie in CUDA memory would add nccl for those."""
-    return "gloo"
+    """gloo for tensors in CPU memory, and nccl for those on GPUs, where there are any."""
+    return "cpu:gloo,cuda:nccl" if torch.cuda.is_available() and dist.is_nccl_available() else "gloo"
 
 
 def _leave() -> None:
@@ -258,7 +260,8 @@ def _digest(x: Tensor, labels: Tensor | None, size: int) -> Tensor:
     """What tells queries apart. Not to the last bit: CPUs of different kinds round differently."""
     pixels = x.double().flatten(1)
     classes = torch.full((len(x),), -1) if labels is None else torch.as_tensor(labels)
-    return torch.cat([pixels.sum(1), pixels.square().sum(1), classes.double(), torch.tensor([float(size)])])
+    told = torch.cat([classes.double().cpu(), torch.tensor([float(size)], dtype=torch.float64)])
+    return torch.cat([pixels.sum(1), pixels.square().sum(1), told.to(x.device)])
 
 
 def _tell(process: int, i: int) -> None:

@@ -19,8 +19,8 @@ import torch
 from torch import Tensor
 
 from pyels.bank import PatchBank
-from pyels.denoiser import Denoiser, check_labels, check_level, check_patch_size, check_query, check_tolerance
-from pyels.engines import choose_engine, default_threads, faiss, partial_posterior
+from pyels.denoiser import CPU, Denoiser, check_labels, check_level, check_patch_size, check_query, check_tolerance
+from pyels.engines import choose_engine, cuda, default_threads, faiss, partial_posterior
 from pyels.index import Index, open_index
 from pyels.posterior import PartialPosterior, Posterior
 
@@ -71,7 +71,11 @@ class Machine(Denoiser):
             raise TypeError(f"bank must be a pyels.PatchBank, got {type(bank).__name__}; use PatchBank(images, labels)")
         self.bank = bank
         self.patch_size = None if patch_size is None else self.check_size(patch_size)
-        self.engine = choose_engine(engine)
+        self.engine = choose_engine(engine, bank.device)
+        self.device = CPU
+        if self.engine == "cuda":
+            self.device = cuda.default_device() if bank.device == CPU else bank.device
+        self._on_device: tuple[Tensor, Tensor] | None = None  # images and order, once they are there
         if threads is not None and (isinstance(threads, bool) or not isinstance(threads, int)):
             raise TypeError(f"threads must be an int, got {type(threads).__name__}")
         if threads is not None and not 1 <= threads <= MOST_THREADS:
@@ -98,7 +102,8 @@ class Machine(Denoiser):
 
         Parameters
         ----------
-        x           (B, C, H, W) float32 noisy images alpha * x0 + sigma * noise
+        x           (B, C, H, W) float32 noisy images alpha * x0 + sigma * noise; in CPU memory, or with engine "cuda"
+                    also on `device`
         alpha       signal level >= 0, a number or (B,)
         sigma       noise level > 0, a number or (B,)
         labels      (B,) integers: restrict each query to the bank images of its class; None: all images
@@ -108,7 +113,7 @@ class Machine(Denoiser):
 
         Returns
         -------
-        (B, C, H, W) float32 (float64 from engine "reference"); each image as if it had been computed alone
+        (B, C, H, W) float32 (float64 from engine "reference"), where x is; each image as if it had been computed alone
 
         Raises
         ------
@@ -177,15 +182,17 @@ class Machine(Denoiser):
 
         Image numbers in `source` count from the start of this machine's bank.
         """
-        x = check_query(x, shape=self.bank.shape)
-        batch = len(x)
+        given = check_query(x, shape=self.bank.shape, device=self.device)
+        batch = len(given)
         alphas, sigmas = check_level("alpha", alpha, batch), check_level("sigma", sigma, batch)
         labels = check_labels(labels, batch)
         k = self._size(patch_size)
         tolerance = self.tolerance if tolerance is None else check_tolerance(tolerance)
         if self.engine == "faiss" and self._has_lists(k) and batch > 0:
-            return self._sampled(x, alphas, sigmas, labels, k, full, tolerance)
+            return self._sampled(given, alphas, sigmas, labels, k, full, tolerance)
+        x = given.to(self.device)
         begin, end = self._ranges(labels, batch)
+        positions = self._positions(k).to(self.device)
         total: PartialPosterior | None = None
         with closing(self._parts(labels, begin, end)) as parts:
             for images, order, first, last, numbers in parts:
@@ -205,12 +212,12 @@ class Machine(Denoiser):
                     full,
                 )
                 if numbers is not None:
-                    source = _renumbered(source, numbers, x.shape[2] * x.shape[3])
-                count = (last - first).double()[:, None, None] * self._positions(k)
+                    source = _renumbered(source, numbers.to(self.device), x.shape[2] * x.shape[3])
+                count = (last - first).double().to(self.device)[:, None, None] * positions
                 part = PartialPosterior(m, s, y, count, *((e, top, source) if full else ()))
                 total = part if total is None else total.merge(part)
         assert total is not None
-        return total
+        return total.to(given.device)
 
     def _has_lists(self, k: int) -> bool:
         """Whether there are windows to search among: LS, IS and ES have few, of which all have to be looked at, and so
@@ -272,20 +279,34 @@ class Machine(Denoiser):
         if not bank.streamed:
             for a, b in ranges:  # within a class, image numbers ascend
                 bank.check_file(*((a, b) if labels is None else (int(order[a]), int(order[b - 1]) + 1)))
-            yield bank.images, order, begin, end, None
+        if not bank.streamed and self._resident():
+            images, by_class = self._on_device or (bank.images, bank.order)
+            yield images, by_class[: len(order)], begin, end, None
             return
         if not ranges:  # an empty batch, or an empty share of the bank
-            yield torch.zeros((1, *bank.shape), dtype=bank.dtype), order[:0], zeros, zeros, None
+            nothing = torch.zeros((1, *bank.shape), dtype=bank.dtype, device=self.device)
+            yield nothing, order[:0].to(self.device), zeros, zeros, None
             return
         needed = range(*min(ranges)) if labels is None else torch.cat([order[a:b] for a, b in ranges]).sort().values
-        with closing(bank.stream(needed)) as parts:
+        some = bank.stream(needed) if bank.streamed else cuda.chunks(bank.images, needed)
+        with closing(cuda.upload(some, self.device) if self.engine == "cuda" else some) as parts:
             for numbers, images in parts:
                 if labels is None or bank.labels is None:
-                    yield images, order, zeros, torch.full_like(end, len(images)), numbers
+                    first, last = zeros, torch.full_like(end, len(images))
+                    yield images, order.to(self.device), first, last, numbers
                 else:  # of a class all images that are needed are in its range
                     classes, of_part = bank.labels[numbers].sort(stable=True)
                     first = torch.searchsorted(classes, labels)
-                    yield images, of_part, first, torch.searchsorted(classes, labels, right=True), numbers
+                    last = torch.searchsorted(classes, labels, right=True)
+                    yield images, of_part.to(self.device), first, last, numbers
+
+    def _resident(self) -> bool:
+        """Whether all images can be where the engine works; brings them there if they are not."""
+        if self.device == CPU:
+            return True
+        if self._on_device is None and cuda.fits(self.bank.images, self.device):
+            self._on_device = self.bank.images.to(self.device), self.bank.order.to(self.device)
+        return self._on_device is not None
 
     def pairs(self, labels: Tensor | None, patch_size: int | None = None, batch: int = 1) -> int:
         """The number of pairs (query pixel, source patch) that one call of `denoise` evaluates."""
@@ -360,7 +381,7 @@ class IS(_WholeImageMachine):
     Parameters
     ----------
     bank     the training images
-    engine   "auto", "cpu" or "reference"; see `pyels.engines.choose_engine`
+    engine   "auto", "cpu", "cuda" or "reference"; see `pyels.engines.choose_engine`
     threads  number of threads, by default the CPUs this process may use; results do not depend on it
     """
 
@@ -383,7 +404,7 @@ class LS(Machine):
     ----------
     bank        the training images
     patch_size  window size k, odd; may be left out if every call gives one
-    engine      "auto", "cpu" or "reference"; see `pyels.engines.choose_engine`
+    engine      "auto", "cpu", "cuda" or "reference"; see `pyels.engines.choose_engine`
     threads     number of threads, by default the CPUs this process may use; results do not depend on it
     """
 
@@ -402,7 +423,7 @@ class ELS(Machine):
                             by the same four amounts as its own (appendix B.2, "boundary-broken ELS")
                 "circular"  windows wrap around; all N*H*W patches are sources (section 3.3)
                 "interior"  as the released code: the query's window wraps around, patches lie wholly inside
-    engine      "auto", "cpu", "faiss" or "reference"; see `pyels.engines.choose_engine`
+    engine      "auto", "cpu", "cuda", "faiss" or "reference"; see `pyels.engines.choose_engine`
     threads     number of threads, by default the CPUs this process may use; results do not depend on it
     tolerance   engine "faiss": see `denoise`
     index       engine "faiss": folder of the indexes, which are built when first needed; see

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from pyels import _core
+from pyels.denoiser import is_captured
 
 # What the exact engines' means are off by at most: the bound that they are tested against.
 ROUNDING = 1e-4
@@ -89,6 +90,14 @@ class PartialPosterior:
             joined[field.name] = None if values[0] is None else torch.cat(values)[order]
         return cls(**joined)
 
+    def to(self, device: torch.device) -> PartialPosterior:
+        """The same on another device."""
+        moved: dict[str, Any] = {}
+        for field in fields(self):
+            value = getattr(self, field.name)
+            moved[field.name] = None if value is None else value.to(device)
+        return PartialPosterior(**moved)
+
     def merge(self, other: PartialPosterior) -> PartialPosterior:
         """The partial posterior of both parts together. Of two equally heavy patches that in the lower image is the
         source, and within an image that of `self`."""
@@ -136,7 +145,7 @@ class PartialPosterior:
 
     def mean(self, dtype: torch.dtype = torch.float32) -> Tensor:
         """Posterior mean (B, C, H, W). Raises ValueError when the part of the bank was empty."""
-        if (self.s == 0).any():
+        if not is_captured(self.s) and (self.s == 0).any():
             raise ValueError("the partial posterior of an empty part of a bank has no mean; merge it with others first")
         return (self.y / self.s[:, None]).to(dtype)
 

@@ -72,7 +72,7 @@ def ddim(
             added = eta * to.sigma / level.sigma * max(0.0, lost) ** 0.5
         ahead = to.alpha * x0 + (max(0.0, to.sigma**2 - added**2)) ** 0.5 * eps
         if added:
-            ahead = ahead + added * torch.randn(x.shape, generator=generator)
+            ahead = ahead + added * torch.randn(x.shape, generator=generator).to(x.device)
         on_step(Step(index, len(levels), level, x, x0, ahead))
         x = ahead
     return x
@@ -153,7 +153,7 @@ def sample(
     """
     if not isinstance(denoiser, Denoiser):
         raise TypeError(f"denoiser must be a machine or another pyels.Denoiser, got {type(denoiser).__name__}")
-    noise = check_query(noise)
+    noise = check_query(noise, device=denoiser.device)
     labels = check_labels(labels, len(noise))
     if patch_sizes is not None:  # all of them now, not each at its step
         if isinstance(patch_sizes, (str, int)):

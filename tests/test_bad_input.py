@@ -78,7 +78,7 @@ def test_wrapping_boundaries_refuse_windows_larger_than_the_image(small, boundar
             "boundary must be one of zeros, circular, interior",
         ),
         (lambda b: pyels.ELS(b, 3, engine="fast"), ValueError, "engine must be one of auto, reference, cpu"),
-        (lambda b: pyels.ELS(b, 3, engine="cuda"), ImportError, "no 'cuda' engine"),
+        (lambda b: pyels.ELS(b, 3, engine="cuda"), ImportError, "engine 'cuda' is not available"),
         (lambda b: pyels.ELS(b, 3, threads=0), ValueError, "threads must be between 1 and 4096, got 0"),
         (lambda b: pyels.ELS(b, 3, threads=1.5), TypeError, "threads must be an int"),
         (lambda b: pyels.ELS(b.images, 3), TypeError, "bank must be a pyels.PatchBank"),

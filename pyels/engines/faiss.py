@@ -7,7 +7,7 @@ from torch import Tensor
 
 from pyels import _core
 from pyels.bank import PatchBank
-from pyels.engines.native import allocate
+from pyels.engines.native import addresses, allocate, arguments
 from pyels.index import Index
 from pyels.posterior import PartialPosterior
 
@@ -32,24 +32,10 @@ def sampled_posterior(
 ) -> PartialPosterior:
     m, s, y, e, top, source = allocate(x, full)
     ss, chance, sy, yy = (torch.empty_like(like) for like in (s, s, y, y))
-    _core.partial_posterior(
-        engine="faiss",
-        pixels=bank.images.data_ptr(),
-        is_uint8=bank.dtype == torch.uint8,
-        bank_shape=[len(bank), *bank.shape],
-        order=bank.order.data_ptr() if by_class else 0,
-        queries=len(x),
-        x=x.data_ptr(),
-        alpha=alpha.data_ptr(),
-        sigma=sigma.data_ptr(),
-        begin=begin.data_ptr(),
-        end=end.data_ptr(),
-        window=1,
-        sources=sources,
-        patch_size=patch_size,
-        threads=threads,
-        full=full,
-        out=[tensor.data_ptr() for tensor in (m, s, y, e, top, source, ss, sy, yy, chance)],
+    order = bank.order if by_class else bank.order[:0]
+    _core.sampled_posterior(
+        **arguments(bank.images, order, begin, end, x, alpha, sigma, 1, sources, patch_size, threads, full),
+        out=addresses((m, s, y, e, top, source, ss, sy, yy, chance)),
         tolerance=tolerance,
         **index.arguments(),
     )

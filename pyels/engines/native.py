@@ -1,21 +1,25 @@
 """The custom operator behind the compiled engines: allocates, passes addresses and sizes, and nothing else."""
 
 # No `from __future__ import annotations` here: torch reads the operator's schema from the annotations.
+from typing import Any
+
 import torch
 from torch import Tensor
 
 from pyels import _core
+
+Results = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]
 
 
 @torch.library.custom_op("pyels::partial_posterior", mutates_args=(), device_types="cpu")
 def partial_posterior(
     images: Tensor,  # (N, C, H, W) uint8 or float32
     order: Tensor,  # (N,) int64 image numbers by class, or (0,) for 0 .. N-1
-    begin: Tensor,  # (B,) int64 first entry of `order` for each query
-    end: Tensor,  # (B,) int64 and the one after the last
+    begin: Tensor,  # (B,) int64 first entry of `order` for each query; in CPU memory
+    end: Tensor,  # (B,) int64 and the one after the last; in CPU memory
     x: Tensor,  # (B, C, H, W) float32
-    alpha: Tensor,  # (B,) float64
-    sigma: Tensor,  # (B,) float64
+    alpha: Tensor,  # (B,) float64; in CPU memory
+    sigma: Tensor,  # (B,) float64; in CPU memory
     engine: str,
     window: int,
     sources: int,
@@ -25,25 +29,38 @@ def partial_posterior(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """m, s (B, H, W) and y (B, C, H, W) float64; then e, top (B, H, W) float64 and source (B, H, W) int64, or empty."""
     out = allocate(x, full)
-    _core.partial_posterior(
-        engine=engine,
-        pixels=images.data_ptr(),
-        is_uint8=images.dtype == torch.uint8,
-        bank_shape=list(images.shape),
-        order=order.data_ptr() if len(order) else 0,
-        queries=len(x),
-        x=x.data_ptr(),
-        alpha=alpha.data_ptr(),
-        sigma=sigma.data_ptr(),
-        begin=begin.data_ptr(),
-        end=end.data_ptr(),
-        window=window,
-        sources=sources,
-        patch_size=patch_size,
-        threads=threads,
-        full=full,
-        out=[tensor.data_ptr() for tensor in out],
-    )
+    given = arguments(images, order, begin, end, x, alpha, sigma, window, sources, patch_size, threads, full)
+    _core.partial_posterior(**given, engine=engine, out=addresses(out))
+    return out
+
+
+@partial_posterior.register_kernel("cuda")
+def _(
+    images: Tensor,
+    order: Tensor,
+    begin: Tensor,
+    end: Tensor,
+    x: Tensor,
+    alpha: Tensor,
+    sigma: Tensor,
+    engine: str,
+    window: int,
+    sources: int,
+    patch_size: int,
+    threads: int,
+    full: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """The same where images, order and x are on a GPU: on its current stream, without waiting for it, so that it can be
+    captured in a graph, which then keeps alpha, sigma, begin and end as they were."""
+    out = allocate(x, full)
+    if not x.numel():
+        return out
+    device = torch.cuda.current_device() if x.device.index is None else x.device.index
+    given = arguments(images, order, begin, end, x, alpha, sigma, window, sources, patch_size, threads, full)
+    # From torch's allocator, which hands memory out again in the order of the stream.
+    workspace = x.new_empty(_core.cuda_workspace(**given, device=device), dtype=torch.uint8)
+    stream = torch.cuda.current_stream(x.device).cuda_stream
+    _core.cuda_posterior(**given, out=addresses(out), workspace=workspace.data_ptr(), device=device, stream=stream)
     return out
 
 
@@ -66,7 +83,7 @@ def _(
     return allocate(x, full)
 
 
-def allocate(x: Tensor, full: bool) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+def allocate(x: Tensor, full: bool) -> Results:
     batch, _, height, width = x.shape
     pixels = (batch, height, width)
     extra = pixels if full else (0,)
@@ -78,3 +95,41 @@ def allocate(x: Tensor, full: bool) -> tuple[Tensor, Tensor, Tensor, Tensor, Ten
         x.new_empty(extra, dtype=torch.float64),
         x.new_empty(extra, dtype=torch.int64),
     )
+
+
+def arguments(
+    images: Tensor,
+    order: Tensor,
+    begin: Tensor,
+    end: Tensor,
+    x: Tensor,
+    alpha: Tensor,
+    sigma: Tensor,
+    window: int,
+    sources: int,
+    patch_size: int,
+    threads: int,
+    full: bool,
+) -> dict[str, Any]:
+    """What every function of `_core` that evaluates queries is told."""
+    return {
+        "pixels": images.data_ptr(),
+        "is_uint8": images.dtype == torch.uint8,
+        "bank_shape": list(images.shape),
+        "order": order.data_ptr() if len(order) else 0,
+        "queries": len(x),
+        "x": x.data_ptr(),
+        "alpha": alpha.data_ptr(),
+        "sigma": sigma.data_ptr(),
+        "begin": begin.data_ptr(),
+        "end": end.data_ptr(),
+        "window": window,
+        "sources": sources,
+        "patch_size": patch_size,
+        "threads": threads,
+        "full": full,
+    }
+
+
+def addresses(tensors: tuple[Tensor, ...]) -> list[int]:
+    return [tensor.data_ptr() for tensor in tensors]

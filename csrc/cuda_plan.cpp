@@ -1,0 +1,113 @@
+// Tiles, kernels and memory of the CUDA engine; see cuda_plan.h.
+#include "cuda_plan.h"
+
+#include <algorithm>
+
+namespace pyels::cuda {
+namespace {
+
+AxisPlan plan_axis(const Problem& a, std::int64_t length) {
+  const auto n = static_cast<std::int32_t>(length);
+  const auto k = static_cast<std::int32_t>(std::min<std::int64_t>(a.patch_size, 2 * length - 1));
+  const std::int32_t r = k / 2;
+  AxisPlan axis{n, k, 0, {}};
+  const auto add = [&](Span span) { axis.span[axis.spans++] = span; };
+  switch (a.sources) {
+    case Sources::same_position: add({0, n, 0, n, Meets::itself}); break;
+    case Sources::circular: add({0, n, 0, n, Meets::around}); break;
+    case Sources::interior: add({0, n, r, n - 2 * r, Meets::all}); break;
+    case Sources::zeros:
+      if (n < k) {  // every window overhangs in its own way
+        add({0, n, 0, n, Meets::itself});
+        break;
+      }
+      add({r, n - 2 * r, r, n - 2 * r, Meets::all});  // first, as the most work
+      if (r > 0) add({0, r, 0, r, Meets::itself}), add({n - r, r, n - r, r, Meets::itself});
+      break;
+  }
+  return axis;
+}
+
+Span largest_tile(Span span) {
+  span.count = ceil_div(span.count, tiles_of(span));
+  return span;
+}
+
+Layout plan_layout(const Plan& plan, std::int64_t channels) {
+  Layout layout{};
+  const std::int32_t reach_rows = plan.rows.window - 1, reach_columns = plan.columns.window - 1;
+  std::int32_t strips = 1;
+  for (std::int32_t i = 0; i < plan.rows.spans; ++i) {
+    const Span span = largest_tile(plan.rows.span[i]);
+    const std::int32_t tall = strips_of(span) * strip;
+    layout.v_rows = std::max(layout.v_rows, tall);
+    layout.x_rows = std::max(layout.x_rows, tall + reach_rows);
+    const std::int32_t phi = span.meets == Meets::itself ? tall : strip;
+    layout.phi_rows = std::max(layout.phi_rows, phi + reach_rows + together - 1);
+  }
+  for (std::int32_t i = 0; i < plan.columns.spans; ++i) {
+    const Span span = largest_tile(plan.columns.span[i]);
+    const std::int32_t wide = strips_of(span) * strip;
+    strips = std::max(strips, strips_of(span));
+    layout.x_pitch = std::max(layout.x_pitch, wide + reach_columns);
+    const std::int32_t phi = span.meets == Meets::all ? steps_of(span) + strip - 1 : wide + steps_of(span) - 1;
+    layout.phi_pitch = std::max(layout.phi_pitch, phi + reach_columns);
+    layout.v_pitch = std::max(layout.v_pitch, wide + pieces_of(span) * reach_columns);
+  }
+  // Odd, so that neighbouring threads, which are at neighbouring rows, read from different banks.
+  layout.phi_pitch |= 1, layout.v_pitch |= 1;
+  layout.floats = channels * (std::int64_t{layout.x_rows} * layout.x_pitch +
+                              std::int64_t{layout.phi_rows} * layout.phi_pitch) +
+                  std::int64_t{together} * layout.v_rows * layout.v_pitch;
+  layout.threads = std::max(32, ceil_div(layout.v_rows * strips, 32) * 32);
+  return layout;
+}
+
+}  // namespace
+
+Plan make_plan(const Problem& a, std::int64_t shared_bytes) {
+  Plan plan{};
+  plan.rows = plan_axis(a, a.height), plan.columns = plan_axis(a, a.width);
+  const std::int64_t pixels = a.height * a.width;
+  plan.fields = 2 + a.channels + (a.full ? 3 : 0);
+  plan.partial_size = pixels * plan.fields;
+  if (a.window == Window::image) {
+    plan.method = Method::images;
+    plan.moves = static_cast<std::int32_t>(a.sources == Sources::circular ? pixels : 1);
+  } else {
+    plan.layout = plan_layout(plan, a.channels);
+    // Windows that reach beyond the image, or too far for shared memory: few sources, or a rare size.
+    const bool square = plan.rows.window == a.patch_size && plan.columns.window == a.patch_size;
+    plan.method = square && plan.layout.floats * 4 <= shared_bytes ? Method::maps : Method::direct;
+  }
+  const std::int64_t bytes = plan.partial_size * 8;
+  plan.segments = static_cast<std::int32_t>(std::clamp<std::int64_t>(workspace_bytes / bytes, 8, most_segments));
+  plan.queries = static_cast<std::int32_t>(
+      std::clamp<std::int64_t>(workspace_bytes / (bytes * plan.segments), 1, most_queries));
+  std::int64_t most = 1;
+  for (std::int64_t b = 0; b < a.queries; ++b)
+    most = std::max<std::int64_t>(most, segments_of(a, plan, a.end[b] - a.begin[b]));
+  const std::int64_t queries = std::clamp<std::int64_t>(a.queries, 1, plan.queries);
+  plan.workspace = queries * most * bytes;
+  if (plan.method == Method::images) plan.workspace += queries * images_at_once(a, plan) * plan.moves * 8;
+  return plan;
+}
+
+std::int64_t images_at_once(const Problem& a, const Plan& plan) {
+  std::int64_t most = 1;
+  for (std::int64_t b = 0; b < a.queries; ++b) most = std::max(most, a.end[b] - a.begin[b]);
+  return plan.method == Method::images ? std::clamp<std::int64_t>(most_entries / plan.moves, 1, most) : most;
+}
+
+std::int32_t segments_of(const Problem& a, const Plan& plan, std::int64_t images) {
+  std::int64_t segments = std::clamp<std::int64_t>(images, 1, plan.segments);
+  if (plan.method == Method::images) {
+    const std::int64_t entries = std::min(images * plan.moves, most_entries);
+    segments = std::clamp<std::int64_t>(entries / 64, 1, std::min(plan.segments, 64));
+  }
+  // Sources of a segment are numbered in 32 bits.
+  const std::int64_t pixels = a.height * a.width;
+  return static_cast<std::int32_t>(std::max(segments, images * pixels / 0x7fffffff + 1));
+}
+
+}  // namespace pyels::cuda

@@ -1,0 +1,128 @@
+// What the CUDA engine makes of a problem: which kernel, over which tiles, in how much memory. Nothing here needs CUDA,
+// so it is compiled and tested everywhere; the device reads the same structs (cuda.cu).
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+#include "merge.h"
+#include "pyels.h"
+#include "weighing.h"
+
+namespace pyels::cuda {
+
+constexpr int strip = 8;              // neighbouring pixels of a row that one thread weighs; rows of a band
+constexpr int tile_side = 32;         // most pixels of a tile along an axis
+constexpr int most_threads = 128;     // of a block: tile_side * tile_side / strip
+constexpr int together = 4;           // rows' displacements that are worked off together
+constexpr int most_queries = 16;      // of a launch
+constexpr int most_segments = 512;    // parts of the bank, each worked off by blocks of its own
+constexpr int y_channels = 4;         // whose sums a thread holds; more channels take more launches
+constexpr std::int64_t most_entries = std::int64_t{1} << 18;      // distances of whole images, kept for a query
+constexpr std::int64_t workspace_bytes = std::int64_t{128} << 20;  // about, for all partial posteriors together
+
+// Pixels of an axis that meet alike, and the sources that they meet there.
+enum class Meets : std::int32_t {
+  itself,  // p meets p
+  all,     // every p meets every source
+  around   // the same, and windows wrap around
+};
+struct Span {
+  std::int32_t first, count;                // p
+  std::int32_t source_first, source_count;  // q
+  Meets meets;
+};
+
+// Every source set is the product of its two axes, and an axis is a list of spans.
+struct AxisPlan {
+  std::int32_t length, window;  // n, k
+  std::int32_t spans;
+  Span span[3];
+};
+
+PYELS_BOTH constexpr int ceil_div(int a, int b) { return (a + b - 1) / b; }
+
+// Spans are cut into tiles of about the same size.
+PYELS_BOTH constexpr int tiles_of(const Span& s) { return ceil_div(s.count, tile_side); }
+PYELS_BOTH constexpr int tiles_of(const AxisPlan& axis) {
+  int tiles = 0;
+  for (int i = 0; i < axis.spans; ++i) tiles += tiles_of(axis.span[i]);
+  return tiles;
+}
+PYELS_BOTH constexpr Span tile_of(const AxisPlan& axis, int tile) {
+  int i = 0;
+  for (; tile >= tiles_of(axis.span[i]); ++i) tile -= tiles_of(axis.span[i]);
+  Span s = axis.span[i];
+  const int tiles = tiles_of(s), begin = tile * s.count / tiles, end = (tile + 1) * s.count / tiles;
+  s.first += begin, s.count = end - begin;
+  return s;
+}
+
+// Strips of 8 pixels of a tile. At step e, 0 <= e < steps, that at pixel 8 i meets the 8 sources from
+//     itself: its own place       around: 8 i + e       all: (8 i + e) % steps - 7, counted from the first source
+// of which, where a strip meets `all`, some may lie before the first or behind the last: over all steps each pixel meets
+// each source once. Strips between which nothing wraps have the same displacement, and share sums: a piece.
+PYELS_BOTH constexpr int strips_of(const Span& s) { return ceil_div(s.count, strip); }
+PYELS_BOTH constexpr int steps_of(const Span& s) {
+  return s.meets == Meets::itself ? 1 : s.meets == Meets::around ? s.source_count : s.source_count + strip - 1;
+}
+PYELS_BOTH constexpr int pieces_of(const Span& s) {
+  return s.meets == Meets::all ? (strip * (strips_of(s) - 1) + steps_of(s) - 1) / steps_of(s) + 1 : 1;
+}
+// Rows differ in that all bands of 8 meet the same sources, from e (around) or e - 7 (all), so that few rows of an image
+// have to be in shared memory at a time: those of `together` steps.
+
+// Shared memory, in floats: the query's windows, the bank's, and window sums along columns.
+struct Layout {
+  std::int32_t x_rows, x_pitch, phi_rows, phi_pitch, v_rows, v_pitch;
+  std::int64_t floats;
+  std::int32_t threads;
+};
+
+enum class Method : std::int32_t { maps, direct, images };
+
+struct Plan {
+  Method method;
+  AxisPlan rows, columns;
+  Layout layout;                // of Method::maps
+  std::int32_t moves = 0;       // of Method::images: displacements of an image
+  std::int64_t fields = 0;      // of a partial posterior: m, s, y (C) and, if it is full, e, nearest, source
+  std::int64_t partial_size = 0;  // pixels * fields
+  std::int32_t segments = 0;    // of a query, at most
+  std::int32_t queries = 0;     // of a launch
+  std::int64_t workspace = 0;   // bytes
+};
+
+// `shared_bytes`: what a block may have of shared memory.
+Plan make_plan(const Problem& a, std::int64_t shared_bytes);
+
+// What of the bank is worked off together: the maps of all images, but distances of whole images as many as are kept.
+std::int64_t images_at_once(const Problem& a, const Plan& plan);
+
+// Parts of the images begin .. end - 1 of a query; depends on nothing else of the batch.
+std::int32_t segments_of(const Problem& a, const Plan& plan, std::int64_t images);
+
+// Images, or entries, of a segment are first_of(i) .. first_of(i + 1) - 1, counted from the first.
+PYELS_BOTH constexpr std::int64_t first_of(std::int64_t segment, std::int64_t segments, std::int64_t count) {
+  return segment * count / segments;
+}
+
+}  // namespace pyels::cuda
+
+namespace pyels {
+
+// Addresses on the device, of arrays as in struct Partial with the queries in front; the last three only if it is full.
+struct CudaOut {
+  double *m = nullptr, *s = nullptr, *y = nullptr, *e = nullptr, *top = nullptr;
+  std::int64_t* source = nullptr;
+};
+
+// Bytes of device memory that cuda_engine works in.
+std::int64_t cuda_workspace(const Problem& a, int device);
+
+// The exact engine on an NVIDIA GPU. Of `a`, the pixels, order and x are addresses on the device, the others on the host.
+// Launches on `stream` and returns: nothing is allocated, copied or waited for, so the stream may be being captured.
+// Bit-identical for any batch on one kind of GPU.
+void cuda_engine(const Problem& a, const CudaOut& out, void* workspace, int device, void* stream);
+
+}  // namespace pyels

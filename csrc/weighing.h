@@ -1,0 +1,47 @@
+// How exactly a distance has to be known before it becomes a weight: the same for every float32 engine.
+#pragma once
+
+#include <algorithm>
+#include <cmath>
+
+#include "pyels.h"
+
+namespace pyels {
+
+constexpr double ln2 = 0.693147180559945309417232121458;
+
+// About so many float32 terms may meet in one sum before it is moved into double.
+constexpr int max_float_terms = 128;
+
+struct Weighing {
+  double scale;              // log2 w = -scale * squared distance; log2(e) / (2 sigma^2)
+  float least_scale;         // the same, less what a float32 distance may be too large by
+  float skip;                // weights below 2^-skip of the running maximum are taken as zero
+  float wide_above;          // squared distances beyond this are summed in double,
+  float exact_above;         // beyond this found again in double where the weight stands out,
+  float always_exact_above;  // and beyond this wherever the weight may matter
+};
+
+// For query b, whose pixels meet up to `sources` patches with windows of `window_values` values.
+inline Weighing weighing(const Problem& a, std::int64_t b, double sources, std::int64_t window_values) {
+  Weighing w{};
+  w.scale = 0.5 / (a.sigma[b] * a.sigma[b]) / ln2;
+  const double nats = w.scale * ln2;
+  // The rounding errors of a sum along rows, then of rows.
+  w.least_scale =
+      static_cast<float>(w.scale * (1 - 5e-7 - 3e-9 * static_cast<double>(a.height + a.width + a.channels)));
+  // float32 distances typically err by 5e-8 of log w (rounding of sums; 2e-8 with those over rows in double) and by
+  // 8e-8 * sqrt(scale * log w) (rounding of pixels); where they are random, either is kept below 3e-5. A query like
+  // any other has about half as many nats as its window has pixels. Far beyond that no weight is left to float32,
+  // whether it stands out or not: many equal ones would err together.
+  const double pixel_rounding = 1.4e5 / (nats * nats);
+  w.wide_above = static_cast<float>(std::min(600.0 / nats, pixel_rounding));
+  w.exact_above = static_cast<float>(std::min(1200.0 / nats, pixel_rounding));
+  const double far = std::min(1e5, 300 * std::sqrt(static_cast<double>(window_values)));
+  w.always_exact_above = static_cast<float>(far / nats);
+  // All weights left out together are less than 1e-8 of the sum.
+  w.skip = static_cast<float>(std::min(80.0, std::log(sources) + std::log(1e8)) / ln2);
+  return w;
+}
+
+}  // namespace pyels

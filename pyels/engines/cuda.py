@@ -1,0 +1,114 @@
+"""Engine "cuda": where the images lie that a GPU works on.
+
+The kernels are reached by the same operator as the cpu engine's (`native.partial_posterior`), which runs where its
+tensors are. What is left to do here is to bring the images there: all of them, once, where they fit; else a part at a
+time, the next one on its way while the GPU works on the one before.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Iterable
+
+import torch
+from torch import Tensor
+
+from pyels import _core
+
+# Of the memory that is free on the device, what the images may take; more is left to networks and to results.
+SHARE = 0.6
+CHUNK_BYTES = 1 << 27
+
+
+def missing() -> str | None:
+    """What this installation or machine lacks for engine "cuda"; None: nothing."""
+    if not _core.HAS_CUDA:
+        return (
+            "pyels was built without it; install pyels from source where a CUDA compiler (nvcc 12 or newer) is on the "
+            "PATH, with pip's option -Ccmake.define.PYELS_CUDA=ON"
+        )
+    if not torch.backends.cuda.is_built():  # type: ignore[no-untyped-call]
+        return f"torch {torch.__version__} was built without CUDA; install a build of torch with CUDA"
+    if not torch.cuda.is_available():
+        return "torch finds no GPU, or no driver for it"
+    return None
+
+
+def default_device() -> torch.device:
+    """The one that torch uses in this thread."""
+    return torch.device("cuda", torch.cuda.current_device())
+
+
+def fits(images: Tensor, device: torch.device) -> bool:
+    """Whether all images may be on the device at once."""
+    if images.device == device:
+        return True
+    free, _ = torch.cuda.mem_get_info(device)
+    reusable = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    return images.nbytes <= SHARE * (free + reusable)
+
+
+def chunks(images: Tensor, which: range | Tensor) -> Generator[tuple[Tensor, Tensor], None, None]:
+    """The chosen images, neighbours or numbers (n,), in parts: numbers and pixels."""
+    step = max(1, CHUNK_BYTES // images[0].nbytes)
+    for start in range(0, len(which), step):
+        part = which[start : start + step]
+        if isinstance(part, range):
+            yield torch.arange(part.start, part.stop), images[part.start : part.stop]
+        else:
+            yield part, images[part]
+
+
+class _Slot:
+    """A part on its way: pinned memory that the device copies from by itself, and memory on the device."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.pinned: Tensor | None = None
+        self.pixels: Tensor | None = None
+        self.copied = torch.cuda.Event()  # type: ignore[no-untyped-call]
+        self.used = torch.cuda.Event()  # type: ignore[no-untyped-call]
+        self._device = device
+
+    def send(self, pixels: Tensor, stream: torch.cuda.Stream) -> None:
+        if self.pinned is None or len(self.pinned) < len(pixels):
+            self.pinned = torch.empty(pixels.shape, dtype=pixels.dtype, pin_memory=True)
+            self.pixels = torch.empty(pixels.shape, dtype=pixels.dtype, device=self._device)
+            # Memory that the allocator hands out may be in use until the current stream has come this far.
+            self.used.record(torch.cuda.current_stream(self._device))
+        assert self.pixels is not None
+        self.copied.synchronize()  # what is pinned may still be read
+        self.pinned[: len(pixels)].copy_(pixels)
+        with torch.cuda.stream(stream):
+            self.used.wait(stream)  # and what is on the device may still be worked on
+            self.pixels[: len(pixels)].copy_(self.pinned[: len(pixels)], non_blocking=True)
+            self.copied.record(stream)
+
+
+def upload(
+    parts: Generator[tuple[Tensor, Tensor], None, None], device: torch.device
+) -> Generator[tuple[Tensor, Tensor], None, None]:
+    """Parts of a bank in CPU memory, as numbers (there) and pixels on the device, which the part after next overwrites.
+
+    The caller launches its work on the current stream before it asks for the next part, which is copied meanwhile.
+    """
+    stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+    slots = (_Slot(device), _Slot(device))
+
+    def sent() -> Iterable[tuple[_Slot, Tensor, int]]:
+        for i, (numbers, pixels) in enumerate(parts):
+            slots[i % 2].send(pixels, stream)
+            yield slots[i % 2], numbers, len(pixels)
+
+    try:
+        ahead = iter(sent())
+        current = next(ahead, None)
+        while current is not None:
+            slot, numbers, count = current
+            here = torch.cuda.current_stream(device)
+            slot.copied.wait(here)
+            assert slot.pixels is not None
+            yield numbers, slot.pixels[:count]
+            slot.used.record(here)
+            current = next(ahead, None)
+    finally:
+        parts.close()
+        stream.synchronize()  # before the buffers go

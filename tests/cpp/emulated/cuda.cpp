@@ -1,0 +1,2 @@
+// The GPU engine, for the CPU.
+#include "../../../csrc/cuda.cu"

@@ -1,0 +1,182 @@
+// As much of CUDA as csrc/cuda.cu needs, on the CPU: compiled against this header, the very source of the GPU engine
+// runs in the tests. Blocks are worked off one after the other. The threads of a block take turns, each until it waits
+// for the others, in ascending or descending order by turns: who reads what another thread has yet to write gets
+// something else than where blocks are right. What a kernel takes of memory is the sanitizers' to watch.
+#pragma once
+
+#include <setjmp.h>
+#include <ucontext.h>
+
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <cstdlib>
+#include <cstring>
+#include <functional>
+#include <memory>
+#include <type_traits>
+#include <vector>
+
+#define __global__
+#define __device__
+#define __grid_constant__
+#define __launch_bounds__(...)
+
+struct dim3 {
+  unsigned x, y, z;
+  constexpr dim3(unsigned x_ = 1, unsigned y_ = 1, unsigned z_ = 1) : x(x_), y(y_), z(z_) {}
+};
+
+inline dim3 threadIdx, blockIdx, blockDim, gridDim;
+
+namespace emulated {
+
+struct Thread {
+  ucontext_t first;
+  jmp_buf resume;
+  bool started, done;
+  int waits;           // at how many barriers it has been
+  int warp_waits;
+  double exchanged;    // with the other threads of its warp
+  std::unique_ptr<char[]> stack;
+};
+
+class Block {
+ public:
+  static constexpr std::size_t stack_bytes = 1 << 18;
+  std::vector<double> shared;
+
+  void run(int threads, std::size_t shared_bytes, const std::function<void()>& kernel) {
+    shared.assign(shared_bytes / sizeof(double) + 1, std::nan(""));  // nobody may count on zeros
+    kernel_ = &kernel, count_ = threads;
+    while (static_cast<int>(threads_.size()) < threads) {
+      threads_.push_back(std::make_unique<Thread>());
+      threads_.back()->stack = std::make_unique<char[]>(stack_bytes);
+    }
+    for (int i = 0; i < threads; ++i) {
+      Thread& t = *threads_[i];
+      t.started = t.done = false, t.waits = t.warp_waits = 0;
+    }
+    for (bool upwards = true;; upwards = !upwards) {
+      least_waits_ = -1;
+      for (int i = 0; i < threads; ++i)
+        if (const Thread& t = *threads_[i]; !t.done && (least_waits_ < 0 || t.waits < least_waits_))
+          least_waits_ = t.waits;
+      if (least_waits_ < 0) return;  // all have ended
+      for (int i = 0; i < threads; ++i) turn(upwards ? i : threads - 1 - i);
+    }
+  }
+
+  // Where a thread waits until all others have come as far, or have ended.
+  void wait() {
+    ++threads_[current_]->waits;
+    leave();
+  }
+
+  double exchange(double value, int with) {
+    const int own = current_;
+    Thread& t = *threads_[own];
+    t.exchanged = value, ++t.warp_waits;
+    leave();
+    const double got = threads_[own / 32 * 32 + (own % 32 ^ with)]->exchanged;
+    ++t.warp_waits;
+    leave();
+    return got;
+  }
+
+ private:
+  // Lets thread i go on if it may.
+  void turn(int i) {
+    Thread& t = *threads_[i];
+    if (t.done || t.waits > least_waits_) return;
+    if (t.warp_waits > 0)
+      for (int j = i / 32 * 32; j < std::min(count_, i / 32 * 32 + 32); ++j)
+        if (!threads_[j]->done && threads_[j]->waits == t.waits && threads_[j]->warp_waits < t.warp_waits) return;
+    current_ = i, threadIdx = dim3(static_cast<unsigned>(i));
+    if (_setjmp(scheduler_) == 0) {
+      if (t.started) _longjmp(t.resume, 1);
+      t.started = true;
+      getcontext(&t.first);
+      t.first.uc_stack.ss_sp = t.stack.get(), t.first.uc_stack.ss_size = stack_bytes, t.first.uc_link = nullptr;
+      makecontext(&t.first, &Block::begin, 0);
+      setcontext(&t.first);
+    }
+  }
+
+  void leave() {
+    Thread& t = *threads_[current_];
+    if (_setjmp(t.resume) == 0) _longjmp(scheduler_, 1);
+  }
+
+  static void begin();
+
+  int current_ = 0, count_ = 0, least_waits_ = 0;
+  jmp_buf scheduler_;
+  const std::function<void()>* kernel_ = nullptr;
+  std::vector<std::unique_ptr<Thread>> threads_;
+};
+
+inline Block block;
+inline void Block::begin() {
+  (*block.kernel_)();
+  block.threads_[block.current_]->done = true;
+  _longjmp(block.scheduler_, 1);
+}
+
+}  // namespace emulated
+
+inline void __syncthreads() { emulated::block.wait(); }
+inline double __shfl_xor_sync(unsigned, double value, int with) { return emulated::block.exchange(value, with); }
+
+namespace pyels::cuda {
+using std::max;
+using std::min;
+template <class T>
+T* dynamic_shared() {
+  return reinterpret_cast<T*>(emulated::block.shared.data());
+}
+inline float exp2_approx(float x) { return x < -126.0f ? 0.0f : std::exp2(x); }
+}  // namespace pyels::cuda
+
+// ---- The runtime -------------------------------------------------------------------------------------------------
+
+enum cudaError_t { cudaSuccess, cudaErrorInvalidConfiguration };
+enum cudaDeviceAttr { cudaDevAttrMaxSharedMemoryPerBlockOptin };
+enum cudaFuncAttribute { cudaFuncAttributeMaxDynamicSharedMemorySize };
+using cudaStream_t = void*;
+
+struct cudaLaunchConfig_t {
+  dim3 gridDim, blockDim;
+  std::size_t dynamicSmemBytes = 0;
+  cudaStream_t stream = nullptr;
+};
+
+namespace emulated {
+inline int shared_bytes = 227 * 1024;  // of a Hopper GPU
+inline int launches = 0;
+}
+
+inline const char* cudaGetErrorString(cudaError_t error) { return error == cudaSuccess ? "no error" : "invalid launch"; }
+inline cudaError_t cudaGetDevice(int* device) { return *device = 0, cudaSuccess; }
+inline cudaError_t cudaSetDevice(int) { return cudaSuccess; }
+inline cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr, int) {
+  return *value = emulated::shared_bytes, cudaSuccess;
+}
+inline cudaError_t cudaFuncSetAttribute(const void*, cudaFuncAttribute, int) { return cudaSuccess; }
+
+template <class... Parameters, class... Arguments>
+cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t* config, void (*kernel)(Parameters...), Arguments&&... arguments) {
+  const dim3 grid = config->gridDim;
+  if (grid.x == 0 || grid.y == 0 || grid.z == 0 || grid.y > 65535 || grid.z > 65535 || config->blockDim.x == 0 ||
+      config->blockDim.x > 1024 || config->dynamicSmemBytes > static_cast<std::size_t>(emulated::shared_bytes))
+    return cudaErrorInvalidConfiguration;
+  ++emulated::launches;
+  gridDim = grid, blockDim = config->blockDim;
+  for (unsigned z = 0; z < grid.z; ++z)
+    for (unsigned y = 0; y < grid.y; ++y)
+      for (unsigned x = 0; x < grid.x; ++x) {
+        blockIdx = dim3(x, y, z);
+        emulated::block.run(static_cast<int>(blockDim.x), config->dynamicSmemBytes, [&] { kernel(arguments...); });
+      }
+  return cudaSuccess;
+}

@@ -27,7 +27,9 @@ namespace {
 constexpr float headroom = 43.0f;    // 2^43 is far from overflow
 constexpr float stands_out = 0.25f;  // of the weight gathered so far
 constexpr double exact_float = 1e5;  // exponents above -1e5 are float32 numbers, which spares a rounding
-constexpr float nothing = -1e4f;     // log-weight of what is no source
+constexpr float nothing = -1e4f;     // log-weight far below any that matters
+constexpr float empty = 3e38f;       // -m of no weights: as good as infinite, but not NaN less the infinite distance of
+                                     // what is no source
 
 struct Query {
   std::int64_t b, begin, end;
@@ -136,7 +138,10 @@ __device__ void window_sums(const float (&term)[strip + K - 1], float (&sum)[str
     for (int u = shared_by - 2; u >= 0; --u) sum[base + u] = down += term[base + u];
     float up = 0.0f;
 #pragma unroll
-    for (int u = 1; u < shared_by; ++u) sum[base + u] += up += term[base + K + u - 1];
+    for (int u = 1; u < shared_by; ++u) {
+      up = u > 1 ? up + term[base + K + u - 1] : term[base + K];
+      sum[base + u] += up;
+    }
   }
 }
 
@@ -146,14 +151,18 @@ __device__ void window_sums(const float (&head)[strip - 1], float core, const fl
   sum[strip - 1] = core;
 #pragma unroll
   for (int u = strip - 2; u >= 0; --u) sum[u] = core += head[u];
-  float up = 0.0f;
+  float up = tail[0];
+  sum[1] += up;
 #pragma unroll
-  for (int u = 1; u < strip; ++u) sum[u] += up += tail[u - 1];
+  for (int u = 2; u < strip; ++u) sum[u] += up += tail[u - 1];
 }
 
-__device__ float squared(float x, float alpha, float phi, float sum) {
+// Adds a channel's term to a sum, or the only channel's sets it. (Products that the compiler fuses with the sum that they
+// go into round otherwise than those it does not: not where equal windows are to have equal distances to the last bit.)
+template <bool ONLY>
+__device__ void add_squared(float x, float alpha, float phi, float& sum) {
   const float difference = fmaf(-alpha, phi, x);
-  return fmaf(difference, difference, sum);
+  sum = ONLY ? difference * difference : fmaf(difference, difference, sum);
 }
 
 // Planes of the channels of a rectangle in shared memory.
@@ -166,15 +175,17 @@ struct Rectangle {
 
 // Sums over the rows of 8 windows, one below the other, of one column of the maps of `together` displacements.
 // put(g, u, sum) takes them.
-template <int K, class Put>
+template <int K, bool ONLY, class Put>
 __device__ void column_sums(const Rectangle& x, const Rectangle& phi, int channels, int k, float alpha, Put put) {
   float sums[strip];
   if constexpr (K > 0) {
     float d[together][strip + K - 1];
+    if constexpr (!ONLY) {
 #pragma unroll
-    for (int g = 0; g < together; ++g)
+      for (int g = 0; g < together; ++g)
 #pragma unroll
-      for (int i = 0; i < strip + K - 1; ++i) d[g][i] = 0.0f;
+        for (int i = 0; i < strip + K - 1; ++i) d[g][i] = 0.0f;
+    }
     for (int c = 0; c < channels; ++c) {
       float rows[strip + K + together - 2];
 #pragma unroll
@@ -183,7 +194,7 @@ __device__ void column_sums(const Rectangle& x, const Rectangle& phi, int channe
       for (int i = 0; i < strip + K - 1; ++i) {
         const float value = x(c, i, 0);
 #pragma unroll
-        for (int g = 0; g < together; ++g) d[g][i] = squared(value, alpha, rows[i + g], d[g][i]);
+        for (int g = 0; g < together; ++g) add_squared<ONLY>(value, alpha, rows[i + g], d[g][i]);
       }
     }
 #pragma unroll
@@ -214,19 +225,19 @@ __device__ void column_sums(const Rectangle& x, const Rectangle& phi, int channe
       for (int i = 0; i < strip - 1; ++i) {
         const float value = next(i);
 #pragma unroll
-        for (int g = 0; g < together; ++g) head[g][i] = squared(value, alpha, rows[g], head[g][i]);
+        for (int g = 0; g < together; ++g) add_squared<ONLY>(value, alpha, rows[g], head[g][i]);
       }
 #pragma unroll 4
       for (int i = strip - 1; i < k; ++i) {
         const float value = next(i);
 #pragma unroll
-        for (int g = 0; g < together; ++g) core[g] = squared(value, alpha, rows[g], core[g]);
+        for (int g = 0; g < together; ++g) add_squared<false>(value, alpha, rows[g], core[g]);
       }
 #pragma unroll
       for (int i = 0; i < strip - 1; ++i) {
         const float value = next(k + i);
 #pragma unroll
-        for (int g = 0; g < together; ++g) tail[g][i] = squared(value, alpha, rows[g], tail[g][i]);
+        for (int g = 0; g < together; ++g) add_squared<ONLY>(value, alpha, rows[g], tail[g][i]);
       }
     }
 #pragma unroll
@@ -273,7 +284,7 @@ struct Run {
 // The sums of 8 pixels, in registers. YC: as many channels of y as there is room for; FULL: also e and source.
 template <int YC, bool FULL>
 struct State {
-  float offset[strip];  // -m, of which m is a float32 number unless it is below -exact_float; infinite when empty
+  float offset[strip];  // -m, of which m is a float32 number unless it is below -exact_float; or `empty`
   float s[strip], y[YC][strip];
   float e[FULL ? strip : 1], nearest[FULL ? strip : 1];
   std::int32_t source[FULL ? strip : 1];
@@ -283,7 +294,7 @@ struct State {
   __device__ void clear() {
 #pragma unroll
     for (int j = 0; j < strip; ++j) {
-      offset[j] = static_cast<float>(infinite);
+      offset[j] = empty;
       if (FULL) nearest[j] = static_cast<float>(infinite), source[j] = 0;
     }
     clear_sums();
@@ -304,7 +315,7 @@ struct State {
     float furthest = -static_cast<float>(infinite);
 #pragma unroll
     for (int j = 0; j < strip; ++j)
-      if (offset[j] < static_cast<float>(infinite)) furthest = fmaxf(furthest, offset[j]);
+      if (offset[j] < empty) furthest = fmaxf(furthest, offset[j]);
     // Float32 log-weights, offset - scale * distance, err by less than a millionth of the offset.
     least = -w.skip - 1e-6f * fabsf(furthest);
     far = !(furthest + w.skip < static_cast<float>(w.scale) * w.wide_above);
@@ -370,7 +381,7 @@ __device__ void weigh_far(const Task& t, const Query& query, const PartialAt& pa
   }
 #pragma unroll 1
   for (int j = first; j < last; ++j) {
-    // Always so while the state is empty (offset infinite).
+    // Always so while the state is empty.
     if (!(w.skip + offset[j] > w.least_scale * distance[j])) continue;
     const std::int64_t p = pixels.p0 + j;
     double m = exponent(part, p, offset[j]), wide = distance[j];
@@ -444,11 +455,6 @@ __device__ void weigh(const Task& t, const Query& query, const PartialAt& part, 
   }
 #pragma unroll
   for (int j = 0; j < strip; ++j) log_w[j] = fmaf(-scale, distance[j], state.offset[j]);
-  if (first > 0 || last < strip) {
-#pragma unroll
-    for (int j = 0; j < strip; ++j)
-      if (j < first || j >= last) log_w[j] = nothing;
-  }
   float top = log_w[0];
 #pragma unroll
   for (int j = 1; j < strip; ++j) top = fmaxf(top, log_w[j]);
@@ -466,7 +472,7 @@ __device__ void weigh(const Task& t, const Query& query, const PartialAt& part, 
     for (int j = 0; j < strip; ++j) {
       if (!(log_w[j] > headroom)) continue;
       const float raised = scale * distance[j];  // the new offset
-      const float shift = raised - state.offset[j];  // -inf while the state is empty
+      const float shift = raised - state.offset[j];  // below all others while the state is empty
       const float factor = exp2_approx(shift);
       if (FULL) state.e[j] = factor > 0.0f ? factor * fmaf(state.s[j], shift, state.e[j]) : 0.0f;
       state.s[j] *= factor;
@@ -482,7 +488,7 @@ __device__ void weigh(const Task& t, const Query& query, const PartialAt& part, 
     const float weight = exp2_approx(log_w[j]);
     state.s[j] += weight;
     if (FULL) {
-      state.e[j] = fmaf(weight, log_w[j], state.e[j]);
+      state.e[j] = fmaf(weight, fmaxf(log_w[j], nothing), state.e[j]);
       const std::int32_t source = run.source(j);
       const bool nearer = distance[j] < state.nearest[j] || (distance[j] == state.nearest[j] && source < state.source[j]);
       state.nearest[j] = nearer ? distance[j] : state.nearest[j];
@@ -512,8 +518,11 @@ __global__ void __launch_bounds__(most_threads) maps(const __grid_constant__ Tas
   const float alpha = static_cast<float>(query.alpha);
 
   const Layout& layout = t.layout;
+  // Known to the compiler where k is, for addresses of no more than a register and a constant.
+  const int x_pitch = K > 0 ? x_pitch_of(K) : layout.x_pitch, v_pitch = K > 0 ? v_pitch_of(K) : layout.v_pitch;
+  const int v_rows = K > 0 ? tile_side : layout.v_rows;
   float* const x_shared = dynamic_shared<float>();
-  const Rectangle x{x_shared, layout.x_pitch, layout.x_rows * layout.x_pitch};
+  const Rectangle x{x_shared, x_pitch, layout.x_rows * x_pitch};
   float* const phi_shared = x_shared + t.channels * x.plane;
   const Rectangle phi{phi_shared, layout.phi_pitch, layout.phi_rows * layout.phi_pitch};
   float* const v = phi_shared + t.channels * phi.plane;
@@ -554,32 +563,35 @@ __global__ void __launch_bounds__(most_threads) maps(const __grid_constant__ Tas
     const std::int64_t base = image_number(t, query.begin + n) * t.channels * size;
     const auto image_pixel = [&](std::int64_t at) { return bank_pixel(t, base + at); };
     for (int step = 0; step < row_steps; step += together) {
-      __syncthreads();
       copy_rectangle(t, image_pixel, phi_row + step, phi_column, phi_rows, phi_columns, phi.pitch, phi.plane, phi_shared);
       __syncthreads();
       const int here = min(together, row_steps - step);
       for (int e = 0; e < column_steps; ++e) {
         // Pieces begin at the first strip that has wrapped so often, and at a column of v.
-        const int pieces = columns.meets == Meets::all ? (strip * (strips - 1) + e) / column_steps + 1 : 1;
+        int pieces = 1;
+        if (columns.meets == Meets::all)
+          while (strip * (strips - 1) + e >= pieces * column_steps) ++pieces;
         const auto piece_strip = [&](int piece) { return (piece * column_steps - e + strip - 1) / strip; };
         const int v_columns = strips * strip + pieces * (k - 1);
+        const float per_band = 1.0f / static_cast<float>(v_columns);
         for (int i = static_cast<int>(threadIdx.x); i < bands * v_columns; i += blockDim.x) {
-          const int band = i / v_columns, column = i % v_columns;
+          const int band = static_cast<int>((i + 0.5f) * per_band), column = i - band * v_columns;  // i / v_columns
           int piece = pieces - 1;
           while (piece > 0 && column < piece_strip(piece) * strip + piece * (k - 1)) --piece;
           const int x_column = column - piece * (k - 1);
           const int phi_at = x_column + (columns.meets == Meets::itself ? 0 : e - piece * column_steps);
           const Rectangle own_x{x.at + band * strip * x.pitch + x_column, x.pitch, x.plane};
           const Rectangle own_phi{phi.at + (each_its_own ? band * strip : 0) * phi.pitch + phi_at, phi.pitch, phi.plane};
-          float* const to = v + band * strip * layout.v_pitch + column;
-          column_sums<K>(own_x, own_phi, t.channels, k, alpha, [&](int g, int u, float sum) {
-            to[(g * layout.v_rows + u) * layout.v_pitch] = sum;
+          float* const to = v + band * strip * v_pitch + column;
+          column_sums<K, YC == 1 && !FULL>(own_x, own_phi, YC == 1 ? 1 : t.channels, k, alpha, [&](int g, int u, float sum) {
+            to[(g * v_rows + u) * v_pitch] = sum;
           });
         }
         __syncthreads();
         if (weighs) {
-          const int from = strip * own_strip + e, piece = columns.meets == Meets::all ? from / column_steps : 0;
-          const int at = from - piece * column_steps;  // where the strip begins, in the sources
+          int piece = 0, at = strip * own_strip + e;  // where the strip begins, in the sources
+          if (columns.meets == Meets::all)
+            for (; at >= column_steps; at -= column_steps) ++piece;
           int begin = 0, end = pixels.end;
           if (columns.meets == Meets::all) {
             begin = max(0, strip - 1 - at);
@@ -594,7 +606,7 @@ __global__ void __launch_bounds__(most_threads) maps(const __grid_constant__ Tas
             if (rows.meets == Meets::around) q_row = wrapped(q_row, t.height);
             int q_column = phi_column + r + phi_at;
             if (columns.meets == Meets::around) q_column = wrapped(q_column, t.width);
-            const Run run{v + (g * layout.v_rows + row) * layout.v_pitch + strip * own_strip + piece * (k - 1),
+            const Run run{v + (g * v_rows + row) * v_pitch + strip * own_strip + piece * (k - 1),
                           {x.at + row * x.pitch + strip * own_strip, x.pitch, x.plane},
                           {phi.at + (own_band_row + g) * phi.pitch + phi_at, phi.pitch, phi.plane},
                           k,

@@ -54,12 +54,16 @@ Layout plan_layout(const Plan& plan, std::int64_t channels) {
     layout.phi_pitch = std::max(layout.phi_pitch, phi + reach_columns);
     layout.v_pitch = std::max(layout.v_pitch, wide + pieces_of(span) * reach_columns);
   }
+  layout.threads = std::max(32, ceil_div(layout.v_rows * strips, 32) * 32);
+  if (plan.columns.window <= largest_fixed) {
+    layout.x_pitch = x_pitch_of(plan.columns.window), layout.v_pitch = v_pitch_of(plan.columns.window);
+    layout.v_rows = tile_side;
+  }
   // Odd, so that neighbouring threads, which are at neighbouring rows, read from different banks.
   layout.phi_pitch |= 1, layout.v_pitch |= 1;
   layout.floats = channels * (std::int64_t{layout.x_rows} * layout.x_pitch +
                               std::int64_t{layout.phi_rows} * layout.phi_pitch) +
                   std::int64_t{together} * layout.v_rows * layout.v_pitch;
-  layout.threads = std::max(32, ceil_div(layout.v_rows * strips, 32) * 32);
   return layout;
 }
 

@@ -72,6 +72,11 @@ PYELS_BOTH constexpr int pieces_of(const Span& s) {
 // Rows differ in that all bands of 8 meet the same sources, from e (around) or e - 7 (all), so that few rows of an image
 // have to be in shared memory at a time: those of `together` steps.
 
+// Of windows up to 7, for tiles of any size: at most two pieces.
+constexpr int largest_fixed = 7;
+PYELS_BOTH constexpr int x_pitch_of(int k) { return tile_side + k - 1; }
+PYELS_BOTH constexpr int v_pitch_of(int k) { return (tile_side + 2 * (k - 1)) | 1; }
+
 // Shared memory, in floats: the query's windows, the bank's, and window sums along columns.
 struct Layout {
   std::int32_t x_rows, x_pitch, phi_rows, phi_pitch, v_rows, v_pitch;

@@ -1,5 +1,8 @@
 // The CUDA engine without a GPU: its very source, on an emulation of blocks and threads (emulated/cuda_runtime.h), against
 // the definition in double precision; and what it plans on the host.
+//
+//     test_cuda            everything but the next; also the program to run under sanitizers
+//     test_cuda --large    more images than the engine keeps distances of
 #include <cstring>
 
 #include <cuda_runtime.h>
@@ -33,18 +36,146 @@ void cuda_engine(const Problem& a, pyels::Sink& sink) {
   }
 }
 
+// Images of several tiles, more channels than a thread holds, more queries than a launch: few patches, many places.
+void several_tiles_channels_and_launches() {
+  std::uint64_t number = 0;
+  for (const Machine& machine : machines)
+    for (const Shape shape : {Shape{1, 40, 67}, Shape{5, 33, 9}, Shape{9, 10, 34}})
+      for (const std::int64_t k : {3, 7, 11}) {
+        if (machine.whole_image() && (k > 3 || shape.height > 33)) continue;
+        if (machine.wraps() && k > std::min(shape.height, shape.width)) continue;
+        if (shape.height > 33 && (machine.sources == pyels::Sources::circular || k == 7)) continue;  // the oracle's time
+        compare_with_oracle(Case(machine, shape, 2, k, {level(number++ % 2 ? 0.3 : 0.9)}, 40, number));
+      }
+  std::vector<Level> levels;
+  for (int b = 0; b < 2 * pyels::cuda::most_queries + 3; ++b) levels.push_back(level((b + 1) / 40.0));
+  for (const Machine& machine : machines) {
+    const Case work = Case(machine, {1, 5, 6}, 20, 3, levels).with_classes(2);
+    compare_with_oracle(work);
+    for (const bool full : {false, true}) {
+      const std::vector<Partial> together = run(cuda_engine, work.problem(full));
+      for (const std::int64_t b : {0, 17, 34})
+        check(identical(together[b], run(cuda_engine, only(work.problem(full), b))[0]), "a query alone is another");
+    }
+  }
+}
+
+// Distances of whole images are kept for so many at a time.
+void more_images_than_distances_are_kept() {
+  const Machine& es = machines[1];
+  Case work(es, {1, 4, 4}, pyels::cuda::most_entries / 16 + 20, 3, {level(0.5)});
+  work.begin[0] = 7;
+  const std::vector<Partial> oracle = run(reference_engine, work.problem());
+  context = work.text();
+  for (const bool full : {false, true}) compare(run(cuda_engine, work.problem(full))[0], oracle[0]);
+}
+
+// Where shared memory is short, every window is worked off by the kernel that needs none.
+void little_shared_memory() {
+  emulated::shared_bytes = 9472;  // what the sums of its blocks take and little more
+  for (const Machine& machine : machines)
+    for (const std::int64_t channels : {4, 6}) {
+      const Case work(machine, {channels, 9, 14}, 4, 9, {level(0.1), level(0.9), level(1e-3)});
+      context = work.text();
+      if (!machine.whole_image())
+        check(pyels::cuda::make_plan(work.problem(), emulated::shared_bytes).method == pyels::cuda::Method::direct,
+              "not the kernel without shared memory");
+      compare_with_oracle(work);
+    }
+  emulated::shared_bytes = 227 * 1024;
+}
+
+// An exponent that is far from any float32, and weights that come in ascending order, so that it is raised again and
+// again with sums behind it.
+void exponents_are_raised() {
+  for (const Machine& machine : machines)
+    for (const double sigma : {1e-6, 3e-3, 0.02, 0.3}) {
+      Case work(machine, {3, 8, 7}, 30, 5, {{1.0, sigma}, {0.5, sigma}});
+      for (std::int64_t n = 0; n < work.n; ++n)  // towards the last image, which is the query
+        for (std::int64_t i = 0; i < work.shape.size(); ++i)
+          work.bytes[n * work.shape.size() + i] = static_cast<std::uint8_t>(100 + n);
+      for (float& v : work.x) v = static_cast<float>(129 / 127.5 - 1);
+      compare_with_oracle(work);
+    }
+}
+
+void errors_of_the_device_are_thrown() {
+  context = "launch";
+  Case work(machines[5], {1, 8, 8}, 3, 3, {level(0.5)});
+  Problem a = work.problem(false);
+  a.queries = 0;
+  emulated::launches = 0;
+  run(cuda_engine, a);
+  check(emulated::launches == 0, "work for no query");
+  pyels::cuda::Plan plan = pyels::cuda::make_plan(work.problem(false), 227 * 1024);
+  check(plan.method == pyels::cuda::Method::maps, "not by maps");
+  emulated::fails = true;
+  check_throws<std::runtime_error>([&] { run(cuda_engine, work.problem(false)); }, "the error of a launch");
+  emulated::fails = false;
+}
+
+// Of any size, on GPUs with much and with little shared memory.
+void plans_keep_within_bounds() {
+  using namespace pyels::cuda;
+  for (const Machine& machine : machines)
+    for (const std::int64_t side : {5, 28, 32, 64, 200})
+      for (const std::int64_t channels : {1, 3, 16})
+        for (const std::int64_t k : {1, 3, 7, 9, 17, 31, 101})
+          for (const std::int64_t shared : {99 * 1024, 227 * 1024})
+            for (const bool full : {false, true}) {
+              if (machine.wraps() && !machine.whole_image() && k > side) continue;
+              Case work(machine, {1, 1, 1}, 1, k, std::vector<Level>(20, level(0.5)));
+              work.end.assign(20, 1'000'000);
+              Problem a = work.problem(full);
+              a.channels = channels, a.height = side, a.width = side + 3;
+              const Plan plan = make_plan(a, shared);
+              context = work.text() + " side " + std::to_string(side) + " channels " + std::to_string(channels);
+              const std::int64_t partial = side * (side + 3) * plan.fields * 8;
+              check(plan.workspace <= std::max(2 * workspace_bytes, 16 * partial), "a large workspace");
+              check(segments_of(a, plan, 1'000'000) >= 1'000'000 * side * (side + 3) / 0x7fffffff, "sources overflow");
+              if (plan.method != Method::maps) continue;
+              check(plan.layout.floats * 4 <= shared, "too much shared memory");
+              check(plan.layout.threads <= most_threads && plan.layout.threads % 32 == 0, "threads");
+              const auto covered = [&](const AxisPlan& axis) {
+                std::int32_t next = 0, seen = 0;
+                for (int tile = 0; tile < tiles_of(axis); ++tile) {
+                  const Span span = tile_of(axis, tile);
+                  check(span.count >= 1 && span.count <= tile_side, "a tile of no or too many pixels");
+                  seen += span.count, next = std::max(next, span.first + span.count);
+                }
+                check(seen == axis.length && next == axis.length, "pixels are left out");
+              };
+              covered(plan.rows), covered(plan.columns);
+            }
+  // What is expected where the kernel for maps fits.
+  const Case usual(machines[5], {3, 32, 32}, 1, 17, {level(0.9)});
+  context = usual.text();
+  for (const std::int64_t shared : {99 * 1024, 227 * 1024})
+    check(make_plan(usual.problem(), shared).method == Method::maps, "a usual size is not worked off by maps");
+}
+
 }  // namespace
 
-int main() {
+int main(int count, char** arguments) {
   on_every_engine = [](const std::string& what, const std::function<void(Engine)>& body) {
     context = what;
     body(cuda_engine);
   };
-  const int failed = run_tests({{"bank sizes and classes", bank_sizes_and_classes},
-                                {"every source counts once", every_source_counts_once},
-                                {"every window size", every_window_size},
-                                {"extreme noise", extreme_noise},
-                                {"parts of a bank merge to the whole", parts_of_a_bank_merge_to_the_whole}});
+  std::vector<Test> tests{{"bank sizes and classes", bank_sizes_and_classes},
+                          {"every source counts once", every_source_counts_once},
+                          {"every window size", every_window_size},
+                          {"extreme noise", extreme_noise},
+                          {"parts of a bank merge to the whole", parts_of_a_bank_merge_to_the_whole},
+                          {"several tiles, channels and launches", several_tiles_channels_and_launches},
+                          {"little shared memory", little_shared_memory},
+                          {"exponents are raised", exponents_are_raised},
+                          {"errors of the device are thrown", errors_of_the_device_are_thrown},
+                          {"plans keep within bounds", plans_keep_within_bounds}};
+  if (count == 2 && std::strcmp(arguments[1], "--large") == 0)
+    tests = {{"more images than distances are kept", more_images_than_distances_are_kept}};
+  else if (count != 1)
+    return std::fprintf(stderr, "usage: %s [--large]\n", arguments[0]), 2;
+  const int failed = run_tests(tests);
   report();
   return failed != 0;
 }

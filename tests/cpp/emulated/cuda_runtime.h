@@ -154,6 +154,7 @@ struct cudaLaunchConfig_t {
 namespace emulated {
 inline int shared_bytes = 227 * 1024;  // of a Hopper GPU
 inline int launches = 0;
+inline bool fails = false;  // every launch from now on
 }
 
 inline const char* cudaGetErrorString(cudaError_t error) { return error == cudaSuccess ? "no error" : "invalid launch"; }
@@ -167,7 +168,7 @@ inline cudaError_t cudaFuncSetAttribute(const void*, cudaFuncAttribute, int) { r
 template <class... Parameters, class... Arguments>
 cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t* config, void (*kernel)(Parameters...), Arguments&&... arguments) {
   const dim3 grid = config->gridDim;
-  if (grid.x == 0 || grid.y == 0 || grid.z == 0 || grid.y > 65535 || grid.z > 65535 || config->blockDim.x == 0 ||
+  if (emulated::fails || grid.x == 0 || grid.y == 0 || grid.z == 0 || grid.y > 65535 || grid.z > 65535 || config->blockDim.x == 0 ||
       config->blockDim.x > 1024 || config->dynamicSmemBytes > static_cast<std::size_t>(emulated::shared_bytes))
     return cudaErrorInvalidConfiguration;
   ++emulated::launches;

@@ -29,6 +29,7 @@ from torch import Tensor
 
 from pyels import _core, plots, presets, runs
 from pyels.bank import PatchBank
+from pyels.denoiser import CPU
 from pyels.machines import ELS
 from pyels.schedules import make_schedule
 
@@ -58,7 +59,7 @@ class Settings:
     repeats     timings of each method, of which the median counts
     seconds     about how long one timing takes: slow methods run on fewer images, fast ones several times
     seed        query i gets the noise of seed + i
-    engine      of ELS
+    engine      of ELS; with "cuda" the alternatives run on the same GPU
     threads     of ELS, and of torch for the alternatives
     """
 
@@ -74,7 +75,9 @@ class Settings:
 
 @dataclass(frozen=True)
 class Record:
-    """One method at one patch size. `error` is max |x0_hat - oracle| on the first `CHECKED_IMAGES` images."""
+    """One method at one patch size. `error` is max |x0_hat - oracle| on the first `CHECKED_IMAGES` images;
+    `ceiling_share`, of engine "cuda" only, what share its float32 operations are of the multiply-adds that the same GPU
+    does in a matrix product (see `operations`)."""
 
     method: str
     boundary: str
@@ -87,6 +90,7 @@ class Record:
     seconds_max: float
     pairs_per_second: float
     error: float
+    ceiling_share: float | None
 
 
 @dataclass(frozen=True)
@@ -113,11 +117,13 @@ def run(bank: PatchBank, x0: Tensor, settings: Settings, progress: Callable[[], 
     ------
     ValueError  a result of ours is further than `OURS_WITHIN` from the oracle
     """
+    device = ELS(bank, settings.sizes[0], settings.boundaries[0], settings.engine).device
     with torch_threads(settings.threads):
-        ceilings = Ceilings()
+        ceilings = Ceilings(device)
+        bank, x0 = bank.to(device), x0.to(device)
         records = [record for k in settings.sizes for record in _measure(bank, x0, k, settings, ceilings, progress)]
     return {
-        "machine": this_machine(settings.threads),
+        "machine": this_machine(settings.threads, device),
         "ceilings": ceilings.rates,
         "records": [asdict(record) for record in records],
         "ratios": ratios(records),
@@ -153,26 +159,26 @@ def _measure(
     schedule = make_schedule("cosine")
     alpha, sigma = schedule.alpha(t), schedule.sigma(t)
     noise = torch.stack([runs.noise_of_seed(settings.seed + i, bank.shape) for i in range(len(x0))])
-    x = alpha * x0 + sigma * noise
+    x = alpha * x0 + sigma * noise.to(x0.device)
     checked = min(CHECKED_IMAGES, len(bank))
     oracle = {
-        boundary: ELS(bank[:checked], k, boundary, "reference").denoise(x, alpha, sigma)
+        boundary: ELS(bank[:checked].to("cpu"), k, boundary, "reference").denoise(x.cpu(), alpha, sigma)
         for boundary in {*settings.boundaries, "interior"}
     }
     methods = _methods(bank, x, alpha, sigma, k, settings)
     images, calls, evaluations, errors = [], [], [], []
     for method in methods:
         few = method.prepare(checked)
-        error = float((few() - oracle[method.boundary]).abs().max())
+        error = float((few().cpu() - oracle[method.boundary]).abs().max())
         if method.name == OURS and not error <= OURS_WITHIN:
             raise ValueError(
                 f"ELS {method.boundary} with patch size {k} is {error:.1e} off the float64 oracle, more than "
                 f"{OURS_WITHIN:g}; not worth timing"
             )
-        n = min(method.most_images, max(1, int(checked * settings.seconds / _seconds(few))))
+        n = min(method.most_images, max(1, int(checked * settings.seconds / _seconds(few, device=x.device))))
         evaluation = method.prepare(n)
         evaluation()  # warms up
-        calls.append(max(1, round(settings.seconds / _seconds(evaluation))))
+        calls.append(max(1, round(settings.seconds / _seconds(evaluation, device=x.device))))
         errors.append(error)
         images.append(n)
         evaluations.append(evaluation)
@@ -181,12 +187,19 @@ def _measure(
     for _ in range(settings.repeats):  # in turn, so that a machine whose speed drifts treats all alike
         ceilings.measure()
         for own, evaluation, n in zip(seconds, evaluations, calls, strict=True):
-            own.append(_seconds(evaluation, n))
+            own.append(_seconds(evaluation, n, x.device))
             progress()
     for method, n, own, error in zip(methods, images, seconds, errors, strict=True):
         pairs = ELS(bank[:n], k, method.boundary).pairs(None, batch=len(x))
         median = statistics.median(own)
-        yield Record(method.name, method.boundary, k, t, n, pairs, median, min(own), max(own), pairs / median, error)
+        share = None
+        if x.is_cuda and method.name == OURS:
+            share = (
+                pairs / median * operations(k, method.boundary, bank.shape) / ceilings.rates["multiply_adds_per_second"]
+            )
+        yield Record(
+            method.name, method.boundary, k, t, n, pairs, median, min(own), max(own), pairs / median, error, share
+        )
 
 
 def _methods(bank: PatchBank, x: Tensor, alpha: float, sigma: float, k: int, settings: Settings) -> list[Method]:
@@ -196,7 +209,7 @@ def _methods(bank: PatchBank, x: Tensor, alpha: float, sigma: float, k: int, set
     channels, height, width = bank.shape
     positions = (height - k + 1) * (width - k + 1)
     most = min(len(bank), max(1, UNFOLDED_BYTES // (4 * positions * channels * k * k)))
-    patches = windows(bank.read(slice(0, most)), k)
+    patches = windows(bank.read(slice(0, most)).to(x.device), k)
 
     def theirs(alternative: Alternative, n: int) -> Evaluation:
         return alternative(patches[: n * positions], x, alpha, sigma)
@@ -207,8 +220,29 @@ def _methods(bank: PatchBank, x: Tensor, alpha: float, sigma: float, k: int, set
     ]
 
 
-def _seconds(evaluation: Callable[[], object], calls: int = 1) -> float:
+def operations(k: int, boundary: str, shape: tuple[int, int, int]) -> float:
+    """Float32 operations, a fused multiply-add being one, that engine "cuda" takes for a pair, where the weight matters
+    and no lane is idle (docs/performance.md): two for each channel and place of a map, additions along columns and then
+    along rows, and for the weight a scaling, a comparison, the sum, and one product for each channel."""
+    channels, height, width = shape
+    wide = max(1, width - k + 1) if boundary == "zeros" else width
+    pieces = 1 if boundary == "circular" else 2
+    columns = 1 + pieces * (k - 1) / wide  # of sums along columns, for each pixel
+    group = 8 if k > 7 else 4 if k > 3 else 2 if k > 1 else 1
+    additions = (k + 2 * group - 4) / group if k > 1 else 0.0
+    return columns * (2 * channels * (k + 7) / 8 + additions) + additions + 3 + channels
+
+
+def _seconds(evaluation: Callable[[], object], calls: int = 1, device: torch.device = CPU) -> float:
     """Of one call."""
+    if device.type == "cuda":  # by the device's own clock
+        begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
+        begin.record()
+        for _ in range(calls):
+            evaluation()
+        end.record()
+        end.synchronize()
+        return float(begin.elapsed_time(end)) / 1000 / calls
     start = time.perf_counter()
     for _ in range(calls):
         evaluation()
@@ -370,21 +404,24 @@ class Ceilings:
     """Float32 multiply-adds/s (matrix product), exponentials/s (in cache) and bytes copied/s (in memory), with torch.
 
     They bound pairs/s: a product of matrices takes k * k * C multiply-adds a pair, and who skips none takes one
-    exponential. `rates` holds the best seen in all calls of `measure`.
+    exponential. On a GPU, torch's exponentials are bound by its cache. `rates` holds the best seen in all calls of
+    `measure`.
     """
 
-    def __init__(self) -> None:
-        n, calls = 2048, 2000
-        a, product = torch.rand(n, n), torch.empty(n, n)
-        cached = torch.rand((1 << 16) * torch.get_num_threads())
+    def __init__(self, device: torch.device = CPU) -> None:
+        on_gpu = device.type == "cuda"
+        n, calls = (8192, 20) if on_gpu else (2048, 2000)
+        a, product = torch.rand(n, n, device=device), torch.empty(n, n, device=device)
+        cached = torch.rand(1 << 21 if on_gpu else (1 << 16) * torch.get_num_threads(), device=device)
         exponentials = torch.empty_like(cached)
-        memory = torch.zeros(1 << 25)
+        memory = torch.zeros(1 << (28 if on_gpu else 25), device=device)
         copy = torch.zeros_like(memory)
 
         def exp() -> None:
             for _ in range(calls):
                 torch.exp(cached, out=exponentials)
 
+        self._device = device
         self.rates: dict[str, float] = {}
         self._work: dict[str, tuple[int, Callable[[], object]]] = {
             "multiply_adds_per_second": (n**3, lambda: torch.mm(a, a, out=product)),
@@ -394,12 +431,13 @@ class Ceilings:
 
     def measure(self) -> None:
         for name, (amount, work) in self._work.items():
-            self.rates[name] = max(self.rates.get(name, 0.0), amount / _seconds(work))
+            self.rates[name] = max(self.rates.get(name, 0.0), amount / _seconds(work, device=self._device))
 
 
-def this_machine(threads: int) -> dict[str, Any]:
+def this_machine(threads: int, device: torch.device = CPU) -> dict[str, Any]:
     """What timings depend on, beside what is timed."""
-    return {"cpu": _cpu_model(), "isa": _core.isa_in_use(), "threads": threads, "torch": torch.__version__}
+    gpu = {"gpu": torch.cuda.get_device_name(device)} if device.type == "cuda" else {}
+    return {"cpu": _cpu_model(), "isa": _core.isa_in_use(), "threads": threads, "torch": torch.__version__, **gpu}
 
 
 def _cpu_model() -> str:

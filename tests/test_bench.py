@@ -35,6 +35,15 @@ def test_alternatives_agree_with_the_oracle(name, k, alpha, sigma, channels, mon
         assert float((evaluation() - oracle).abs().max()) < 1e-4  # seen: 3.9e-6
 
 
+def test_operations_of_a_pair():
+    # k = 1: difference, square, scaling, comparison, sum, product. Nothing to add up.
+    assert bench.operations(1, "circular", (1, 32, 32)) == 6
+    # k = 3 by hand: 34 columns for 32 pixels, ten places for eight windows, three additions for two windows.
+    assert bench.operations(3, "circular", (3, 32, 32)) == pytest.approx(34 / 32 * (6 * 10 / 8 + 1.5) + 1.5 + 6)
+    costs = [bench.operations(k, "zeros", (1, 32, 32)) for k in range(1, 33, 2)]
+    assert costs == sorted(costs)
+
+
 def test_time_of_size():
     sizes = pyels.presets.patch_sizes("fashion-mnist-resnet-zeros")
     assert bench.time_of_size(3) == pytest.approx((1 / 20 + 2 / 20) / 2)
@@ -74,6 +83,7 @@ def test_bench_writes_every_record(arguments, tmp_path, capsys):
         assert r["pairs_per_second"] == r["pairs"] / r["seconds_median"]
         assert math.isfinite(r["pairs_per_second"])
         assert r["error"] < 1e-4
+        assert r["ceiling_share"] is None  # of a GPU only
         if r["boundary"] == "interior":
             assert r["pairs"] == 2 * 12**2 * r["images"] * (12 - r["patch_size"] + 1) ** 2
     assert set(result["ceilings"]) == {"multiply_adds_per_second", "exponentials_per_second", "copied_bytes_per_second"}

@@ -255,3 +255,15 @@ def test_sampling_on_the_device(fashion):
     there = pyels.sample(pyels.ELS(fashion[:100].to("cuda"), 5), noise.cuda(), steps=4)
     assert there.is_cuda
     torch.testing.assert_close(there.cpu(), here, rtol=0, atol=1e-3)
+
+
+@gpu
+def test_bench_runs_on_the_device(tmp_path):
+    import json
+
+    out = tmp_path / "out"
+    options = ("--images", 20, "--sizes", "3,9", "--repeats", 1, "--seconds", 0.01, "--engine", "cuda", "--out", out)
+    assert run_program("bench", "--dataset", "fashion-mnist-6000", *options) == 0
+    result = json.loads((out / "bench.json").read_text())
+    assert result["machine"]["gpu"]
+    assert all((r["ceiling_share"] is not None) == (r["method"] == "pyels") for r in result["records"])

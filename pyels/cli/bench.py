@@ -129,13 +129,17 @@ def bench_command(
             out / "bench.png",
             bench.curves(result, channels),
             f"{images} images of {channels}x{height}x{width}, batch {batch}; "
-            f"{machine['cpu']}, threads: {machine['threads']}",
+            + machine.get("gpu", f"{machine['cpu']}, threads: {machine['threads']}"),
         )
     if as_json:
         click.echo(json.dumps(result, indent=2))
         return
     for line in _rates_table(result["ratios"]):
         click.echo(line)
+    for record in result["records"]:
+        if record["ceiling_share"] is not None:
+            share = f"{record['ceiling_share']:.0%} of the GPU's float32 ceiling"
+            click.echo(f"k = {record['patch_size']}, {record['boundary']}: {share}")
     top = result["ceilings"]
     click.echo(
         f"ceilings: {top['multiply_adds_per_second']:.2g} multiply-adds/s, {top['exponentials_per_second']:.2g} "

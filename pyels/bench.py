@@ -224,7 +224,7 @@ def operations(k: int, boundary: str, shape: tuple[int, int, int]) -> float:
     """Float32 operations, a fused multiply-add being one, that engine "cuda" takes for a pair, where the weight matters
     and no lane is idle (docs/performance.md): two for each channel and place of a map, additions along columns and then
     along rows, and for the weight a scaling, a comparison, the sum, and one product for each channel."""
-    channels, height, width = shape
+    channels, _, width = shape
     wide = max(1, width - k + 1) if boundary == "zeros" else width
     pieces = 1 if boundary == "circular" else 2
     columns = 1 + pieces * (k - 1) / wide  # of sums along columns, for each pixel

@@ -123,7 +123,7 @@ BAD = [
     (("--seconds", "nan"), "--seconds must be above 0"),
     (("--seed", -1), "seed must be between 0 and"),
     (("--threads", 0), "threads must be between 1 and 4096"),
-    (("--engine", "cuda"), "no 'cuda' engine"),
+    (("--engine", "cuda"), "engine 'cuda' is not available"),
     (("--dataset", "nowhere"), "'nowhere' is neither one of"),
 ]
 

@@ -1,7 +1,7 @@
-// The CUDA engine without a GPU: its very source, on an emulation of blocks and threads (emulated/cuda_runtime.h), against
-// the definition in double precision; and what it plans on the host.
+// The CUDA engine against the definition in double precision, and what it plans on the host. Built twice: for a GPU, and
+// without one, the very same kernels on an emulation of blocks and threads (emulated/cuda_runtime.h).
 //
-//     test_cuda            everything but the next; also the program to run under sanitizers
+//     test_cuda, test_gpu  everything but the next; also the program to run under sanitizers
 //     test_cuda --large    more images than the engine keeps distances of
 #include <cstring>
 
@@ -14,25 +14,63 @@ using namespace exact;
 
 namespace {
 
-// As an engine that writes into a sink. What memory holds at first must not matter.
+void check_cuda(cudaError_t error) {
+  if (error != cudaSuccess) throw std::runtime_error(cudaGetErrorString(error));
+}
+
+// An array on the device; what it holds at first, when nothing is copied there, is no number and must not matter.
+template <class T>
+class OnDevice {
+ public:
+  explicit OnDevice(std::size_t n) : n_(n) {
+    check_cuda(cudaMalloc(reinterpret_cast<void**>(&at_), std::max<std::size_t>(1, n * sizeof(T))));
+    check_cuda(cudaMemset(at_, 0xff, n * sizeof(T)));
+  }
+  OnDevice(const T* from, std::size_t n) : OnDevice(n) {
+    check_cuda(cudaMemcpy(at_, from, n * sizeof(T), cudaMemcpyHostToDevice));
+  }
+  ~OnDevice() { cudaFree(at_); }
+  OnDevice(const OnDevice&) = delete;
+  OnDevice& operator=(const OnDevice&) = delete;
+
+  T* get() const { return at_; }
+  // Elements of query b, of as many as `to` has for each.
+  void copy(std::int64_t b, std::vector<T>& to) const {
+    check_cuda(cudaMemcpy(to.data(), at_ + static_cast<std::size_t>(b) * to.size(), to.size() * sizeof(T),
+                          cudaMemcpyDeviceToHost));
+  }
+
+ private:
+  T* at_ = nullptr;
+  std::size_t n_;
+};
+
+// As an engine whose arrays are all on the host, and that writes into a sink.
 void cuda_engine(const Problem& a, pyels::Sink& sink) {
-  const auto pixels = static_cast<std::size_t>(a.height * a.width), queries = static_cast<std::size_t>(a.queries);
-  const auto channels = static_cast<std::size_t>(a.channels);
-  const auto poisoned = [](std::size_t n) { return std::vector<double>(n, std::nan("")); };
-  std::vector<double> m = poisoned(queries * pixels), s = m, e = m, top = m, y = poisoned(queries * channels * pixels);
-  std::vector<std::int64_t> source(queries * pixels, -7);
-  std::vector<double> workspace = poisoned(static_cast<std::size_t>(pyels::cuda_workspace(a, 0)) / 8);
-  pyels::CudaOut out{m.data(), s.data(), y.data(), nullptr, nullptr, nullptr};
-  if (a.full) out.e = e.data(), out.top = top.data(), out.source = source.data();
-  pyels::cuda_engine(a, out, workspace.data(), 0, nullptr);
-  for (std::size_t b = 0; b < queries; ++b) {
-    Partial partial(a.height * a.width, a.channels, a.full);
-    const auto take = [&](const auto& from, auto& to) {
-      std::copy_n(from.begin() + static_cast<std::ptrdiff_t>(b * to.size()), to.size(), to.begin());
-    };
-    take(m, partial.m), take(s, partial.s), take(y, partial.y);
-    if (a.full) take(e, partial.e), take(top, partial.top), take(source, partial.source);
-    sink.take(static_cast<std::int64_t>(b), partial);
+  const auto size = [](std::int64_t n) { return static_cast<std::size_t>(n); };
+  const std::int64_t pixels = a.height * a.width;
+  std::int64_t images = 0, ordered = 0;
+  for (std::int64_t b = 0; b < a.queries; ++b) ordered = std::max(ordered, a.end[b]);
+  for (std::int64_t i = 0; i < ordered; ++i) images = std::max(images, (a.order ? a.order[i] : i) + 1);
+  const std::size_t values = size(images * a.channels * pixels);
+  const OnDevice<std::uint8_t> bytes(a.pixels_uint8, a.pixels_uint8 ? values : 0);
+  const OnDevice<float> floats(a.pixels_float, a.pixels_float ? values : 0);
+  const OnDevice<std::int64_t> order(a.order, a.order ? size(ordered) : 0);
+  const OnDevice<float> x(a.x, size(a.queries * a.channels * pixels));
+  const std::size_t all = size(a.queries * pixels), extra = a.full ? all : 0;
+  const OnDevice<double> m(all), s(all), y(all * size(a.channels)), e(extra), top(extra);
+  const OnDevice<std::int64_t> source(extra);
+  Problem there = a;
+  (a.pixels_uint8 ? void(there.pixels_uint8 = bytes.get()) : void(there.pixels_float = floats.get()));
+  there.order = a.order ? order.get() : nullptr, there.x = x.get();
+  const OnDevice<std::uint8_t> workspace(size(pyels::cuda_workspace(there, 0)));
+  pyels::cuda_engine(there, {m.get(), s.get(), y.get(), e.get(), top.get(), source.get()}, workspace.get(), 0, nullptr);
+  check_cuda(cudaDeviceSynchronize());
+  for (std::int64_t b = 0; b < a.queries; ++b) {
+    Partial partial(pixels, a.channels, a.full);
+    m.copy(b, partial.m), s.copy(b, partial.s), y.copy(b, partial.y);
+    if (a.full) e.copy(b, partial.e), top.copy(b, partial.top), source.copy(b, partial.source);
+    sink.take(b, partial);
   }
 }
 
@@ -70,6 +108,21 @@ void more_images_than_distances_are_kept() {
   for (const bool full : {false, true}) compare(run(cuda_engine, work.problem(full))[0], oracle[0]);
 }
 
+// An exponent that is far from any float32, and weights that come in ascending order, so that it is raised again and
+// again with sums behind it.
+void exponents_are_raised() {
+  for (const Machine& machine : machines)
+    for (const double sigma : {1e-6, 3e-3, 0.02, 0.3}) {
+      Case work(machine, {3, 8, 7}, 30, 5, {{1.0, sigma}, {0.5, sigma}});
+      for (std::int64_t n = 0; n < work.n; ++n)  // towards the last image, which is the query
+        for (std::int64_t i = 0; i < work.shape.size(); ++i)
+          work.bytes[n * work.shape.size() + i] = static_cast<std::uint8_t>(100 + n);
+      for (float& v : work.x) v = static_cast<float>(129 / 127.5 - 1);
+      compare_with_oracle(work);
+    }
+}
+
+#if defined(PYELS_EMULATED)
 // Where shared memory is short, every window is worked off by the kernel that needs none.
 void little_shared_memory() {
   emulated::shared_bytes = 9472;  // what the sums of its blocks take and little more
@@ -83,20 +136,6 @@ void little_shared_memory() {
       compare_with_oracle(work);
     }
   emulated::shared_bytes = 227 * 1024;
-}
-
-// An exponent that is far from any float32, and weights that come in ascending order, so that it is raised again and
-// again with sums behind it.
-void exponents_are_raised() {
-  for (const Machine& machine : machines)
-    for (const double sigma : {1e-6, 3e-3, 0.02, 0.3}) {
-      Case work(machine, {3, 8, 7}, 30, 5, {{1.0, sigma}, {0.5, sigma}});
-      for (std::int64_t n = 0; n < work.n; ++n)  // towards the last image, which is the query
-        for (std::int64_t i = 0; i < work.shape.size(); ++i)
-          work.bytes[n * work.shape.size() + i] = static_cast<std::uint8_t>(100 + n);
-      for (float& v : work.x) v = static_cast<float>(129 / 127.5 - 1);
-      compare_with_oracle(work);
-    }
 }
 
 void errors_of_the_device_are_thrown() {
@@ -113,6 +152,7 @@ void errors_of_the_device_are_thrown() {
   check_throws<std::runtime_error>([&] { run(cuda_engine, work.problem(false)); }, "the error of a launch");
   emulated::fails = false;
 }
+#endif
 
 // Of any size, on GPUs with much and with little shared memory.
 void plans_keep_within_bounds() {
@@ -167,9 +207,11 @@ int main(int count, char** arguments) {
                           {"extreme noise", extreme_noise},
                           {"parts of a bank merge to the whole", parts_of_a_bank_merge_to_the_whole},
                           {"several tiles, channels and launches", several_tiles_channels_and_launches},
-                          {"little shared memory", little_shared_memory},
                           {"exponents are raised", exponents_are_raised},
+#if defined(PYELS_EMULATED)
+                          {"little shared memory", little_shared_memory},
                           {"errors of the device are thrown", errors_of_the_device_are_thrown},
+#endif
                           {"plans keep within bounds", plans_keep_within_bounds}};
   if (count == 2 && std::strcmp(arguments[1], "--large") == 0)
     tests = {{"more images than distances are kept", more_images_than_distances_are_kept}};

@@ -109,7 +109,7 @@ BAD = [
     (("--machine", "ls", "--boundary", "zeros"), "only machine els has one"),
     (("--machine", "is"), "compare whole images"),
     (("--threads", 0), "threads must be between 1 and 4096"),
-    (("--engine", "cuda"), "no 'cuda' engine"),
+    (("--engine", "cuda"), "engine 'cuda' is not available"),
     (("--limit", 0), "limit must be at least 1"),
     (("--dataset", "nowhere"), "'nowhere' is neither one of"),
     (("--frobnicate",), "No such option"),

@@ -169,6 +169,8 @@ def make_machine(
 def engine_settings(machine: Machine) -> dict[str, Any]:
     """What the bits of a result depend on, beside its inputs."""
     settings: dict[str, Any] = {"engine": machine.engine, "isa": _core.isa_in_use()}
+    if machine.engine == "cuda":
+        settings["gpu"] = torch.cuda.get_device_name(machine.device)
     if machine.engine == "faiss":
         settings["tolerance"] = machine.tolerance
     return settings if machine.bank.memory_limit is None else {**settings, "memory_limit": machine.bank.memory_limit}

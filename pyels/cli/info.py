@@ -12,7 +12,7 @@ import torch
 import pyels
 from pyels import _core, datasets, index, presets
 from pyels.cli.common import json_option
-from pyels.engines import available_engines, default_threads
+from pyels.engines import available_engines, cuda, default_threads
 
 
 @click.command("info")
@@ -39,6 +39,7 @@ def info_command(dataset: str | None, as_json: bool) -> None:
             "python": platform.python_version(),
             "torch": torch.__version__,
             "engines": available_engines(),
+            "gpu": cuda.missing() or torch.cuda.get_device_name(),
             "isa": _core.isa_in_use(),
             "isas": _core.available_isas(),
             "threads": default_threads(),

@@ -19,7 +19,16 @@ import torch
 from torch import Tensor
 
 from pyels.bank import PatchBank
-from pyels.denoiser import CPU, Denoiser, check_labels, check_level, check_patch_size, check_query, check_tolerance
+from pyels.denoiser import (
+    CPU,
+    Denoiser,
+    check_labels,
+    check_level,
+    check_patch_size,
+    check_query,
+    check_tolerance,
+    is_captured,
+)
 from pyels.engines import choose_engine, cuda, default_threads, faiss, partial_posterior
 from pyels.index import Index, open_index
 from pyels.posterior import PartialPosterior, Posterior
@@ -192,7 +201,7 @@ class Machine(Denoiser):
             return self._sampled(given, alphas, sigmas, labels, k, full, tolerance)
         x = given.to(self.device)
         begin, end = self._ranges(labels, batch)
-        positions = self._positions(k).to(self.device)
+        positions = self._positions(k)
         total: PartialPosterior | None = None
         with closing(self._parts(labels, begin, end)) as parts:
             for images, order, first, last, numbers in parts:
@@ -213,7 +222,7 @@ class Machine(Denoiser):
                 )
                 if numbers is not None:
                     source = _renumbered(source, numbers.to(self.device), x.shape[2] * x.shape[3])
-                count = (last - first).double().to(self.device)[:, None, None] * positions
+                count = _beside(x, last - first)[:, None, None] * positions
                 part = PartialPosterior(m, s, y, count, *((e, top, source) if full else ()))
                 total = part if total is None else total.merge(part)
         assert total is not None
@@ -313,7 +322,7 @@ class Machine(Denoiser):
         labels = check_labels(labels, batch)
         begin, end = self._ranges(labels, batch)
         k = self._size(patch_size)
-        return int((end - begin).sum() * self._positions(k).sum())
+        return int((end - begin).sum()) * int(self._positions(k).sum())
 
     def _size(self, patch_size: int | None) -> int:
         """The patch size of a call; 1, which has no meaning, where whole images are compared."""
@@ -344,11 +353,11 @@ class Machine(Denoiser):
         return torch.tensor([begin for begin, _ in ranges]), torch.tensor([end for _, end in ranges])
 
     def _positions(self, k: int) -> Tensor:
-        """The number of places in one image that S(p) draws on, (H, W) float64."""
+        """The number of places in one image that S(p) draws on, (H, W) float64, on the machine's device."""
         _, height, width = self.bank.shape
 
         def along(n: int) -> Tensor:
-            positions = torch.ones(n, dtype=torch.float64)
+            positions = torch.ones(n, dtype=torch.float64, device=self.device)
             if self.sources is Sources.CIRCULAR:
                 positions[:] = n
             elif self.sources is Sources.INTERIOR:
@@ -358,6 +367,14 @@ class Machine(Denoiser):
             return positions
 
         return along(height)[:, None] * along(width)[None, :]
+
+
+def _beside(x: Tensor, numbers: Tensor) -> Tensor:
+    """A few numbers (B,) as float64 where x is."""
+    if not is_captured(x):
+        return numbers.double().to(x.device)
+    # A copy from CPU memory would have to be waited for.
+    return torch.stack([torch.full((), float(n), dtype=torch.float64, device=x.device) for n in numbers])
 
 
 def _renumbered(source: Tensor, numbers: Tensor, pixels: int) -> Tensor:

@@ -160,6 +160,7 @@ PYBIND11_MODULE(_core, module) {
   define(module, "sampled_posterior", &AllEngines::sampled_posterior, py::arg("out"), py::arg("list_count"),
          py::arg("list_directions"), py::arg("lists"), py::arg("tolerance"));
 #if defined(PYELS_CUDA)
+  module.def("cuda_driver_lacks", &pyels::cuda_driver_lacks);
   define(module, "cuda_workspace", &AllEngines::cuda_workspace, py::arg("device"));
   define(module, "cuda_posterior", &AllEngines::cuda_posterior, py::arg("out"), py::arg("workspace"),
          py::arg("device"), py::arg("stream"));

@@ -446,7 +446,7 @@ template <int YC, bool FULL>
 __device__ void weigh(const Task& t, const Query& query, const PartialAt& part, const Pixels& pixels, const Run& run,
                       int first, int last, float (&distance)[strip], State<YC, FULL>& state) {
   const Weighing& w = query.weighing;
-  const float scale = static_cast<float>(w.scale);
+  const float scale = fmaxf(static_cast<float>(w.scale), 1e-37f);  // not 0, whose product with infinity is no number
   float log_w[strip];
   if (first > 0 || last < strip) {
 #pragma unroll
@@ -923,9 +923,12 @@ class OnDevice {
  public:
   explicit OnDevice(int device) {
     check(cudaGetDevice(&before_));
-    if (device != before_) check(cudaSetDevice(device));
+    if (device == before_) before_ = -1;  // nothing to go back to: that would open a context there
+    else check(cudaSetDevice(device));
   }
-  ~OnDevice() { (void)cudaSetDevice(before_); }
+  ~OnDevice() {
+    if (before_ >= 0) (void)cudaSetDevice(before_);
+  }
   OnDevice(const OnDevice&) = delete;
   OnDevice& operator=(const OnDevice&) = delete;
 
@@ -933,12 +936,21 @@ class OnDevice {
   int before_ = 0;
 };
 
+// What a block of the current device may have.
+int shared_bytes() {
+  int device = 0, bytes = 0;
+  check(cudaGetDevice(&device));
+  check(cudaDeviceGetAttribute(&bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin, device));
+  return bytes;
+}
+
 template <class... Parameters, class... Arguments>
 void launch(void (*kernel)(Parameters...), dim3 blocks, int threads, std::int64_t shared, cudaStream_t stream,
             Arguments... arguments) {
   if (shared > 48 * 1024)
+    // Always the most: other threads launch the same kernel for other sizes.
     check(cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel), cudaFuncAttributeMaxDynamicSharedMemorySize,
-                               static_cast<int>(shared)));
+                               shared_bytes()));
   cudaLaunchConfig_t config{};
   config.gridDim = blocks, config.blockDim = dim3(static_cast<unsigned>(threads));
   config.dynamicSmemBytes = static_cast<std::size_t>(shared), config.stream = stream;
@@ -967,12 +979,6 @@ dim3 grid(std::int64_t x, std::int64_t y, std::int64_t z) {
   return dim3(static_cast<unsigned>(x), static_cast<unsigned>(y), static_cast<unsigned>(z));
 }
 
-Plan plan_for(const Problem& a, int device) {
-  int shared = 0;
-  check(cudaDeviceGetAttribute(&shared, cudaDevAttrMaxSharedMemoryPerBlockOptin, device));
-  return make_plan(a, shared);
-}
-
 Task make_task(const Problem& a, const Plan& plan, void* workspace) {
   Task t{};
   t.bytes = a.pixels_uint8, t.floats = a.pixels_float, t.order = a.order, t.x = a.x;
@@ -997,13 +1003,22 @@ double most_sources(const AxisPlan& axis) {
 }  // namespace
 }  // namespace cuda
 
-std::int64_t cuda_workspace(const Problem& a, int device) { return cuda::plan_for(a, device).workspace; }
+std::int64_t cuda_workspace(const Problem& a, int device) {
+  const cuda::OnDevice on_device(device);
+  return cuda::make_plan(a, cuda::shared_bytes()).workspace;
+}
+
+int cuda_driver_lacks() {
+  int driver = 0, runtime = 0;
+  cuda::check(cudaDriverGetVersion(&driver)), cuda::check(cudaRuntimeGetVersion(&runtime));
+  return driver / 1000 < runtime / 1000 ? runtime : 0;  // within a major version any driver will do
+}
 
 void cuda_engine(const Problem& a, const CudaOut& out, void* workspace, int device, void* stream_) {
   using namespace cuda;
   const OnDevice on_device(device);
   const auto stream = static_cast<cudaStream_t>(stream_);
-  const Plan plan = plan_for(a, device);
+  const Plan plan = make_plan(a, shared_bytes());
   const std::int64_t pixels = a.height * a.width;
   const bool whole_images = plan.method == Method::images;
   const std::int64_t window_values =

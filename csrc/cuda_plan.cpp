@@ -85,7 +85,7 @@ Plan make_plan(const Problem& a, std::int64_t shared_bytes) {
     plan.method = square && plan.layout.floats * 4 <= shared_bytes ? Method::maps : Method::direct;
   }
   const std::int64_t bytes = plan.partial_size * 8;
-  plan.segments = static_cast<std::int32_t>(std::clamp<std::int64_t>(workspace_bytes / bytes, 8, most_segments));
+  plan.segments = static_cast<std::int32_t>(std::clamp<std::int64_t>(workspace_bytes / bytes, 1, most_segments));
   plan.queries = static_cast<std::int32_t>(
       std::clamp<std::int64_t>(workspace_bytes / (bytes * plan.segments), 1, most_queries));
   std::int64_t most = 1;
@@ -111,7 +111,7 @@ std::int32_t segments_of(const Problem& a, const Plan& plan, std::int64_t images
   }
   // Sources of a segment are numbered in 32 bits.
   const std::int64_t pixels = a.height * a.width;
-  return static_cast<std::int32_t>(std::max(segments, images * pixels / 0x7fffffff + 1));
+  return static_cast<std::int32_t>(std::max(segments, images * pixels / (0x7fffffff - pixels) + 1));
 }
 
 }  // namespace pyels::cuda

@@ -122,6 +122,9 @@ struct CudaOut {
   std::int64_t* source = nullptr;
 };
 
+// 0, or the version of CUDA that this was built with, if the driver is of an earlier major one. Needs a driver.
+int cuda_driver_lacks();
+
 // Bytes of device memory that cuda_engine works in.
 std::int64_t cuda_workspace(const Problem& a, int device);
 

@@ -43,6 +43,7 @@ def sampled_posterior(
     lists: Sequence[int],
     tolerance: float,
 ) -> None: ...
+def cuda_driver_lacks() -> int: ...
 def cuda_workspace(
     *,
     pixels: int,

@@ -89,7 +89,8 @@ class NetworkDenoiser(Denoiser):
         A network that is not class-conditional draws without regard to labels."""
         if patch_size is not None:
             self.check_size(patch_size)
-        return self.estimate(check_query(x, channels=self.channels), alpha, sigma, labels)
+        given = check_query(x, channels=self.channels, device=self.device)
+        return self.estimate(given.cpu(), alpha, sigma, labels).to(given.device)
 
     def estimate(self, x: Tensor, alpha: float | Tensor, sigma: float | Tensor, labels: Tensor | None = None) -> Tensor:
         """As `denoise`, but x0_hat can be differentiated with respect to x. Raises NotDifferentiable if it cannot."""

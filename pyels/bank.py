@@ -146,6 +146,7 @@ class PatchBank:
         """The same images and labels on another device, as `torch.Tensor.to`; a streamed bank stays in its file."""
         if self._images is None or self.device == torch.device(device):
             return self
+        self.check_file()
         return PatchBank(self._images.to(device), self.labels)
 
     @property
@@ -209,7 +210,8 @@ class PatchBank:
                 self._checked.add((first, last))
 
     def pieces(self, step: int = 1) -> Generator[Tensor, None, None]:
-        """Every step-th image as stored, (n, C, H, W), a bounded part at a time, each valid until the next."""
+        """Every step-th image as stored, (n, C, H, W) in CPU memory, a bounded part at a time, each valid until the
+        next."""
         if self._images is None:
             assert self._file is not None
             for _, pixels in self._file.stream(range(0, len(self), step)):
@@ -217,7 +219,7 @@ class PatchBank:
         else:
             length = step * max(1, _PIECE * len(self) // max(1, self.nbytes))
             for start in range(0, len(self), length):
-                yield self._images[start : start + length : step].contiguous()
+                yield self._images[start : start + length : step].cpu().contiguous()
 
     def class_range(self, label: int) -> tuple[int, int]:
         """Where a class begins and ends in `order`. Raises ValueError for a class with no images."""

@@ -118,7 +118,8 @@ def run(bank: PatchBank, x0: Tensor, settings: Settings, progress: Callable[[], 
     ValueError  a result of ours is further than `OURS_WITHIN` from the oracle
     """
     device = ELS(bank, settings.sizes[0], settings.boundaries[0], settings.engine).device
-    with torch_threads(settings.threads):
+    full_float32 = torch.backends.cudnn.flags(allow_tf32=False)
+    with torch_threads(settings.threads), full_float32:
         ceilings = Ceilings(device)
         bank, x0 = bank.to(device), x0.to(device)
         records = [record for k in settings.sizes for record in _measure(bank, x0, k, settings, ceilings, progress)]
@@ -237,10 +238,10 @@ def _seconds(evaluation: Callable[[], object], calls: int = 1, device: torch.dev
     """Of one call."""
     if device.type == "cuda":  # by the device's own clock
         begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
-        begin.record()
+        begin.record(torch.cuda.current_stream(device))
         for _ in range(calls):
             evaluation()
-        end.record()
+        end.record(torch.cuda.current_stream(device))
         end.synchronize()
         return float(begin.elapsed_time(end)) / 1000 / calls
     start = time.perf_counter()
@@ -291,10 +292,12 @@ def sdpa(patches: Tensor, x: Tensor, alpha: float, sigma: float) -> Evaluation:
         [queries * (alpha / sigma**2), queries.new_full((len(queries), 1), -((alpha / sigma) ** 2) / 2)], 1
     )
     keys = torch.cat([flat, flat.square().sum(dim=1, keepdim=True)], dim=1)
+    if x.is_cuda:  # whose fused kernel wants rows of whole 32 bytes
+        queries, keys = (F.pad(rows, (0, -rows.shape[1] % 8)) for rows in (queries, keys))
 
     def evaluate() -> Tensor:
         mean = F.scaled_dot_product_attention(queries[None, None], keys[None, None], keys[None, None], scale=1.0)
-        return _images(mean[0, 0, :, k * k // 2 : -1 : k * k], x)
+        return _images(mean[0, 0, :, k * k // 2 : flat.shape[1] : k * k], x)
 
     return evaluate
 
@@ -306,7 +309,8 @@ def chunked_matmul(patches: Tensor, x: Tensor, alpha: float, sigma: float) -> Ev
     none is denormal.
     """
     queries = _queries(x, patches.shape[-1]).flatten(1)
-    chunk = max(1, CACHED_WEIGHTS * torch.get_num_threads() // min(len(queries), CACHED_QUERIES))
+    weights = MATERIALISED_WEIGHTS if x.is_cuda else CACHED_WEIGHTS * torch.get_num_threads()
+    chunk = max(1, weights // min(len(queries), CACHED_QUERIES))
     flat = torch.split(patches.flatten(1), chunk)
     norms = [phi.square().sum(dim=1) for phi in flat]
     centres = torch.split(_centres(patches), chunk)

@@ -87,7 +87,7 @@ def check_query(
         raise TypeError(f"x must be a torch.Tensor, got {type(x).__name__}; use torch.from_numpy for arrays")
     if x.dtype != torch.float32:
         raise TypeError(f"x must be float32, got {x.dtype}; convert it with x.float()")
-    if x.device not in (CPU, device):
+    if x.device.type != "cpu" and (x.device.type != device.type or device.index not in (None, x.device.index)):
         where = "in CPU memory" if device == CPU else f"in CPU memory or on {device}"
         raise ValueError(f"x must be {where}, got device {x.device}; use x.cpu()")
     x = x.detach()

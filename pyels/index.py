@@ -209,8 +209,12 @@ def build(
 ) -> Index:
     """Sort the windows of the images `which`, (n,) int64, into lists; `progress` is told of every part of them done.
 
-    Raises ImportError without faiss, ValueError for more than 2,146,435,072 windows.
+    Raises ImportError without faiss, ValueError for more than 2,146,435,072 windows or a bank on a GPU.
     """
+    if bank.device.type != "cpu":
+        raise ValueError(
+            f"an index is built from a bank in CPU memory, but this one is on {bank.device}; use bank.to('cpu')"
+        )
     import faiss
 
     _, height, width = bank.shape

@@ -10,6 +10,7 @@ A machine is no more than a declaration of the window and of the source set S(p)
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Generator, Sequence
 from contextlib import closing
 from enum import IntEnum
@@ -34,6 +35,7 @@ from pyels.index import Index, open_index
 from pyels.posterior import PartialPosterior, Posterior
 
 MOST_THREADS = 4096
+_bringing = threading.Lock()
 
 # Images (n, C, H, W), the order and the two ends of each query's range in it as engines take them, and what numbers the
 # images have in the bank; None: they are the bank.
@@ -199,6 +201,8 @@ class Machine(Denoiser):
         tolerance = self.tolerance if tolerance is None else check_tolerance(tolerance)
         if self.engine == "faiss" and self._has_lists(k) and batch > 0:
             return self._sampled(given, alphas, sigmas, labels, k, full, tolerance)
+        if is_captured(given) and self._on_device is None:
+            raise RuntimeError("call the machine once before a CUDA graph captures it: it brings its bank to the GPU then")
         x = given.to(self.device)
         begin, end = self._ranges(labels, batch)
         positions = self._positions(k)
@@ -313,8 +317,9 @@ class Machine(Denoiser):
         """Whether all images can be where the engine works; brings them there if they are not."""
         if self.device == CPU:
             return True
-        if self._on_device is None and cuda.fits(self.bank.images, self.device):
-            self._on_device = self.bank.images.to(self.device), self.bank.order.to(self.device)
+        with _bringing:  # several threads may use one machine
+            if self._on_device is None and cuda.fits(self.bank.images, self.device):
+                self._on_device = self.bank.images.to(self.device), self.bank.order.to(self.device)
         return self._on_device is not None
 
     def pairs(self, labels: Tensor | None, patch_size: int | None = None, batch: int = 1) -> int:

@@ -217,6 +217,7 @@ def test_parts_give_what_the_whole_gives(monkeypatch, kind):
 
 
 @gpu
+@pytest.mark.filterwarnings("ignore:Synchronization debug mode")
 def test_operator_keeps_to_its_stream_and_can_be_captured(small):
     from pyels.engines import partial_posterior
 

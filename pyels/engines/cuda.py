@@ -14,6 +14,7 @@ from torch import Tensor
 
 from pyels import _core
 
+OLDEST = 8, 0  # compute capability
 # Of the memory that is free on the device, what the images may take; more is left to networks and to results.
 SHARE = 0.6
 CHUNK_BYTES = 1 << 27
@@ -30,6 +31,10 @@ def missing() -> str | None:
         return f"torch {torch.__version__} was built without CUDA; install a build of torch with CUDA"
     if not torch.cuda.is_available():
         return "torch finds no GPU, or no driver for it"
+    if torch.cuda.get_device_capability() < OLDEST:
+        return f"it needs compute capability {OLDEST[0]}.{OLDEST[1]}, and {torch.cuda.get_device_name()} has less"
+    if version := _core.cuda_driver_lacks():
+        return f"pyels was built with CUDA {version // 1000}, which needs a newer driver than there is"
     return None
 
 

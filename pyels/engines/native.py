@@ -57,10 +57,19 @@ def _(
         return out
     device = torch.cuda.current_device() if x.device.index is None else x.device.index
     given = arguments(images, order, begin, end, x, alpha, sigma, window, sources, patch_size, threads, full)
-    # From torch's allocator, which hands memory out again in the order of the stream.
-    workspace = x.new_empty(_core.cuda_workspace(**given, device=device), dtype=torch.uint8)
-    stream = torch.cuda.current_stream(x.device).cuda_stream
-    _core.cuda_posterior(**given, out=addresses(out), workspace=workspace.data_ptr(), device=device, stream=stream)
+    with torch.cuda.device(device):
+        stream = torch.cuda.current_stream()
+        for tensor in (images, order, x):  # made on another stream, perhaps, and not to be reused before this is done
+            tensor.record_stream(stream)
+        # From torch's allocator, which hands memory out again in the order of the stream.
+        workspace = x.new_empty(_core.cuda_workspace(**given, device=device), dtype=torch.uint8)
+        _core.cuda_posterior(
+            **given,
+            out=addresses(out),
+            workspace=workspace.data_ptr(),
+            device=device,
+            stream=stream.cuda_stream,
+        )
     return out
 
 

@@ -112,7 +112,7 @@ void more_images_than_distances_are_kept() {
 // again with sums behind it.
 void exponents_are_raised() {
   for (const Machine& machine : machines)
-    for (const double sigma : {1e-6, 3e-3, 0.02, 0.3}) {
+    for (const double sigma : {1e-6, 3e-3, 0.02, 0.3, 1e25}) {
       Case work(machine, {3, 8, 7}, 30, 5, {{1.0, sigma}, {0.5, sigma}});
       for (std::int64_t n = 0; n < work.n; ++n)  // towards the last image, which is the query
         for (std::int64_t i = 0; i < work.shape.size(); ++i)
@@ -171,8 +171,9 @@ void plans_keep_within_bounds() {
               const Plan plan = make_plan(a, shared);
               context = work.text() + " side " + std::to_string(side) + " channels " + std::to_string(channels);
               const std::int64_t partial = side * (side + 3) * plan.fields * 8;
-              check(plan.workspace <= std::max(2 * workspace_bytes, 16 * partial), "a large workspace");
-              check(segments_of(a, plan, 1'000'000) >= 1'000'000 * side * (side + 3) / 0x7fffffff, "sources overflow");
+              check(plan.workspace <= std::max(2 * workspace_bytes, 2 * partial), "a large workspace");
+              const std::int64_t most = 1'000'000 / segments_of(a, plan, 1'000'000) + 1;  // images of a segment
+              check(most * side * (side + 3) <= 0x7fffffff, "sources overflow");
               if (plan.method != Method::maps) continue;
               check(plan.layout.floats * 4 <= shared, "too much shared memory");
               check(plan.layout.threads <= most_threads && plan.layout.threads % 32 == 0, "threads");

@@ -202,7 +202,7 @@ class Machine(Denoiser):
         if self.engine == "faiss" and self._has_lists(k) and batch > 0:
             return self._sampled(given, alphas, sigmas, labels, k, full, tolerance)
         if is_captured(given) and self._on_device is None:
-            raise RuntimeError("call the machine once before a CUDA graph captures it: it brings its bank to the GPU then")
+            raise RuntimeError("call the machine once before a CUDA graph captures it: then its bank is on the GPU")
         x = given.to(self.device)
         begin, end = self._ranges(labels, batch)
         positions = self._positions(k)

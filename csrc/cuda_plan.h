@@ -1,5 +1,5 @@
 // What the CUDA engine makes of a problem: which kernel, over which tiles, in how much memory. Nothing here needs CUDA,
-// so it is compiled and tested everywhere; the device reads the same structs (cuda.cu).
+// so it is compiled and tested everywhere; the device reads the same structs (cuda_device.cuh).
 #pragma once
 
 #include <cstdint>
@@ -60,8 +60,8 @@ PYELS_BOTH constexpr Span tile_of(const AxisPlan& axis, int tile) {
 
 // Strips of 8 pixels of a tile. At step e, 0 <= e < steps, that at pixel 8 i meets the 8 sources from
 //     itself: its own place       around: 8 i + e       all: (8 i + e) % steps - 7, counted from the first source
-// of which, where a strip meets `all`, some may lie before the first or behind the last: over all steps each pixel meets
-// each source once. Strips between which nothing wraps have the same displacement, and share sums: a piece.
+// of which, where a strip meets `all`, some may lie before the first or behind the last: over all steps each pixel
+// meets each source once. Strips between which nothing wraps have the same displacement, and share sums: a piece.
 PYELS_BOTH constexpr int strips_of(const Span& s) { return ceil_div(s.count, strip); }
 PYELS_BOTH constexpr int steps_of(const Span& s) {
   return s.meets == Meets::itself ? 1 : s.meets == Meets::around ? s.source_count : s.source_count + strip - 1;
@@ -69,8 +69,8 @@ PYELS_BOTH constexpr int steps_of(const Span& s) {
 PYELS_BOTH constexpr int pieces_of(const Span& s) {
   return s.meets == Meets::all ? (strip * (strips_of(s) - 1) + steps_of(s) - 1) / steps_of(s) + 1 : 1;
 }
-// Rows differ in that all bands of 8 meet the same sources, from e (around) or e - 7 (all), so that few rows of an image
-// have to be in shared memory at a time: those of `together` steps.
+// Rows differ in that all bands of 8 meet the same sources, from e (around) or e - 7 (all), so that few rows of an
+// image have to be in shared memory at a time: those of `together` steps.
 
 // Of windows up to 7, for tiles of any size: at most two pieces.
 constexpr int largest_fixed = 7;
@@ -128,9 +128,9 @@ int cuda_driver_lacks();
 // Bytes of device memory that cuda_engine works in.
 std::int64_t cuda_workspace(const Problem& a, int device);
 
-// The exact engine on an NVIDIA GPU. Of `a`, the pixels, order and x are addresses on the device, the others on the host.
-// Launches on `stream` and returns: nothing is allocated, copied or waited for, so the stream may be being captured.
-// Bit-identical for any batch on one kind of GPU.
+// The exact engine on an NVIDIA GPU. Of `a`, the pixels, order and x are addresses on the device, the others on the
+// host. Launches on `stream` and returns: nothing is allocated, copied or waited for, so the stream may be being
+// captured. Bit-identical for any batch on one kind of GPU.
 void cuda_engine(const Problem& a, const CudaOut& out, void* workspace, int device, void* stream);
 
 }  // namespace pyels

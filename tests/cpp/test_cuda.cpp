@@ -1,5 +1,5 @@
-// The CUDA engine against the definition in double precision, and what it plans on the host. Built twice: for a GPU, and
-// without one, the very same kernels on an emulation of blocks and threads (emulated/cuda_runtime.h).
+// The CUDA engine against the definition in double precision, and what it plans on the host. Built twice: for a GPU,
+// and without one, the very same kernels on an emulation of blocks and threads (emulated/cuda_runtime.h).
 //
 //     test_cuda, test_gpu  everything but the next; also the program to run under sanitizers
 //     test_cuda --large    more images than the engine keeps distances of
@@ -82,7 +82,8 @@ void several_tiles_channels_and_launches() {
       for (const std::int64_t k : {3, 7, 11}) {
         if (machine.whole_image() && (k > 3 || shape.height > 33)) continue;
         if (machine.wraps() && k > std::min(shape.height, shape.width)) continue;
-        if (shape.height > 33 && (machine.sources == pyels::Sources::circular || k == 7)) continue;  // the oracle's time
+        if (shape.height > 33 && (machine.sources == pyels::Sources::circular || k == 7))
+          continue;  // the oracle's time
         compare_with_oracle(Case(machine, shape, 2, k, {level(number++ % 2 ? 0.3 : 0.9)}, 40, number));
       }
   std::vector<Level> levels;

@@ -237,20 +237,22 @@ __device__ double exponent(const PartialAt& part, std::int64_t p, float offset) 
   return offset < exact_float ? -static_cast<double>(offset) : part.m(p);
 }
 
-// Adds the sums of pixel p, which refer to exponent m, to the segment's.
+// What the segment's sums of pixel p are to be multiplied by to refer to exponent m.
+__device__ double flush_factor(const PartialAt& part, std::int64_t p, double m) {
+  const double before = part.m(p);
+  return before == m ? 1.0 : before == -infinite ? 0.0 : exp2(before - m);
+}
+
+// Adds the sums of pixel p but y, which refer to exponent m, to the segment's.
 __device__ void flush(const PartialAt& part, std::int64_t p, double m, float s, float e, bool full) {
   const double before = part.m(p);
   if (before != m) {
-    const double factor = before == -infinite ? 0.0 : exp2(before - m);
+    const double factor = flush_factor(part, p, m);
     if (full) part.e(p) = before == -infinite ? 0.0 : factor * (part.e(p) + part.s(p) * (before - m));
     part.s(p) *= factor, part.m(p) = m;
   }
   part.s(p) += s;
   if (full) part.e(p) += e;
-}
-__device__ double flush_factor(const PartialAt& part, std::int64_t p, double m) {
-  const double before = part.m(p);
-  return before == m ? 1.0 : before == -infinite ? 0.0 : exp2(before - m);
 }
 
 template <int YC, bool FULL>

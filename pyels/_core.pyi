@@ -1,89 +1,52 @@
 from collections.abc import Sequence
 
+from typing_extensions import TypedDict, Unpack
+
+class _Queries(TypedDict):
+    pixels: int
+    is_uint8: bool
+    bank_shape: Sequence[int]
+    order: int
+    queries: int
+    x: int
+    alpha: int
+    sigma: int
+    begin: int
+    end: int
+    window: int
+    sources: int
+    patch_size: int
+    threads: int
+    full: bool
+
 def partial_posterior(
     *,
-    pixels: int,
-    is_uint8: bool,
-    bank_shape: Sequence[int],
-    order: int,
-    queries: int,
-    x: int,
-    alpha: int,
-    sigma: int,
-    begin: int,
-    end: int,
-    window: int,
-    sources: int,
-    patch_size: int,
-    threads: int,
-    full: bool,
     engine: str,
     out: Sequence[int],
+    **queries: Unpack[_Queries],
 ) -> None: ...
 def sampled_posterior(
     *,
-    pixels: int,
-    is_uint8: bool,
-    bank_shape: Sequence[int],
-    order: int,
-    queries: int,
-    x: int,
-    alpha: int,
-    sigma: int,
-    begin: int,
-    end: int,
-    window: int,
-    sources: int,
-    patch_size: int,
-    threads: int,
-    full: bool,
     out: Sequence[int],
     list_count: int,
     list_directions: int,
     lists: Sequence[int],
     tolerance: float,
+    **queries: Unpack[_Queries],
 ) -> None: ...
 def cuda_driver_lacks() -> int: ...
 def cuda_workspace(
     *,
-    pixels: int,
-    is_uint8: bool,
-    bank_shape: Sequence[int],
-    order: int,
-    queries: int,
-    x: int,
-    alpha: int,
-    sigma: int,
-    begin: int,
-    end: int,
-    window: int,
-    sources: int,
-    patch_size: int,
-    threads: int,
-    full: bool,
     device: int,
+    **queries: Unpack[_Queries],
 ) -> int: ...
 def cuda_posterior(
     *,
-    pixels: int,
-    is_uint8: bool,
-    bank_shape: Sequence[int],
-    order: int,
-    queries: int,
-    x: int,
-    alpha: int,
-    sigma: int,
-    begin: int,
-    end: int,
-    window: int,
-    sources: int,
-    patch_size: int,
-    threads: int,
-    full: bool,
     out: Sequence[int],
     workspace: int,
     device: int,
     stream: int,
+    **queries: Unpack[_Queries],
 ) -> None: ...
 def describe_lists(
     *,

@@ -11,7 +11,7 @@ from pyels import _core
 Results = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]
 
 
-@torch.library.custom_op("pyels::partial_posterior", mutates_args=(), device_types="cpu")
+@torch.library.custom_op("pyels::partial_posterior", mutates_args=(), device_types=("cpu", "cuda"))
 def partial_posterior(
     images: Tensor,  # (N, C, H, W) uint8 or float32
     order: Tensor,  # (N,) int64 image numbers by class, or (0,) for 0 .. N-1
@@ -27,49 +27,17 @@ def partial_posterior(
     threads: int,
     full: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """m, s (B, H, W) and y (B, C, H, W) float64; then e, top (B, H, W) float64 and source (B, H, W) int64, or empty."""
+    """m, s (B, H, W) and y (B, C, H, W) float64; then e, top (B, H, W) float64 and source (B, H, W) int64, or empty.
+
+    Where images, order and x are on a GPU: on its current stream, without waiting for it, so that it can be captured in
+    a graph, which then keeps alpha, sigma, begin and end as they were.
+    """
     out = allocate(x, full)
     given = arguments(images, order, begin, end, x, alpha, sigma, window, sources, patch_size, threads, full)
-    _core.partial_posterior(**given, engine=engine, out=addresses(out))
-    return out
-
-
-@partial_posterior.register_kernel("cuda")
-def _(
-    images: Tensor,
-    order: Tensor,
-    begin: Tensor,
-    end: Tensor,
-    x: Tensor,
-    alpha: Tensor,
-    sigma: Tensor,
-    engine: str,
-    window: int,
-    sources: int,
-    patch_size: int,
-    threads: int,
-    full: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """The same where images, order and x are on a GPU: on its current stream, without waiting for it, so that it can be
-    captured in a graph, which then keeps alpha, sigma, begin and end as they were."""
-    out = allocate(x, full)
-    if not x.numel():
-        return out
-    device = torch.cuda.current_device() if x.device.index is None else x.device.index
-    given = arguments(images, order, begin, end, x, alpha, sigma, window, sources, patch_size, threads, full)
-    with torch.cuda.device(device):
-        stream = torch.cuda.current_stream()
-        for tensor in (images, order, x):  # made on another stream, perhaps, and not to be reused before this is done
-            tensor.record_stream(stream)
-        # From torch's allocator, which hands memory out again in the order of the stream.
-        workspace = x.new_empty(_core.cuda_workspace(**given, device=device), dtype=torch.uint8)
-        _core.cuda_posterior(
-            **given,
-            out=addresses(out),
-            workspace=workspace.data_ptr(),
-            device=device,
-            stream=stream.cuda_stream,
-        )
+    if not x.is_cuda:
+        _core.partial_posterior(**given, engine=engine, out=addresses(out))
+    elif x.numel():
+        _launch(given, (images, order, x), out)
     return out
 
 
@@ -90,6 +58,20 @@ def _(
     full: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     return allocate(x, full)
+
+
+def _launch(given: dict[str, Any], tensors: tuple[Tensor, ...], out: Results) -> None:
+    """Engine "cuda": `given` as `arguments` made it of these tensors, among others."""
+    device = out[0].get_device()
+    with torch.cuda.device(device):
+        stream = torch.cuda.current_stream()
+        for tensor in tensors:  # made on another stream, perhaps, and not to be reused before this is done
+            tensor.record_stream(stream)
+        # From torch's allocator, which hands memory out again in the order of the stream.
+        workspace = out[0].new_empty(_core.cuda_workspace(**given, device=device), dtype=torch.uint8)
+        _core.cuda_posterior(
+            **given, out=addresses(out), workspace=workspace.data_ptr(), device=device, stream=stream.cuda_stream
+        )
 
 
 def allocate(x: Tensor, full: bool) -> Results:

@@ -79,13 +79,13 @@ void without_gil(Work work) {
 pyels::Problem make_problem(std::uintptr_t pixels, bool is_uint8, std::array<std::int64_t, 4> bank_shape,
                             std::uintptr_t order, std::int64_t queries, std::uintptr_t x, std::uintptr_t alpha,
                             std::uintptr_t sigma, std::uintptr_t begin, std::uintptr_t end, int window, int sources,
-                            std::int64_t patch_size, int threads, bool full) {
+                            std::int64_t patch_size, int threads, bool full, bool tensor_cores) {
   pyels::Problem a = bank_problem(pixels, is_uint8, bank_shape, sources, patch_size, threads);
   a.order = at<const std::int64_t>(order);
   a.queries = queries, a.x = at<const float>(x);
   a.alpha = at<const double>(alpha), a.sigma = at<const double>(sigma);
   a.begin = at<const std::int64_t>(begin), a.end = at<const std::int64_t>(end);
-  a.window = static_cast<pyels::Window>(window), a.full = full;
+  a.window = static_cast<pyels::Window>(window), a.full = full, a.tensor_cores = tensor_cores;
   return a;
 }
 
@@ -95,7 +95,7 @@ void define(py::module_& module, const char* name, auto function, Extra... extra
   module.def(name, function, py::kw_only(), py::arg("pixels"), py::arg("is_uint8"), py::arg("bank_shape"),
              py::arg("order"), py::arg("queries"), py::arg("x"), py::arg("alpha"), py::arg("sigma"), py::arg("begin"),
              py::arg("end"), py::arg("window"), py::arg("sources"), py::arg("patch_size"), py::arg("threads"),
-             py::arg("full"), extra...);
+             py::arg("full"), py::arg("tensor_cores"), extra...);
 }
 
 CopyOut copy_out(const Addresses& out) {

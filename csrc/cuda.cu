@@ -8,6 +8,7 @@
 #include "cuda_direct.cuh"
 #include "cuda_images.cuh"
 #include "cuda_maps.cuh"
+#include "cuda_products.cuh"
 
 namespace pyels {
 namespace cuda {
@@ -113,6 +114,20 @@ Kernel maps_kernel(int k, bool one_channel, bool full) {
   }
 }
 
+// The kernels for windows of up to 8 STEPS values; channels as above.
+template <int STEPS, int YC>
+Kernel products_kernel(bool full, bool floats) {
+  return floats ? (full ? products<STEPS, YC, true, true> : products<STEPS, YC, false, true>)
+                : (full ? products<STEPS, YC, true, false> : products<STEPS, YC, false, false>);
+}
+Kernel products_kernel(std::int64_t values, bool one_channel, bool full, bool floats) {
+  static_assert(most_product_values == 80);
+  if (!one_channel)
+    return values <= 32 ? products_kernel<4, y_channels>(full, floats) : products_kernel<10, y_channels>(full, floats);
+  if (values <= 16) return products_kernel<2, 1>(full, floats);
+  return values <= 32 ? products_kernel<4, 1>(full, floats) : products_kernel<7, 1>(full, floats);  // k up to 7
+}
+
 dim3 grid(std::int64_t x, std::int64_t y, std::int64_t z) {
   return dim3(static_cast<unsigned>(x), static_cast<unsigned>(y), static_cast<unsigned>(z));
 }
@@ -172,7 +187,13 @@ void cuda_engine(const Problem& a, const CudaOut& out, void* workspace, int devi
     for (std::int32_t i = 0; i < t.queries; ++i) {
       const std::int64_t b = b0 + i, own = a.end[b] - a.begin[b];
       const std::int32_t own_segments = segments_of(a, plan, own);
-      t.query[i] = {b, a.begin[b], a.end[b], partials, own_segments, a.alpha[b] * t.unit,
+      t.query[i] = {b,
+                    a.begin[b],
+                    a.end[b],
+                    partials,
+                    own_segments,
+                    a.alpha[b] * t.unit,
+                    by_products(a, plan, b),
                     weighing(a, b, std::max<double>(1.0, static_cast<double>(own)) * sources, window_values)};
       partials += own_segments, segments = std::max(segments, own_segments), images = std::max(images, own);
     }
@@ -190,6 +211,13 @@ void cuda_engine(const Problem& a, const CudaOut& out, void* workspace, int devi
       launch(merge_segments, grid(pixel_blocks, 1, t.queries), most_threads, 0, stream, task, out, whole_images, more);
     };
     if (plan.method == Method::maps) {
+      const bool some = std::any_of(t.query, t.query + t.queries, [](const Query& query) { return query.by_products; });
+      if (some) {
+        const std::int64_t met_by_all = std::int64_t{plan.rows.span[0].count} * plan.columns.span[0].count;
+        for_all_channels(t, products_kernel(window_values, one_channel, a.full, a.pixels_float != nullptr),
+                         grid(segments, (met_by_all + product_pixels - 1) / product_pixels, t.queries), product_threads,
+                         plan.product_shared);
+      }
       const std::int64_t tiles = std::int64_t{tiles_of(plan.rows)} * tiles_of(plan.columns);
       for_all_channels(t, maps_kernel(plan.rows.window, one_channel, a.full), grid(segments, tiles, t.queries),
                        plan.layout.threads, plan.layout.floats * 4);

@@ -34,6 +34,7 @@ struct Query {
   std::int64_t partials;  // where its segments begin
   std::int32_t segments;
   double alpha;           // times the value of one unit of the bank
+  bool by_products;
   Weighing weighing;
 };
 
@@ -111,12 +112,44 @@ __device__ PartialAt partial_at(const Task& t, const Query& query, std::int64_t 
 }
 
 constexpr double infinite = std::numeric_limits<double>::infinity();
+constexpr float headroom = 43.0f;  // log2 of what a weight may exceed its exponent by; far from overflow
+constexpr float nothing = -1e4f;   // log-weight far below any that matters
 
 __device__ void clear_partial(const PartialAt& to, std::int64_t p, int first_channel, int channel_count, bool full) {
   to.m(p) = -infinite, to.s(p) = 0.0;
   for (int c = 0; c < channel_count; ++c) to.y(first_channel + c, p) = 0.0;
   if (full) to.e(p) = 0.0, to.nearest(p) = infinite, to.source(p) = -1;
 }
+
+// A thread's sums of one pixel, or those of a block; all in double.
+template <int YC>
+struct Total {
+  double m, s, y[YC], e, nearest;
+  std::int64_t source;  // image in the segment * pixels + q
+
+  __device__ void clear() {
+    m = -infinite, s = 0.0, e = 0.0, nearest = infinite, source = -1;
+    for (int c = 0; c < YC; ++c) y[c] = 0.0;
+  }
+  // Moves to a higher exponent.
+  __device__ void raise(double raised) {
+    const double factor = s == 0.0 ? 0.0 : exp2(m - raised);
+    if (s > 0.0) e = factor * (e + s * (m - raised));
+    s *= factor, m = raised;
+    for (int c = 0; c < YC; ++c) y[c] *= factor;
+  }
+  __device__ void note(double distance, std::int64_t at) {
+    if (distance < nearest || (distance == nearest && at < source)) nearest = distance, source = at;
+  }
+  __device__ void add(Total other) {
+    if (other.s == 0.0) return;
+    if (other.m > m) raise(other.m);
+    if (m > other.m) other.raise(m);
+    s += other.s, e += other.e;
+    for (int c = 0; c < YC; ++c) y[c] += other.y[c];
+    note(other.nearest, other.source);
+  }
+};
 
 }  // namespace
 }  // namespace pyels::cuda

@@ -6,36 +6,6 @@
 namespace pyels::cuda {
 namespace {
 
-// A thread's sums of one pixel, or those of a block; all in double.
-template <int YC>
-struct Total {
-  double m, s, y[YC], e, nearest;
-  std::int64_t source;  // image in the segment * pixels + q
-
-  __device__ void clear() {
-    m = -infinite, s = 0.0, e = 0.0, nearest = infinite, source = -1;
-    for (int c = 0; c < YC; ++c) y[c] = 0.0;
-  }
-  // Moves to a higher exponent.
-  __device__ void raise(double raised) {
-    const double factor = s == 0.0 ? 0.0 : exp2(m - raised);
-    if (s > 0.0) e = factor * (e + s * (m - raised));
-    s *= factor, m = raised;
-    for (int c = 0; c < YC; ++c) y[c] *= factor;
-  }
-  __device__ void note(double distance, std::int64_t at) {
-    if (distance < nearest || (distance == nearest && at < source)) nearest = distance, source = at;
-  }
-  __device__ void add(Total other) {
-    if (other.s == 0.0) return;
-    if (other.m > m) raise(other.m);
-    if (m > other.m) other.raise(m);
-    s += other.s, e += other.e;
-    for (int c = 0; c < YC; ++c) y[c] += other.y[c];
-    note(other.nearest, other.source);
-  }
-};
-
 // A block has one pixel and a segment, and its threads share the sources: for each the distance, from the definition.
 template <int YC>
 __global__ void __launch_bounds__(most_threads) direct(const __grid_constant__ Task t) {

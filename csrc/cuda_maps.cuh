@@ -17,10 +17,8 @@
 namespace pyels::cuda {
 namespace {
 
-constexpr float headroom = 43.0f;    // 2^43 is far from overflow
 constexpr float stands_out = 0.25f;  // of the weight gathered so far
 constexpr double exact_float = 1e5;  // exponents above -1e5 are float32 numbers, which spares a rounding
-constexpr float nothing = -1e4f;     // log-weight far below any that matters
 constexpr float empty = 3e38f;       // -m of no weights: as good as infinite, but not NaN less the infinite distance of
                                      // what is no source
 
@@ -422,6 +420,7 @@ __global__ void __launch_bounds__(most_threads) maps(const __grid_constant__ Tas
   if (segment >= query.segments) return;
   const int column_tiles = tiles_of(t.columns), tile = static_cast<int>(blockIdx.y);
   const Span rows = tile_of(t.rows, tile / column_tiles), columns = tile_of(t.columns, tile % column_tiles);
+  if (query.by_products && rows.meets != Meets::itself && columns.meets != Meets::itself) return;
   const int k = K > 0 ? K : t.rows.window, r = k / 2;
   const float alpha = static_cast<float>(query.alpha);
 

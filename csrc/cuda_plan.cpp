@@ -2,6 +2,7 @@
 #include "cuda_plan.h"
 
 #include <algorithm>
+#include <cmath>
 
 namespace pyels::cuda {
 namespace {
@@ -67,6 +68,12 @@ Layout plan_layout(const Plan& plan, std::int64_t channels) {
   return layout;
 }
 
+// Sums of the pixels of each thread, a tile of an image, and its norms.
+std::int64_t product_shared_bytes(const Problem& a) {
+  const std::int64_t sums = 2 * product_threads * total_bytes(a.channels == 1 ? 1 : y_channels);
+  return sums + 4 * (a.channels * (tile_side + a.patch_size - 1) * product_pitch + tile_side * tile_side);
+}
+
 }  // namespace
 
 Plan make_plan(const Problem& a, std::int64_t shared_bytes) {
@@ -83,6 +90,11 @@ Plan make_plan(const Problem& a, std::int64_t shared_bytes) {
     // Windows that reach beyond the image, or too far for shared memory: few sources, or a rare size.
     const bool square = plan.rows.window == a.patch_size && plan.columns.window == a.patch_size;
     plan.method = square && plan.layout.floats * 4 <= shared_bytes ? Method::maps : Method::direct;
+    const bool met_by_all = plan.rows.span[0].meets != Meets::itself && plan.columns.span[0].meets != Meets::itself;
+    if (plan.method == Method::maps && met_by_all && a.channels * a.patch_size * a.patch_size <= most_product_values) {
+      const std::int64_t shared = product_shared_bytes(a);
+      if (shared <= shared_bytes) plan.product_shared = shared;
+    }
   }
   const std::int64_t bytes = plan.partial_size * 8;
   plan.segments = static_cast<std::int32_t>(std::clamp<std::int64_t>(workspace_bytes / bytes, 1, most_segments));
@@ -95,6 +107,15 @@ Plan make_plan(const Problem& a, std::int64_t shared_bytes) {
   plan.workspace = queries * most * bytes;
   if (plan.method == Method::images) plan.workspace += queries * images_at_once(a, plan) * plan.moves * 8;
   return plan;
+}
+
+bool by_products(const Problem& a, const Plan& plan, std::int64_t b) {
+  if (!a.tensor_cores || plan.product_shared == 0) return false;
+  // Of pixels within [-1, 1] and their noise: (2 alpha |x| |phi| + |alpha phi|^2) / (2 sigma^2).
+  const double alpha = a.alpha[b], sigma = a.sigma[b],
+               values = static_cast<double>(a.channels) * a.patch_size * a.patch_size;
+  const double nats = values * alpha * (2 * std::sqrt(alpha * alpha + sigma * sigma) + alpha) / (2 * sigma * sigma);
+  return nats <= most_product_nats;
 }
 
 std::int64_t images_at_once(const Problem& a, const Plan& plan) {

@@ -84,12 +84,22 @@ struct Layout {
   std::int32_t threads;
 };
 
+// Inner products on tensor cores, of small windows, for the pixels that meet `all` or `around` along both axes, which
+// are in the first spans. A warp has 16 pixels, against 8 sources of two rows at a time.
+constexpr int product_threads = 256;
+constexpr int product_pixels = product_threads / 32 * 16;  // of a block
+constexpr int most_product_values = 80;                    // k k C; beyond, maps are faster
+PYELS_BOTH constexpr std::int64_t total_bytes(int channels) { return 8 * (5 + channels); }  // Total
+constexpr int product_pitch = 48;           // of rows in shared memory: see cuda_products.cuh
+constexpr double most_product_nats = 8000;  // of a log-weight, whose error is in proportion
+
 enum class Method : std::int32_t { maps, direct, images };
 
 struct Plan {
   Method method;
   AxisPlan rows, columns;
   Layout layout;                // of Method::maps
+  std::int64_t product_shared = 0;  // bytes of shared memory that products take; 0: not by products
   std::int32_t moves = 0;       // of Method::images: displacements of an image
   std::int64_t fields = 0;      // of a partial posterior: m, s, y (C) and, if it is full, e, nearest, source
   std::int64_t partial_size = 0;  // pixels * fields
@@ -100,6 +110,10 @@ struct Plan {
 
 // `shared_bytes`: what a block may have of shared memory.
 Plan make_plan(const Problem& a, std::int64_t shared_bytes);
+
+// Whether a query's log-weights, from products on tensor cores, err by less than 1e-3, if its pixels are what noise of
+// this level makes of pixels within [-1, 1].
+bool by_products(const Problem& a, const Plan& plan, std::int64_t b);
 
 // What of the bank is worked off together: the maps of all images, but distances of whole images as many as are kept.
 std::int64_t images_at_once(const Problem& a, const Plan& plan);

@@ -18,6 +18,7 @@ class _Queries(TypedDict):
     patch_size: int
     threads: int
     full: bool
+    tensor_cores: bool
 
 def partial_posterior(
     *,

@@ -4,6 +4,7 @@ The kernels are tested everywhere in C++, by tests/cpp/test_cuda.cpp.
 """
 
 import contextlib
+import itertools
 
 import numpy as np
 import pytest
@@ -53,6 +54,30 @@ def test_command_line_says_so_too(monkeypatch, tmp_path, capsys):
     monkeypatch.setattr(cuda, "missing", lambda: "no such thing")
     assert run_program("sample", "--engine", "cuda", "--patch-size", 3, "--num", 1, "--out", tmp_path / "out") == 2
     assert "engine 'cuda' is not available: no such thing" in capsys.readouterr().err
+
+
+def test_tensor_cores_are_used_only_where_asked_for(monkeypatch, small):
+    x, seen = noisy(small, 0.6, 0.8), []
+
+    def operator(*given):
+        seen.append(given[-1])
+        return engines.partial_posterior(*given)
+
+    monkeypatch.setattr(pyels.machines, "partial_posterior", operator)
+    exact = pyels.ELS(small, 3).denoise(x, 0.6, 0.8)
+    allowed = pyels.ELS(small, 3, precision="high").denoise(x, 0.6, 0.8)
+    pyels.LS(small, 3).denoise(x, 0.6, 0.8)
+    assert seen == [False, True, False]
+    assert torch.equal(exact, allowed)  # on a CPU, which has none
+    for wrong in ("low", None):
+        with pytest.raises(ValueError, match=f"precision must be one of highest, high, got {wrong!r}"):
+            pyels.ELS(small, 3, precision=wrong)
+
+
+def test_sample_refuses_precision_without_the_engine(tmp_path, capsys):
+    options = ("--precision", "high", "--patch-size", 3, "--num", 1, "--out", tmp_path / "out")
+    assert run_program("sample", *options) == 2
+    assert "--precision high is for --machine els with --engine cuda" in capsys.readouterr().err
 
 
 class FakeStream:
@@ -168,6 +193,23 @@ def test_every_field_matches_the_oracle(kind, shape):
 
 
 @gpu
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.float32], ids=str)
+@pytest.mark.parametrize("shape", [(1, 16, 16), (3, 11, 14), (1, 40, 37)], ids=str)
+@pytest.mark.parametrize("boundary", pyels.ELS.boundaries)
+def test_tensor_cores_match_the_oracle(boundary, shape, dtype):
+    bank = make_bank(17, shape, dtype=dtype)
+    x = noisy(bank, ALPHAS, SIGMAS, batch=len(TIMES))
+    for k in (3, 5, 7):
+        ours = pyels.ELS(bank, k, boundary, "cuda", precision="high").posterior(x, ALPHAS, SIGMAS)
+        oracle = pyels.ELS(bank, k, boundary, "reference").posterior(x, ALPHAS, SIGMAS)
+        # Behind each the worst seen on an emulation (tests/cpp).
+        assert float((ours.mean - oracle.mean).abs().max()) < 2e-4  # 3e-5
+        assert float((ours.log_evidence - oracle.log_evidence).abs().max()) < 4e-3  # 2e-3
+        assert float((ours.entropy - oracle.entropy).abs().max()) < 1e-3  # 1.5e-4
+        assert float((ours.source_weight - oracle.source_weight).abs().max()) < 1e-3  # 1.5e-4
+
+
+@gpu
 @pytest.mark.parametrize("case", range(16))
 def test_golden_case(shared, fashion, case):
     golden = np.load(shared / "golden" / "posterior_means.npz")
@@ -225,8 +267,8 @@ def test_operator_keeps_to_its_stream_and_can_be_captured(small):
     level = torch.full((2,), 0.8, dtype=torch.float64)
     begin, end = torch.tensor([0, 5]), torch.tensor([5, 9])
     images, order = small.images.cuda(), small.order.cuda()
-    for full in (False, True):
-        given = (order, begin, end, x, level, level, "cuda", 1, 3, 3, 1, full)
+    for full, tensor_cores in itertools.product((False, True), repeat=2):
+        given = (order, begin, end, x, level, level, "cuda", 1, 3, 3, 1, full, tensor_cores)
         torch.library.opcheck(partial_posterior, (images, *given))
         eager = partial_posterior(images, *given)
         torch.cuda.set_sync_debug_mode("error")

@@ -14,12 +14,14 @@ from tqdm import tqdm
 import pyels
 from pyels import bench, datasets, plots, runs
 from pyels.cli.common import (
+    check_precision,
     dataset_option,
     describe,
     engine_option,
     integers,
     json_option,
     out_option,
+    precision_option,
     threads_option,
 )
 from pyels.engines import default_threads
@@ -53,6 +55,7 @@ from pyels.machines import ELS
 )
 @click.option("--seed", type=int, default=0, show_default=True, help="Query i gets the noise of seed + i.")
 @engine_option
+@precision_option
 @threads_option
 @out_option("pyels-bench")
 @json_option
@@ -68,6 +71,7 @@ def bench_command(
     seconds: float,
     seed: int,
     engine: str,
+    precision: str,
     threads: int | None,
     out: Path,
     as_json: bool,
@@ -91,6 +95,7 @@ def bench_command(
         raise ValueError(f"--time must be above 0 and at most 1, got {noise_time}")
     if not 0 < seconds <= 3600:
         raise ValueError(f"--seconds must be above 0 and at most 3600, got {seconds}")
+    check_precision("els", engine, precision)
     runs.check_seeds(seed, batch)
     settings = bench.Settings(
         sizes=sorted(set(integers("--sizes", sizes))),
@@ -100,6 +105,7 @@ def bench_command(
         seconds=seconds,
         seed=seed,
         engine=engine,
+        precision=precision,
         threads=default_threads() if threads is None else threads,
     )
     loaded = datasets.load(dataset, limit=images + batch, size=image_size)

@@ -19,7 +19,7 @@ import pyels
 from pyels import _core, adapters, datasets, distributed, presets
 from pyels.denoiser import Denoiser
 from pyels.engines import ENGINES, default_threads
-from pyels.machines import ELS, ES, IS, LS, Machine
+from pyels.machines import ELS, ES, IS, LS, PRECISIONS, Machine
 from pyels.sampling import Step
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -30,6 +30,13 @@ dataset_option = click.option(
     "--dataset", default=datasets.EMBEDDED, show_default=True, help="A name (see `pyels info`) or a path."
 )
 engine_option = click.option("--engine", type=click.Choice(ENGINES), default="auto", show_default=True)
+precision_option = click.option(
+    "--precision",
+    type=click.Choice(PRECISIONS),
+    default=PRECISIONS[0],
+    show_default=True,
+    help="Of ELS and engine cuda: high may use tensor cores for small windows.",
+)
 threads_option = click.option(
     "--threads", type=int, help="Number of threads.  [default: all CPUs this process may use]"
 )
@@ -155,22 +162,29 @@ def make_machine(
     threads: int | None = None,
     tolerance: float | None = None,
     index: Path | None = None,
+    precision: str = PRECISIONS[0],
 ) -> Machine:
     if (kind, engine) != ("els", "faiss") and (tolerance is not None or index is not None):
         raise ValueError("--tolerance and --index are for --machine els with --engine faiss; the rest is exact")
+    check_precision(kind, engine, precision)
     if kind == "els":
         tolerance = ELS.tolerance if tolerance is None else tolerance
-        return ELS(bank, boundary=boundary, engine=engine, threads=threads, tolerance=tolerance, index=index)
+        return ELS(bank, None, boundary, engine, threads, tolerance, index, precision)
     if kind == "ls":
         return LS(bank, engine=engine, threads=threads)
     return (IS if kind == "is" else ES)(bank, engine=engine, threads=threads)
+
+
+def check_precision(kind: str, engine: str, precision: str) -> None:
+    if (kind, engine) != ("els", "cuda") and precision != PRECISIONS[0]:
+        raise ValueError(f"--precision {precision} is for --machine els with --engine cuda; the rest is exact")
 
 
 def engine_settings(machine: Machine) -> dict[str, Any]:
     """What the bits of a result depend on, beside its inputs."""
     settings: dict[str, Any] = {"engine": machine.engine, "isa": _core.isa_in_use()}
     if machine.engine == "cuda":
-        settings["gpu"] = torch.cuda.get_device_name(machine.device)
+        settings |= {"gpu": torch.cuda.get_device_name(machine.device), "precision": machine.precision}
     if machine.engine == "faiss":
         settings["tolerance"] = machine.tolerance
     return settings if machine.bank.memory_limit is None else {**settings, "memory_limit": machine.bank.memory_limit}

@@ -30,6 +30,7 @@ from pyels.cli.common import (
     memory_limit_option,
     named_sizes,
     out_option,
+    precision_option,
     threads_option,
     tolerance_option,
 )
@@ -64,6 +65,7 @@ from pyels.schedules import SCHEDULES, make_schedule
 @limit_option
 @memory_limit_option
 @engine_option
+@precision_option
 @tolerance_option
 @index_option
 @threads_option
@@ -85,6 +87,7 @@ def sample_command(
     limit: int | None,
     memory_limit: str | None,
     engine: str,
+    precision: str,
     tolerance: float | None,
     index: Path | None,
     threads: int | None,
@@ -108,7 +111,7 @@ def sample_command(
     if kind != "els" and boundary is not None:
         raise ValueError(f"--boundary {boundary} was given, but only machine els has one")
     bank = datasets.load(dataset, limit=limit, memory_limit=memory_limit)
-    machine = make_machine(kind, bank, boundary or "zeros", engine, threads, tolerance, index)
+    machine = make_machine(kind, bank, boundary or "zeros", engine, threads, tolerance, index, precision)
     stepping = _stepping(machine, dataset, boundary or "zeros", patch_size, patch_sizes, steps, schedule)
     per_sample = None if classes is None else [classes[i % len(classes)] for i in range(num)]
     for c in set(per_sample or []):

@@ -26,6 +26,7 @@ def partial_posterior(
     patch_size: int,
     threads: int,
     full: bool,
+    tensor_cores: bool,  # see Problem in csrc/pyels.h
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """m, s (B, H, W) and y (B, C, H, W) float64; then e, top (B, H, W) float64 and source (B, H, W) int64, or empty.
 
@@ -33,7 +34,9 @@ def partial_posterior(
     a graph, which then keeps alpha, sigma, begin and end as they were.
     """
     out = allocate(x, full)
-    given = arguments(images, order, begin, end, x, alpha, sigma, window, sources, patch_size, threads, full)
+    given = arguments(
+        images, order, begin, end, x, alpha, sigma, window, sources, patch_size, threads, full, tensor_cores
+    )
     if not x.is_cuda:
         _core.partial_posterior(**given, engine=engine, out=addresses(out))
     elif x.numel():
@@ -56,6 +59,7 @@ def _(
     patch_size: int,
     threads: int,
     full: bool,
+    tensor_cores: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     return allocate(x, full)
 
@@ -101,6 +105,7 @@ def arguments(
     patch_size: int,
     threads: int,
     full: bool,
+    tensor_cores: bool = False,
 ) -> dict[str, Any]:
     """What every function of `_core` that evaluates queries is told."""
     return {
@@ -119,6 +124,7 @@ def arguments(
         "patch_size": patch_size,
         "threads": threads,
         "full": full,
+        "tensor_cores": tensor_cores,
     }
 
 

@@ -74,6 +74,17 @@ void cuda_engine(const Problem& a, pyels::Sink& sink) {
   }
 }
 
+void with_tensor_cores(const Problem& a, pyels::Sink& sink) {
+  Problem there = a;
+  there.tensor_cores = true;
+  cuda_engine(there, sink);
+}
+Bounds tensor_core_bounds{{"tensor cores: mean", 2e-4},
+                          {"tensor cores: entropy", 1e-3},
+                          {"tensor cores: source weight", 1e-3},
+                          {"tensor cores: log-evidence", 1e-3},
+                          {"tensor cores: log-evidence, not full", 1e-3}};
+
 // Images of several tiles, more channels than a thread holds, more queries than a launch: few patches, many places.
 void several_tiles_channels_and_launches() {
   std::uint64_t number = 0;
@@ -91,11 +102,12 @@ void several_tiles_channels_and_launches() {
   for (const Machine& machine : machines) {
     const Case work = Case(machine, {1, 5, 6}, 20, 3, levels).with_classes(2);
     compare_with_oracle(work);
-    for (const bool full : {false, true}) {
-      const std::vector<Partial> together = run(cuda_engine, work.problem(full));
-      for (const std::int64_t b : {0, 17, 34})
-        check(identical(together[b], run(cuda_engine, only(work.problem(full), b))[0]), "a query alone is another");
-    }
+    for (const bool full : {false, true})
+      for (const Engine engine : {Engine(cuda_engine), Engine(with_tensor_cores)}) {
+        const std::vector<Partial> together = run(engine, work.problem(full));
+        for (const std::int64_t b : {0, 17, 34})
+          check(identical(together[b], run(engine, only(work.problem(full), b))[0]), "a query alone is another");
+      }
   }
 }
 
@@ -176,7 +188,7 @@ void plans_keep_within_bounds() {
               const std::int64_t most = 1'000'000 / segments_of(a, plan, 1'000'000) + 1;  // images of a segment
               check(most * side * (side + 3) <= 0x7fffffff, "sources overflow");
               if (plan.method != Method::maps) continue;
-              check(plan.layout.floats * 4 <= shared, "too much shared memory");
+              check(std::max(plan.layout.floats * 4, plan.product_shared) <= shared, "too much shared memory");
               check(plan.layout.threads <= most_threads && plan.layout.threads % 32 == 0, "threads");
               const auto covered = [&](const AxisPlan& axis) {
                 std::int32_t next = 0, seen = 0;
@@ -196,12 +208,37 @@ void plans_keep_within_bounds() {
     check(make_plan(usual.problem(), shared).method == Method::maps, "a usual size is not worked off by maps");
 }
 
+// Tensor cores are used where they are exact enough, and may be faster.
+void tensor_cores_are_chosen() {
+  using namespace pyels::cuda;
+  for (const Machine& machine : machines)
+    for (const auto& [channels, k] : {std::pair{1, 1}, {1, 3}, {1, 7}, {1, 9}, {3, 3}, {3, 5}, {3, 7}}) {
+      // Noise levels t = 0, 0.05 and 0.9 of the cosine schedule.
+      Case work(machine, {channels, 32, 32}, 1, k, {level(1e-3), level(0.0775), level(0.985)});
+      context = work.text();
+      Problem a = work.problem(false);
+      for (const bool asked : {false, true}) {
+        a.tensor_cores = asked;
+        const Plan plan = make_plan(a, 99 * 1024);
+        const bool everywhere = !machine.whole_image() && machine.sources != pyels::Sources::same_position;
+        const bool able = asked && everywhere && channels * k * k <= 80;
+        check(!by_products(a, plan, 0), "used where the noise is too low");
+        check(by_products(a, plan, 1) == (able && k <= 3), "t = 0.05");
+        check(by_products(a, plan, 2) == able, "t = 0.9");
+      }
+    }
+}
+
 }  // namespace
 
 int main(int count, char** arguments) {
   on_every_engine = [](const std::string& what, const std::function<void(Engine)>& body) {
     context = what;
     body(cuda_engine);
+    if (what.rfind("els", 0) != 0) return;  // the other machines have no use for them
+    context += ", tensor cores", bounds = &tensor_core_bounds;
+    body(with_tensor_cores);
+    bounds = &exact_bounds;
   };
   std::vector<Test> tests{{"bank sizes and classes", bank_sizes_and_classes},
                           {"every source counts once", every_source_counts_once},
@@ -214,12 +251,13 @@ int main(int count, char** arguments) {
                           {"little shared memory", little_shared_memory},
                           {"errors of the device are thrown", errors_of_the_device_are_thrown},
 #endif
-                          {"plans keep within bounds", plans_keep_within_bounds}};
+                          {"plans keep within bounds", plans_keep_within_bounds},
+                          {"tensor cores are chosen", tensor_cores_are_chosen}};
   if (count == 2 && std::strcmp(arguments[1], "--large") == 0)
     tests = {{"more images than distances are kept", more_images_than_distances_are_kept}};
   else if (count != 1)
     return std::fprintf(stderr, "usage: %s [--large]\n", arguments[0]), 2;
   const int failed = run_tests(tests);
-  report();
+  exact_bounds.report(), tensor_core_bounds.report();
   return failed != 0;
 }

@@ -138,6 +138,6 @@ int main(int count, char** arguments) {
   else if (count != 1)
     return std::fprintf(stderr, "usage: %s [--large]\n", arguments[0]), 2;
   const int failed = run_tests(tests);
-  report();
+  exact_bounds.report();
   return failed != 0;
 }

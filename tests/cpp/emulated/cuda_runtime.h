@@ -40,6 +40,7 @@ struct Thread {
   int waits;           // at how many barriers it has been
   int warp_waits;
   double exchanged;    // with the other threads of its warp
+  const float *a, *b;  // of a product of matrices
   std::unique_ptr<char[]> stack;
 };
 
@@ -78,12 +79,44 @@ class Block {
   double exchange(double value, int with) {
     const int own = current_;
     Thread& t = *threads_[own];
-    t.exchanged = value, ++t.warp_waits;
-    leave();
+    t.exchanged = value;
+    wait_for_warp();
     const double got = threads_[own / 32 * 32 + (own % 32 ^ with)]->exchanged;
-    ++t.warp_waits;
-    leave();
+    wait_for_warp();
     return got;
+  }
+
+  void wait_for_warp() {
+    ++threads_[current_]->warp_waits;
+    leave();
+  }
+
+  // As the tensor cores are known to sum, or worse: all addends are cut off at the last of 24 bits of the largest, and
+  // so is the sum (Fasi et al., Numerical behavior of NVIDIA tensor cores, 2021, find two or three bits more).
+  void multiply_add(float (&sum)[4], const float (&a)[4], const float (&b)[2]) {
+    const int own = current_, lane = own % 32;
+    Thread& t = *threads_[own];
+    t.a = a, t.b = b;
+    wait_for_warp();
+    const auto thread = [&](int other) -> const Thread& { return *threads_[own - lane + other]; };
+    float result[4];
+    for (int i = 0; i < 4; ++i) {
+      const int half = i / 2, column = 2 * (lane % 4) + i % 2;
+      double addend[9] = {sum[i]}, largest = std::abs(addend[0]);
+      for (int k = 0; k < 8; ++k) {
+        const double left = thread(lane / 4 * 4 + k % 4).a[k / 4 * 2 + half],
+                     right = thread(column * 4 + k % 4).b[k / 4];
+        addend[k + 1] = left * right;
+        largest = std::max(largest, std::abs(addend[k + 1]));
+      }
+      const double last_bit = std::ldexp(1.0, std::ilogb(largest) - 23);
+      double total = 0.0;
+      for (const double v : addend) total += largest > 0.0 ? std::trunc(v / last_bit) * last_bit : 0.0;
+      const double last_bit_of_sum = std::ldexp(1.0, std::ilogb(total) - 23);
+      result[i] = total == 0.0 ? 0.0f : static_cast<float>(std::trunc(total / last_bit_of_sum) * last_bit_of_sum);
+    }
+    wait_for_warp();
+    std::copy(result, result + 4, sum);
   }
 
  private:
@@ -128,6 +161,7 @@ inline void Block::begin() {
 }  // namespace emulated
 
 inline void __syncthreads() { emulated::block.wait(); }
+inline void __syncwarp() { emulated::block.wait_for_warp(); }
 inline double __shfl_xor_sync(unsigned, double value, int with) { return emulated::block.exchange(value, with); }
 
 namespace pyels::cuda {
@@ -138,6 +172,16 @@ T* dynamic_shared() {
   return reinterpret_cast<T*>(emulated::block.shared.data());
 }
 inline float exp2_approx(float x) { return x < -126.0f ? 0.0f : std::exp2(x); }
+inline float tf32(float x) {
+  std::uint32_t bits;
+  std::memcpy(&bits, &x, 4);
+  bits = (bits + 0x1000) & ~std::uint32_t{0x1fff};
+  std::memcpy(&x, &bits, 4);
+  return x;
+}
+inline void multiply_add(float (&sum)[4], const float (&a)[4], const float (&b)[2]) {
+  emulated::block.multiply_add(sum, a, b);
+}
 }  // namespace pyels::cuda
 
 // ---- The runtime -------------------------------------------------------------------------------------------------

@@ -215,11 +215,11 @@ void cuda_engine(const Problem& a, const CudaOut& out, void* workspace, int devi
       if (some) {
         const std::int64_t met_by_all = std::int64_t{plan.rows.span[0].count} * plan.columns.span[0].count;
         for_all_channels(t, products_kernel(window_values, one_channel, a.full, a.pixels_float != nullptr),
-                         grid(segments, (met_by_all + product_pixels - 1) / product_pixels, t.queries), product_threads,
+                         grid((met_by_all + product_pixels - 1) / product_pixels, segments, t.queries), product_threads,
                          plan.product_shared);
       }
       const std::int64_t tiles = std::int64_t{tiles_of(plan.rows)} * tiles_of(plan.columns);
-      for_all_channels(t, maps_kernel(plan.rows.window, one_channel, a.full), grid(segments, tiles, t.queries),
+      for_all_channels(t, maps_kernel(plan.rows.window, one_channel, a.full), grid(tiles, segments, t.queries),
                        plan.layout.threads, plan.layout.floats * 4);
       merge_all(t, false);
     } else if (plan.method == Method::direct) {

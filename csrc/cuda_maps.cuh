@@ -416,9 +416,9 @@ __device__ void weigh(const Task& t, const Query& query, const PartialAt& part, 
 template <int K, int YC, bool FULL>
 __global__ void __launch_bounds__(most_threads) maps(const __grid_constant__ Task t) {
   const Query& query = t.query[blockIdx.z];
-  const int segment = static_cast<int>(blockIdx.x);
+  const int segment = static_cast<int>(blockIdx.y);
   if (segment >= query.segments) return;
-  const int column_tiles = tiles_of(t.columns), tile = static_cast<int>(blockIdx.y);
+  const int column_tiles = tiles_of(t.columns), tile = static_cast<int>(blockIdx.x);
   const Span rows = tile_of(t.rows, tile / column_tiles), columns = tile_of(t.columns, tile % column_tiles);
   if (query.by_products && rows.meets != Meets::itself && columns.meets != Meets::itself) return;
   const int k = K > 0 ? K : t.rows.window, r = k / 2;

@@ -111,7 +111,7 @@ struct Plan {
 // `shared_bytes`: what a block may have of shared memory.
 Plan make_plan(const Problem& a, std::int64_t shared_bytes);
 
-// Whether a query's log-weights, from products on tensor cores, err by less than 1e-3, if its pixels are what noise of
+// Whether a query's log-weights, from products on tensor cores, err by less than 0.004, if its pixels are what noise of
 // this level makes of pixels within [-1, 1].
 bool by_products(const Problem& a, const Plan& plan, std::int64_t b);
 

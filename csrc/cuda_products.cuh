@@ -30,8 +30,9 @@ __device__ inline float tf32(float x) {
 // and 4 more; of b, rows lane % 4 and 4 more, column lane / 4; of the sum, rows as of a, columns 2 (lane % 4) and 1
 // more.
 __device__ inline void multiply_add(float (&sum)[4], const float (&a)[4], const float (&b)[2]) {
-  asm("mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, "
-      "%3};"
+  asm volatile(
+      "mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 "
+      "{%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
       : "+f"(sum[0]), "+f"(sum[1]), "+f"(sum[2]), "+f"(sum[3])
       : "r"(__float_as_uint(a[0])), "r"(__float_as_uint(a[1])), "r"(__float_as_uint(a[2])), "r"(__float_as_uint(a[3])),
         "r"(__float_as_uint(b[0])), "r"(__float_as_uint(b[1])));
@@ -140,7 +141,7 @@ struct Factors {
 template <int STEPS, int YC, bool FULL, bool SPLIT>
 __global__ void __launch_bounds__(product_threads, STEPS <= 4 ? 2 : 1) products(const __grid_constant__ Task t) {
   const Query& query = t.query[blockIdx.z];
-  const int segment = static_cast<int>(blockIdx.x);
+  const int segment = static_cast<int>(blockIdx.y);
   if (segment >= query.segments || !query.by_products) return;
   const Span rows = t.rows.span[0], columns = t.columns.span[0];
   const int k = t.rows.window, r = k / 2, values = t.channels * k * k;
@@ -150,7 +151,7 @@ __global__ void __launch_bounds__(product_threads, STEPS <= 4 ? 2 : 1) products(
 
   // Pixels first_pixel + group and 8 more, counted row by row through the span.
   const int pixels = rows.count * columns.count;
-  const int first_pixel = static_cast<int>(blockIdx.y) * product_pixels + warp * 16;
+  const int first_pixel = static_cast<int>(blockIdx.x) * product_pixels + warp * 16;
   int p_row[2], p_column[2];
   for (int h = 0; h < 2; ++h) {
     const int i = min(first_pixel + group + 8 * h, pixels - 1);

@@ -458,9 +458,9 @@ class ELS(Machine):
                 `pyels.index.default_folder`
     precision   "highest"   exact to float32 rounding
                 "high"      engine "cuda" may take inner products of small windows (k * k * C <= 80) on tensor cores,
-                            where log-weights then err by less than 0.004, most of which all weights of a pixel share:
-                            the mean has been seen to err by 6e-5. For pixels of x that are alpha * x0 + sigma * noise,
-                            x0 within [-1, 1]
+                            where log-weights then err by less than 0.004, mostly all of a pixel alike, and means by
+                            2e-4, if pixels of x are alpha * x0 + sigma * noise with x0 within [-1, 1]; elsewhere, and
+                            with other engines, the same as "highest"
     """
 
     window = Window.SQUARE

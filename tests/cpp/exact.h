@@ -148,6 +148,21 @@ inline void every_source_counts_once() {
     }
 }
 
+// Of equally heavy patches: here all images are the same.
+inline void the_lowest_image_is_the_source() {
+  for (const Machine& machine : machines)
+    for (const double sigma : {0.1, 0.9}) {
+      Case work(machine, {1, 5, 6}, 600, 3, {level(sigma)});  // several to each part that an engine works off
+      for (std::int64_t n = 1; n < work.n; ++n)
+        std::copy_n(work.bytes.begin(), work.shape.size(), work.bytes.begin() + n * work.shape.size());
+      on_every_engine(work.text(), [&](Engine engine) {
+        const Partial partial = run(engine, work.problem())[0];
+        for (const std::int64_t source : partial.source)
+          check(source < work.shape.pixels(), "the source is in image " + std::to_string(source / work.shape.pixels()));
+      });
+    }
+}
+
 inline void parts_of_a_bank_merge_to_the_whole() {
   for (const Machine& machine : machines) {
     Case work(machine, {3, 6, 7}, 40, 3, {level(0.1), level(0.5), level(0.95), level(1e-3)});

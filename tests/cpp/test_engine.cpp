@@ -130,6 +130,7 @@ int main(int count, char** arguments) {
                           {"extreme noise", extreme_noise},
                           {"every source counts once", every_source_counts_once},
                           {"threads and batches change no bit", threads_and_batches_change_no_bit},
+                          {"the lowest image is the source", the_lowest_image_is_the_source},
                           {"parts of a bank merge to the whole", parts_of_a_bank_merge_to_the_whole},
                           {"work stops when asked", work_stops_when_asked},
                           {"the instruction set can be chosen", instruction_set_can_be_chosen}};

@@ -1,4 +1,5 @@
-// The exact engine on NVIDIA GPUs: launches of its kernels, of which those in cuda_maps.cuh do nearly all of the work.
+// The exact engine on NVIDIA GPUs: launches of its kernels, of which those in cuda_maps.cuh, or for precision
+// "high" in cuda_products.cuh, do nearly all of the work.
 // Each block fills in the partial posterior of a segment of the bank, and the last kernel merges these in the order of
 // the bank, so nothing depends on which block was first.
 #include <stdexcept>
@@ -116,16 +117,14 @@ Kernel maps_kernel(int k, bool one_channel, bool full) {
 
 // The kernels for windows of up to 8 STEPS values; channels as above.
 template <int STEPS, int YC>
-Kernel products_kernel(bool full, bool floats) {
-  return floats ? (full ? products<STEPS, YC, true, true> : products<STEPS, YC, false, true>)
-                : (full ? products<STEPS, YC, true, false> : products<STEPS, YC, false, false>);
+Kernel products_kernel(bool full) {
+  return full ? products<STEPS, YC, true> : products<STEPS, YC, false>;
 }
-Kernel products_kernel(std::int64_t values, bool one_channel, bool full, bool floats) {
+Kernel products_kernel(std::int64_t values, bool one_channel, bool full) {
   static_assert(most_product_values == 80);
-  if (!one_channel)
-    return values <= 32 ? products_kernel<4, y_channels>(full, floats) : products_kernel<10, y_channels>(full, floats);
-  if (values <= 16) return products_kernel<2, 1>(full, floats);
-  return values <= 32 ? products_kernel<4, 1>(full, floats) : products_kernel<7, 1>(full, floats);  // k up to 7
+  if (!one_channel) return values <= 32 ? products_kernel<4, y_channels>(full) : products_kernel<10, y_channels>(full);
+  if (values <= 16) return products_kernel<2, 1>(full);
+  return values <= 32 ? products_kernel<4, 1>(full) : products_kernel<7, 1>(full);  // k up to 7
 }
 
 dim3 grid(std::int64_t x, std::int64_t y, std::int64_t z) {
@@ -214,7 +213,7 @@ void cuda_engine(const Problem& a, const CudaOut& out, void* workspace, int devi
       const bool some = std::any_of(t.query, t.query + t.queries, [](const Query& query) { return query.by_products; });
       if (some) {
         const std::int64_t met_by_all = std::int64_t{plan.rows.span[0].count} * plan.columns.span[0].count;
-        for_all_channels(t, products_kernel(window_values, one_channel, a.full, a.pixels_float != nullptr),
+        for_all_channels(t, products_kernel(window_values, one_channel, a.full),
                          grid((met_by_all + product_pixels - 1) / product_pixels, segments, t.queries), product_threads,
                          plan.product_shared);
       }

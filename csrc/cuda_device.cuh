@@ -34,7 +34,7 @@ struct Query {
   std::int64_t partials;  // where its segments begin
   std::int32_t segments;
   double alpha;           // times the value of one unit of the bank
-  bool by_products;
+  bool by_products;       // the pixels that can be (cuda_products.cuh)
   Weighing weighing;
 };
 

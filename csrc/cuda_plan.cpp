@@ -91,7 +91,8 @@ Plan make_plan(const Problem& a, std::int64_t shared_bytes) {
     const bool square = plan.rows.window == a.patch_size && plan.columns.window == a.patch_size;
     plan.method = square && plan.layout.floats * 4 <= shared_bytes ? Method::maps : Method::direct;
     const bool met_by_all = plan.rows.span[0].meets != Meets::itself && plan.columns.span[0].meets != Meets::itself;
-    if (plan.method == Method::maps && met_by_all && a.channels * a.patch_size * a.patch_size <= most_product_values) {
+    if (plan.method == Method::maps && a.pixels_uint8 && met_by_all &&
+        a.channels * a.patch_size * a.patch_size <= most_product_values) {
       const std::int64_t shared = product_shared_bytes(a);
       if (shared <= shared_bytes) plan.product_shared = shared;
     }

@@ -84,14 +84,18 @@ struct Layout {
   std::int32_t threads;
 };
 
-// Inner products on tensor cores, of small windows, for the pixels that meet `all` or `around` along both axes, which
-// are in the first spans. A warp has 16 pixels, against 8 sources of two rows at a time.
+// Inner products on tensor cores, of small windows of a uint8 bank, for the pixels that meet `all` or `around` along
+// both axes, which are in the first spans. A warp has 16 pixels, against 8 sources of two rows at a time.
 constexpr int product_threads = 256;
 constexpr int product_pixels = product_threads / 32 * 16;  // of a block
-constexpr int most_product_values = 80;                    // k k C; beyond, maps are faster
-PYELS_BOTH constexpr std::int64_t total_bytes(int channels) { return 8 * (5 + channels); }  // Total
-constexpr int product_pitch = 48;           // of rows in shared memory: see cuda_products.cuh
-constexpr double most_product_nats = 8000;  // of a log-weight, whose error is in proportion
+constexpr int most_product_values = 80;                    // k k C; beyond, maps should be faster
+constexpr double most_product_nats = 2000;                 // of a log-weight, whose error is in proportion
+// Of rows of a tile of the image in shared memory: half the banks further on, since threads read from two rows at once.
+constexpr int product_pitch = 48;
+static_assert(tile_side + largest_fixed - 1 <= product_pitch && largest_fixed * largest_fixed <= most_product_values &&
+              (largest_fixed + 2) * (largest_fixed + 2) > most_product_values);
+// A thread's sums in double (struct Total).
+PYELS_BOTH constexpr std::int64_t total_bytes(int channels) { return 8 * (5 + channels); }
 
 enum class Method : std::int32_t { maps, direct, images };
 
@@ -111,8 +115,8 @@ struct Plan {
 // `shared_bytes`: what a block may have of shared memory.
 Plan make_plan(const Problem& a, std::int64_t shared_bytes);
 
-// Whether a query's log-weights, from products on tensor cores, err by less than 0.004, if its pixels are what noise of
-// this level makes of pixels within [-1, 1].
+// Whether a query may be worked off by products: its log-weights then err by less than 2e-3, if its pixels are what
+// noise of this level makes of pixels within [-1, 1].
 bool by_products(const Problem& a, const Plan& plan, std::int64_t b);
 
 // What of the bank is worked off together: the maps of all images, but distances of whole images as many as are kept.

@@ -2,10 +2,9 @@
 //
 //     log2 w = scale (2 alpha x.phi - |alpha phi|^2) - scale |x|^2        scale = log2(e) / (2 sigma^2)
 //
-// A tensor core multiplies numbers of 11 bits (tf32) and sums in float32. So factors are split in two, high + low, of
-// which three products are taken, all but low * low; a uint8 pixel is one such number, which leaves two. That is nearly
-// as exact as float32, but of the whole product, which is much larger than differences of log-weights where the noise
-// is low: there queries are left to maps (by_products).
+// A tensor core multiplies numbers of 11 bits (tf32) and sums in float32. A uint8 pixel is such a number; a pixel of x
+// is split into two, high + low. That is as exact as float32, but of the whole product, which is much larger than the
+// differences of log-weights where the noise is low: such queries are left to maps (by_products).
 //
 // A warp has 16 neighbouring pixels of a query, whose windows, times 2 scale alpha, it holds in registers, as the rows
 // of a matrix; its columns are sources, 8 side by side and the 8 below these, whose windows come from a tile of the
@@ -19,13 +18,6 @@
 namespace pyels::cuda {
 
 #if defined(__CUDACC__)
-// The nearest number of 11 bits.
-__device__ inline float tf32(float x) {
-  unsigned y;
-  asm("cvt.rna.tf32.f32 %0, %1;" : "=r"(y) : "f"(x));
-  return __uint_as_float(y);
-}
-
 // sum += a b, of 16 x 8 and 8 x 8 numbers of 11 bits: of a, a thread holds rows lane / 4 and 8 more, columns lane % 4
 // and 4 more; of b, rows lane % 4 and 4 more, column lane / 4; of the sum, rows as of a, columns 2 (lane % 4) and 1
 // more.
@@ -40,6 +32,9 @@ __device__ inline void multiply_add(float (&sum)[4], const float (&a)[4], const 
 #endif
 
 namespace {
+
+// The nearest number of 11 bits.
+__device__ inline float tf32(float x) { return __uint_as_float((__float_as_uint(x) + 0x1000) & ~0x1fffu); }
 
 constexpr float no_source = -3e38f;   // log-weight
 constexpr float no_exponent = 1e30f;  // -m of no weights; still far below any log-weight where there is no source
@@ -138,7 +133,7 @@ struct Factors {
   float high[STEPS][4], low[STEPS][4];
 };
 
-template <int STEPS, int YC, bool FULL, bool SPLIT>
+template <int STEPS, int YC, bool FULL>
 __global__ void __launch_bounds__(product_threads, STEPS <= 4 ? 2 : 1) products(const __grid_constant__ Task t) {
   const Query& query = t.query[blockIdx.z];
   const int segment = static_cast<int>(blockIdx.y);
@@ -231,28 +226,24 @@ __global__ void __launch_bounds__(product_threads, STEPS <= 4 ? 2 : 1) products(
           const float* const window = phi + row * product_pitch + column + group;
           const float* const norm = norms + row * tile_side + column + 2 * member;
           float product[2][4];
-#pragma unroll
-          for (int u = 0; u < 2; ++u)
-#pragma unroll
-            for (int i = 0; i < 4; ++i) product[u][i] = norm[u * tile_side + i % 2];
           __syncwarp();
 #pragma unroll
-          for (int step = 0; step < STEPS; ++step)
+          for (int u = 0; u < 2; ++u) {
+            // From the smallest terms to the largest, of which fewer then are cut off.
+            float value[STEPS][2];
 #pragma unroll
-            for (int u = 0; u < 2; ++u) {
-              const float value[2] = {window[u * product_pitch + place[step][0]],
-                                      window[u * product_pitch + place[step][1]]};
-              if constexpr (SPLIT) {
-                const float high[2] = {tf32(value[0]), tf32(value[1])};
-                const float low[2] = {tf32(value[0] - high[0]), tf32(value[1] - high[1])};
-                multiply_add(product[u], x.high[step], low);
-                multiply_add(product[u], x.low[step], high);
-                multiply_add(product[u], x.high[step], high);
-              } else {
-                multiply_add(product[u], x.low[step], value);
-                multiply_add(product[u], x.high[step], value);
-              }
-            }
+            for (int step = 0; step < STEPS; ++step)
+#pragma unroll
+              for (int half = 0; half < 2; ++half) value[step][half] = window[u * product_pitch + place[step][half]];
+#pragma unroll
+            for (int i = 0; i < 4; ++i) product[u][i] = 0.0f;
+#pragma unroll
+            for (int step = 0; step < STEPS; ++step) multiply_add(product[u], x.low[step], value[step]);
+#pragma unroll
+            for (int step = 0; step < STEPS; ++step) multiply_add(product[u], x.high[step], value[step]);
+#pragma unroll
+            for (int i = 0; i < 4; ++i) product[u][i] += norm[u * tile_side + i % 2];
+          }
           const auto centre = [&](int c, int u, int v) {
             return phi[(t.first_channel + c) * plane + (row + u + r) * product_pitch + column + r + 2 * member + v];
           };

@@ -50,7 +50,7 @@ struct Problem {
 
   int threads = 1;
   bool full = false;                  // also fill the last three arrays of Partial
-  bool tensor_cores = false;          // cuda_engine may use them where log-weights then err by less than 0.004
+  bool tensor_cores = false;          // cuda_engine may use them where log-weights then err by less than 2e-3
   bool (*interrupted)() = nullptr;    // asked a few times a second by the calling thread; true stops the work
 };
 

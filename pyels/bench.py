@@ -36,7 +36,7 @@ from pyels.schedules import make_schedule
 OURS, RELEASED_WAY = "pyels", "conv2d"
 PRESET = "fashion-mnist-resnet-zeros"
 CHECKED_IMAGES = 8  # the oracle is slow
-OURS_WITHIN = {"highest": 1e-4, "high": 1e-3}  # of the oracle, or there is nothing worth timing
+OURS_WITHIN = 1e-4  # of the oracle, or there is nothing worth timing
 ALTERNATIVES_WITHIN = 1e-3  # of the oracle; what is further off is marked
 UNFOLDED_BYTES = 1 << 27
 CACHED_WEIGHTS = 1 << 18  # weights of a chunk that stay in one core's cache: larger chunks are up to twice as slow
@@ -177,11 +177,10 @@ def _measure(
     for method in methods:
         few = method.prepare(checked)
         error = float((few().cpu() - oracle[method.boundary]).abs().max())
-        within = OURS_WITHIN[settings.precision]
-        if method.name == OURS and not error <= within:
+        if method.name == OURS and not error <= OURS_WITHIN:
             raise ValueError(
                 f"ELS {method.boundary} with patch size {k} is {error:.1e} off the float64 oracle, more than "
-                f"{within:g}; not worth timing"
+                f"{OURS_WITHIN:g}; not worth timing"
             )
         n = min(method.most_images, max(1, int(checked * settings.seconds / _seconds(few, device=x.device))))
         evaluation = method.prepare(n)

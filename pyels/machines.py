@@ -103,7 +103,8 @@ class Machine(Denoiser):
 
     def __repr__(self) -> str:
         size = "" if self.window is Window.IMAGE else f", patch_size={self.patch_size}"
-        return f"{type(self).__name__}({self.bank!r}{size}, engine={self.engine!r})"
+        high = f", precision={self.precision!r}" if self.precision != PRECISIONS[0] else ""
+        return f"{type(self).__name__}({self.bank!r}{size}, engine={self.engine!r}{high})"
 
     def denoise(
         self,
@@ -439,6 +440,11 @@ class LS(Machine):
     window = Window.SQUARE
     sources = Sources.SAME_POSITION
 
+    def __init__(
+        self, bank: PatchBank, patch_size: int | None = None, engine: str = "auto", threads: int | None = None
+    ) -> None:
+        super().__init__(bank, patch_size, engine, threads)
+
 
 class ELS(Machine):
     """The equivariant local score machine: k x k windows; patches from everywhere are sources.
@@ -457,10 +463,10 @@ class ELS(Machine):
     index       engine "faiss": folder of the indexes, which are built when first needed; see
                 `pyels.index.default_folder`
     precision   "highest"   exact to float32 rounding
-                "high"      engine "cuda" may take inner products of small windows (k * k * C <= 80) on tensor cores,
-                            where log-weights then err by less than 0.004, mostly all of a pixel alike, and means by
-                            2e-4, if pixels of x are alpha * x0 + sigma * noise with x0 within [-1, 1]; elsewhere, and
-                            with other engines, the same as "highest"
+                "high"      engine "cuda" may take inner products of small windows (k * k * C <= 80) of a uint8 bank on
+                            tensor cores: means keep to the same bound, 1e-4, but log-weights err by up to 2e-3, mostly
+                            all of a pixel alike, if x = alpha * x0 + sigma * noise with x0 within [-1, 1]; where they
+                            would err by more, and with other engines, the same as "highest"
     """
 
     window = Window.SQUARE

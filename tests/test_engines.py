@@ -250,7 +250,7 @@ def test_operator_passes_torch_opcheck(small):
     begin, end = torch.tensor([0, 5]), torch.tensor([5, 9])
     for full in (False, True):
         torch.library.opcheck(
-            partial_posterior, (small.images, small.order, begin, end, x, level, level, "cpu", 1, 3, 3, 2, full)
+            partial_posterior, (small.images, small.order, begin, end, x, level, level, "cpu", 1, 3, 3, 2, full, False)
         )
 
 

@@ -35,7 +35,7 @@ precision_option = click.option(
     type=click.Choice(PRECISIONS),
     default=PRECISIONS[0],
     show_default=True,
-    help="Of ELS and engine cuda: high may use tensor cores for small windows.",
+    help="Of ELS with engine cuda: high may use tensor cores for small windows.",
 )
 threads_option = click.option(
     "--threads", type=int, help="Number of threads.  [default: all CPUs this process may use]"
@@ -177,7 +177,7 @@ def make_machine(
 
 def check_precision(kind: str, engine: str, precision: str) -> None:
     if (kind, engine) != ("els", "cuda") and precision != PRECISIONS[0]:
-        raise ValueError(f"--precision {precision} is for --machine els with --engine cuda; the rest is exact")
+        raise ValueError(f"--precision {precision} is for ELS with --engine cuda; the rest is exact")
 
 
 def engine_settings(machine: Machine) -> dict[str, Any]:

@@ -91,8 +91,8 @@ class Block {
     leave();
   }
 
-  // As the tensor cores are known to sum, or worse: all addends are cut off at the last of 24 bits of the largest, and
-  // so is the sum (Fasi et al., Numerical behavior of NVIDIA tensor cores, 2021, find two or three bits more).
+  // As tensor cores are known to sum, or worse: all addends are cut off at the last of 24 bits of the largest, and
+  // so is the sum (Fasi et al., Numerical behavior of NVIDIA tensor cores, 2021: they cut off, some at a later bit).
   void multiply_add(float (&sum)[4], const float (&a)[4], const float (&b)[2]) {
     const int own = current_, lane = own % 32;
     Thread& t = *threads_[own];
@@ -109,11 +109,13 @@ class Block {
         addend[k + 1] = left * right;
         largest = std::max(largest, std::abs(addend[k + 1]));
       }
-      const double last_bit = std::ldexp(1.0, std::ilogb(largest) - 23);
+      const auto cut = [](double v, double last_of) {
+        const double last_bit = last_of == 0.0 ? 1.0 : std::ldexp(1.0, std::ilogb(last_of) - 23);
+        return std::trunc(v / last_bit) * last_bit;
+      };
       double total = 0.0;
-      for (const double v : addend) total += largest > 0.0 ? std::trunc(v / last_bit) * last_bit : 0.0;
-      const double last_bit_of_sum = std::ldexp(1.0, std::ilogb(total) - 23);
-      result[i] = total == 0.0 ? 0.0f : static_cast<float>(std::trunc(total / last_bit_of_sum) * last_bit_of_sum);
+      for (const double v : addend) total += cut(v, largest);
+      result[i] = static_cast<float>(cut(total, total));
     }
     wait_for_warp();
     std::copy(result, result + 4, sum);
@@ -162,6 +164,14 @@ inline void Block::begin() {
 
 inline void __syncthreads() { emulated::block.wait(); }
 inline void __syncwarp() { emulated::block.wait_for_warp(); }
+inline std::uint32_t __float_as_uint(float x) {
+  std::uint32_t bits;
+  return std::memcpy(&bits, &x, 4), bits;
+}
+inline float __uint_as_float(std::uint32_t bits) {
+  float x;
+  return std::memcpy(&x, &bits, 4), x;
+}
 inline double __shfl_xor_sync(unsigned, double value, int with) { return emulated::block.exchange(value, with); }
 
 namespace pyels::cuda {
@@ -172,13 +182,6 @@ T* dynamic_shared() {
   return reinterpret_cast<T*>(emulated::block.shared.data());
 }
 inline float exp2_approx(float x) { return x < -126.0f ? 0.0f : std::exp2(x); }
-inline float tf32(float x) {
-  std::uint32_t bits;
-  std::memcpy(&bits, &x, 4);
-  bits = (bits + 0x1000) & ~std::uint32_t{0x1fff};
-  std::memcpy(&x, &bits, 4);
-  return x;
-}
 inline void multiply_add(float (&sum)[4], const float (&a)[4], const float (&b)[2]) {
   emulated::block.multiply_add(sum, a, b);
 }

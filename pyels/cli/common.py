@@ -177,7 +177,7 @@ def make_machine(
 
 def check_precision(kind: str, engine: str, precision: str) -> None:
     if (kind, engine) != ("els", "cuda") and precision != PRECISIONS[0]:
-        raise ValueError(f"--precision {precision} is for ELS with --engine cuda; the rest is exact")
+        raise ValueError(f"--precision {precision} is for ELS with --engine cuda")
 
 
 def engine_settings(machine: Machine) -> dict[str, Any]:

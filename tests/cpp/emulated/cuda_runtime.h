@@ -109,13 +109,12 @@ class Block {
         addend[k + 1] = left * right;
         largest = std::max(largest, std::abs(addend[k + 1]));
       }
-      const auto cut = [](double v, double last_of) {
-        const double last_bit = last_of == 0.0 ? 1.0 : std::ldexp(1.0, std::ilogb(last_of) - 23);
-        return std::trunc(v / last_bit) * last_bit;
-      };
+      const auto last_bit = [](double v) { return v == 0.0 ? 1.0 : std::ldexp(1.0, std::ilogb(v) - 23); };
+      const double bit = last_bit(largest);
       double total = 0.0;
-      for (const double v : addend) total += cut(v, largest);
-      result[i] = static_cast<float>(cut(total, total));
+      for (const double v : addend) total += std::trunc(v / bit) * bit;
+      const double bit_of_total = last_bit(total);
+      result[i] = static_cast<float>(std::trunc(total / bit_of_total) * bit_of_total);
     }
     wait_for_warp();
     std::copy(result, result + 4, sum);

@@ -1,7 +1,6 @@
-// The exact engine on NVIDIA GPUs: launches of its kernels, of which those in cuda_maps.cuh, or for precision
-// "high" in cuda_products.cuh, do nearly all of the work.
-// Each block fills in the partial posterior of a segment of the bank, and the last kernel merges these in the order of
-// the bank, so nothing depends on which block was first.
+// The exact engine on NVIDIA GPUs: launches of its kernels, of which those in cuda_maps.cuh, or for precision "high"
+// in cuda_products.cuh, do nearly all of the work. Each block fills in the partial posterior of a segment of the bank,
+// and the last kernel merges these in the order of the bank, so nothing depends on which block was first.
 #include <stdexcept>
 #include <string>
 

@@ -127,12 +127,6 @@ struct ProductSums {
   }
 };
 
-// The windows of 16 pixels, high and low parts, for a step of 8 values each.
-template <int STEPS>
-struct Factors {
-  float high[STEPS][4], low[STEPS][4];
-};
-
 template <int STEPS, int YC, bool FULL>
 __global__ void __launch_bounds__(product_threads, STEPS <= 4 ? 2 : 1) products(const __grid_constant__ Task t) {
   const Query& query = t.query[blockIdx.z];
@@ -158,8 +152,8 @@ __global__ void __launch_bounds__(product_threads, STEPS <= 4 ? 2 : 1) products(
     column += column < 0 ? t.width : column >= t.width ? -t.width : 0;
     return t.x[((query.b * t.channels + c) * t.height + row) * t.width + column];
   };
-  Factors<STEPS> x;
-  int place[STEPS][2];  // of the values of this thread in a window in shared memory
+  float high[STEPS][4], low[STEPS][4];  // parts of the windows, 8 values a step
+  int place[STEPS][2];                  // of the values of this thread in a window in shared memory
   const int plane = (tile_side + k - 1) * product_pitch;
 #pragma unroll
   for (int step = 0; step < STEPS; ++step)
@@ -173,8 +167,8 @@ __global__ void __launch_bounds__(product_threads, STEPS <= 4 ? 2 : 1) products(
       for (int h = 0; h < 2; ++h) {
         const float factor =
             value < values ? static_cast<float>(2.0 * scale * query.alpha * window_value(h, c, y, z)) : 0.0f;
-        x.high[step][2 * half + h] = tf32(factor);
-        x.low[step][2 * half + h] = tf32(factor - x.high[step][2 * half + h]);
+        high[step][2 * half + h] = tf32(factor);
+        low[step][2 * half + h] = tf32(factor - high[step][2 * half + h]);
       }
     }
 
@@ -238,9 +232,9 @@ __global__ void __launch_bounds__(product_threads, STEPS <= 4 ? 2 : 1) products(
 #pragma unroll
             for (int i = 0; i < 4; ++i) product[u][i] = 0.0f;
 #pragma unroll
-            for (int step = 0; step < STEPS; ++step) multiply_add(product[u], x.low[step], value[step]);
+            for (int step = 0; step < STEPS; ++step) multiply_add(product[u], low[step], value[step]);
 #pragma unroll
-            for (int step = 0; step < STEPS; ++step) multiply_add(product[u], x.high[step], value[step]);
+            for (int step = 0; step < STEPS; ++step) multiply_add(product[u], high[step], value[step]);
 #pragma unroll
             for (int i = 0; i < 4; ++i) product[u][i] += norm[u * tile_side + i % 2];
           }

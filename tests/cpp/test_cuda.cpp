@@ -7,7 +7,7 @@
 
 #include <cuda_runtime.h>
 
-#include "cuda_plan.h"
+#include "cuda/plan.h"
 #include "exact.h"
 
 using namespace exact;
@@ -46,7 +46,7 @@ class OnDevice {
 };
 
 // As an engine whose arrays are all on the host, and that writes into a sink.
-void cuda_engine(const Problem& a, pyels::Sink& sink) {
+void on_device(const Problem& a, const pyels::CudaOptions& options, pyels::Sink& sink) {
   const auto size = [](std::int64_t n) { return static_cast<std::size_t>(n); };
   const std::int64_t pixels = a.height * a.width;
   std::int64_t images = 0, ordered = 0;
@@ -57,28 +57,27 @@ void cuda_engine(const Problem& a, pyels::Sink& sink) {
   const OnDevice<float> floats(a.pixels_float, a.pixels_float ? values : 0);
   const OnDevice<std::int64_t> order(a.order, a.order ? size(ordered) : 0);
   const OnDevice<float> x(a.x, size(a.queries * a.channels * pixels));
-  const std::size_t all = size(a.queries * pixels), extra = a.full ? all : 0;
+  const std::size_t all = size(a.queries * pixels), extra = a.full() ? all : 0;
   const OnDevice<double> m(all), s(all), y(all * size(a.channels)), e(extra), top(extra);
   const OnDevice<std::int64_t> source(extra);
   Problem there = a;
   (a.pixels_uint8 ? void(there.pixels_uint8 = bytes.get()) : void(there.pixels_float = floats.get()));
   there.order = a.order ? order.get() : nullptr, there.x = x.get();
-  const OnDevice<std::uint8_t> workspace(size(pyels::cuda_workspace(there, 0)));
-  pyels::cuda_engine(there, {m.get(), s.get(), y.get(), e.get(), top.get(), source.get()}, workspace.get(), 0, nullptr);
+  const OnDevice<std::uint8_t> workspace(size(pyels::cuda_workspace(there, options, 0)));
+  const pyels::Out out{.m = m.get(), .s = s.get(), .y = y.get(), .e = e.get(), .top = top.get(), .source = source.get()};
+  pyels::cuda_engine(there, options, out, workspace.get(), 0, nullptr);
   check_cuda(cudaDeviceSynchronize());
   for (std::int64_t b = 0; b < a.queries; ++b) {
-    Partial partial(pixels, a.channels, a.full);
+    Partial partial(pixels, a.channels, a.full());
     m.copy(b, partial.m), s.copy(b, partial.s), y.copy(b, partial.y);
-    if (a.full) e.copy(b, partial.e), top.copy(b, partial.top), source.copy(b, partial.source);
+    if (a.full()) e.copy(b, partial.e), top.copy(b, partial.top), source.copy(b, partial.source);
     sink.take(b, partial);
   }
 }
 
-void with_tensor_cores(const Problem& a, pyels::Sink& sink) {
-  Problem there = a;
-  there.tensor_cores = true;
-  cuda_engine(there, sink);
-}
+void cuda_engine(const Problem& a, pyels::Sink& sink) { on_device(a, {}, sink); }
+void with_tensor_cores(const Problem& a, pyels::Sink& sink) { on_device(a, {.tensor_cores = true}, sink); }
+
 // Behind each bound the worst seen.
 Bounds tensor_core_bounds{{"tensor cores: mean", 1e-4},                     // 3.0e-5
                           {"tensor cores: entropy", 3e-4},                  // 6.0e-5
@@ -104,7 +103,7 @@ void several_tiles_channels_and_launches() {
     const Case work = Case(machine, {1, 5, 6}, 20, 3, levels).with_classes(2);
     compare_with_oracle(work);
     for (const bool full : {false, true})
-      for (const Engine engine : {Engine(cuda_engine), Engine(with_tensor_cores)}) {
+      for (const Engine& engine : {Engine(cuda_engine), Engine(with_tensor_cores)}) {
         const std::vector<Partial> together = run(engine, work.problem(full));
         for (const std::int64_t b : {0, 17, 34})
           check(identical(together[b], run(engine, only(work.problem(full), b))[0]), "a query alone is another");
@@ -145,7 +144,7 @@ void little_shared_memory() {
       const Case work(machine, {channels, 9, 14}, 4, 9, {level(0.1), level(0.9), level(1e-3)});
       context = work.text();
       if (!machine.whole_image())
-        check(pyels::cuda::make_plan(work.problem(), emulated::shared_bytes).method == pyels::cuda::Method::direct,
+        check(pyels::cuda::make_plan(work.problem(), {}, emulated::shared_bytes).method == pyels::cuda::Method::direct,
               "not the kernel without shared memory");
       compare_with_oracle(work);
     }
@@ -160,7 +159,7 @@ void errors_of_the_device_are_thrown() {
   emulated::launches = 0;
   run(cuda_engine, a);
   check(emulated::launches == 0, "work for no query");
-  pyels::cuda::Plan plan = pyels::cuda::make_plan(work.problem(false), 227 * 1024);
+  pyels::cuda::Plan plan = pyels::cuda::make_plan(work.problem(false), {}, 227 * 1024);
   check(plan.method == pyels::cuda::Method::maps, "not by maps");
   emulated::fails = true;
   check_throws<std::runtime_error>([&] { run(cuda_engine, work.problem(false)); }, "the error of a launch");
@@ -182,7 +181,7 @@ void plans_keep_within_bounds() {
               work.end.assign(20, 1'000'000);
               Problem a = work.problem(full);
               a.channels = channels, a.height = side, a.width = side + 3;
-              const Plan plan = make_plan(a, shared);
+              const Plan plan = make_plan(a, {.tensor_cores = true}, shared);
               context = work.text() + " side " + std::to_string(side) + " channels " + std::to_string(channels);
               const std::int64_t partial = side * (side + 3) * plan.fields * 8;
               check(plan.workspace <= std::max(2 * workspace_bytes, 2 * partial), "a large workspace");
@@ -206,7 +205,7 @@ void plans_keep_within_bounds() {
   const Case usual(machines[5], {3, 32, 32}, 1, 17, {level(0.9)});
   context = usual.text();
   for (const std::int64_t shared : {99 * 1024, 227 * 1024})
-    check(make_plan(usual.problem(), shared).method == Method::maps, "a usual size is not worked off by maps");
+    check(make_plan(usual.problem(), {}, shared).method == Method::maps, "a usual size is not worked off by maps");
 }
 
 // Tensor cores are used where they are exact enough, and may be faster.
@@ -219,10 +218,9 @@ void tensor_cores_are_chosen() {
         Case work(machine, {channels, 32, 32}, 1, k, {level(1e-3), level(0.0775), level(0.232), level(0.985)});
         if (floats) work.to_float();
         context = work.text();
-        Problem a = work.problem(false);
+        const Problem a = work.problem(false);
         for (const bool asked : {false, true}) {
-          a.tensor_cores = asked;
-          const Plan plan = make_plan(a, 99 * 1024);
+          const Plan plan = make_plan(a, {.tensor_cores = asked}, 99 * 1024);
           const bool everywhere = !machine.whole_image() && machine.sources != pyels::Sources::same_position;
           const bool able = asked && everywhere && channels * k * k <= 80 && !floats;
           check(!by_products(a, plan, 0), "used where the noise is too low");
@@ -247,9 +245,8 @@ void tensor_cores_at_their_limit() {
         while (high / low > 1.001) {
           const double sigma = std::sqrt(low * high);
           const Case work = case_of(sigma);
-          Problem a = work.problem();
-          a.tensor_cores = true;
-          const pyels::cuda::Plan plan = pyels::cuda::make_plan(a, 227 * 1024);
+          const Problem a = work.problem();
+          const pyels::cuda::Plan plan = pyels::cuda::make_plan(a, {.tensor_cores = true}, 227 * 1024);
           (pyels::cuda::by_products(a, plan, 0) ? high : low) = sigma;
         }
         Case work = case_of(high);
@@ -276,7 +273,7 @@ void tensor_cores_at_their_limit() {
 }  // namespace
 
 int main(int count, char** arguments) {
-  on_every_engine = [](const std::string& what, const std::function<void(Engine)>& body) {
+  on_every_engine = [](const std::string& what, const std::function<void(const Engine&)>& body) {
     context = what, bounds = &exact_bounds;
     body(cuda_engine);
     if (what.rfind("els", 0) != 0) return;  // the other machines have no use for them

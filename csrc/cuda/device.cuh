@@ -8,7 +8,7 @@
 #include <cstdint>
 #include <limits>
 
-#include "cuda_plan.h"
+#include "cuda/plan.h"
 
 namespace pyels::cuda {
 
@@ -34,7 +34,7 @@ struct Query {
   std::int64_t partials;  // where its segments begin
   std::int32_t segments;
   double alpha;           // times the value of one unit of the bank
-  bool by_products;       // the pixels that can be (cuda_products.cuh)
+  bool by_products;       // the pixels that can be (products.cuh)
   Weighing weighing;
 };
 

@@ -1,14 +1,15 @@
 // The exact CPU engine: cuts the bank into fixed segments, lets threads work through them,
 // and merges their partial posteriors in the order of the bank. Neither the segments nor the order of any sum depends
 // on the number of threads or on the other queries, so the result does not either.
+#include "cpu/engine.h"
+
 #include <algorithm>
 #include <cmath>
 #include <limits>
 
-#include "kernel.h"
-#include "pyels.h"
+#include "cpu/maps.h"
+#include "threads.h"
 #include "weighing.h"
-#include "work.h"
 
 namespace pyels {
 namespace {
@@ -82,7 +83,7 @@ struct Plan {
 
   static constexpr std::int64_t max_terms = max_float_terms;
 
-  explicit Plan(const Problem& problem)
+  Plan(const Problem& problem, bool rim)
       : a(problem),
         kernel(kernel_in_use()),
         radius_rows(radius(a.height)),
@@ -97,7 +98,7 @@ struct Plan {
       rows.push_back(displacements(a, height, radius_rows, rows_which));
       columns.push_back(displacements(a, width, radius_columns, columns_which));
     };
-    if (a.rim)
+    if (rim)
       add(Pixels::rim, Pixels::all), add(Pixels::inside, Pixels::rim);
     else
       add(Pixels::all, Pixels::all);
@@ -118,7 +119,7 @@ struct Plan {
   std::int32_t radius(std::int64_t n) const {
     return whole_image() ? 0 : static_cast<std::int32_t>(std::min(a.patch_size / 2, n - 1));
   }
-  bool wraps() const { return a.sources == Sources::circular || a.sources == Sources::interior; }
+  bool wraps() const { return pyels::wraps(a.sources); }
   std::int64_t terms() const { return row_terms * column_terms; }
   bool whole_image() const { return a.window == Window::image; }
   std::int64_t images(std::int64_t b) const { return a.end[b] - a.begin[b]; }
@@ -127,7 +128,7 @@ struct Plan {
   // Segments are what threads share out. Their number must not depend on the number of threads. Every segment of a
   // group of queries has its partial posterior in memory; these take about `partials_bytes` whatever the image size.
   static constexpr std::int64_t partials_bytes = std::int64_t{64} << 20;
-  std::int64_t partial_bytes() const { return pixels * (a.channels + (a.full ? 5 : 2)) * 8; }
+  std::int64_t partial_bytes() const { return pixels * (a.channels + (a.full() ? 5 : 2)) * 8; }
   std::int64_t max_segments() const { return std::clamp<std::int64_t>(partials_bytes / partial_bytes(), 8, 64); }
   // None so short that its merging takes longer than its sums.
   std::int64_t segments(std::int64_t b) const {
@@ -154,15 +155,15 @@ class Worker {
         offset_(aligned<float>(states_)),
         s_(aligned<float>(states_ * lanes_)),
         y_(aligned<float>(a_.channels * plan.pixels * lanes_)),
-        e_(aligned<float>(a_.full ? states_ * lanes_ : 1)),
-        near_(aligned<float>(a_.full ? states_ * lanes_ : 1)),
-        near_at_(aligned<std::int32_t>(a_.full ? states_ * lanes_ : 1)),
-        far_(aligned<double>(a_.full ? states_ * lanes_ : 1)),
-        far_at_(aligned<std::int32_t>(a_.full ? states_ * lanes_ : 1)),
+        e_(aligned<float>(a_.full() ? states_ * lanes_ : 1)),
+        near_(aligned<float>(a_.full() ? states_ * lanes_ : 1)),
+        near_at_(aligned<std::int32_t>(a_.full() ? states_ * lanes_ : 1)),
+        far_(aligned<double>(a_.full() ? states_ * lanes_ : 1)),
+        far_at_(aligned<std::int32_t>(a_.full() ? states_ * lanes_ : 1)),
         scratch_(aligned<float>(
             kernel_scratch(a_.height, a_.width, 2 * plan.radius_rows + 1, 2 * plan.radius_columns + 1) * lanes_)),
         map_rows_(aligned<const float*>(kernel_map_rows(a_.height, 2 * plan.radius_rows + 1))),
-        flushed_(plan.pixels, a_.channels, a_.full) {
+        flushed_(plan.pixels, a_.channels, a_.full()) {
     std::fill_n(map_rows_.get(), kernel_map_rows(a_.height, 2 * plan.radius_rows + 1), scratch_.get());
   }
 
@@ -217,7 +218,7 @@ class Worker {
     const Weighing w = weighing(a_, b, static_cast<double>(plan_.images(b) * plan_.terms()), window_values);
     t.scale = w.scale, t.least_scale = w.least_scale, t.skip = w.skip;
     t.wide_above = w.wide_above, t.exact_above = w.exact_above, t.always_exact_above = w.always_exact_above;
-    t.full = a_.full;
+    t.full = a_.full();
     t.reference = reference_.get(), t.offset = offset_.get(), t.s = s_.get(), t.y = y_.get();
     t.e = e_.get();
     t.near = near_.get(), t.near_at = near_at_.get(), t.far = far_.get(), t.far_at = far_at_.get();
@@ -230,7 +231,7 @@ class Worker {
   void clear() {
     std::fill_n(s_.get(), states_ * lanes_, 0.0f);
     std::fill_n(y_.get(), a_.channels * plan_.pixels * lanes_, 0.0f);
-    if (!a_.full) return;
+    if (!a_.full()) return;
     std::fill_n(e_.get(), states_ * lanes_, 0.0f);
     std::fill_n(near_.get(), states_ * lanes_, std::numeric_limits<float>::infinity());
     std::fill_n(near_at_.get(), states_ * lanes_, 0);
@@ -288,11 +289,11 @@ class Worker {
     sum(s_, states_, out.s);
     sum(y_, a_.channels * plan_.pixels, out.y);
     for (double& y : out.y) y *= unit_;
-    if (a_.full) sum(e_, states_, out.e);
+    if (a_.full()) sum(e_, states_, out.e);
     for (std::int64_t p = 0; p < plan_.pixels; ++p) {
       const std::int64_t state = plan_.whole_image() ? 0 : p;
       out.m[p] = reference_[state] * ln2;
-      if (!a_.full) continue;
+      if (!a_.full()) continue;
       out.e[p] *= ln2;
       double nearest = std::numeric_limits<double>::infinity();
       out.source[p] = -1;
@@ -339,8 +340,8 @@ class Worker {
 
 }  // namespace
 
-void cpu_engine(const Problem& a, Sink& sink) {
-  const Plan plan(a);
+void cpu_engine(const Problem& a, const CpuOptions& options, Sink& sink) {
+  const Plan plan(a, options.rim);
   const std::int64_t group = plan.queries_in_group();
   struct Unit {
     std::int64_t query, segment;
@@ -350,9 +351,9 @@ void cpu_engine(const Problem& a, Sink& sink) {
     std::vector<Unit> units;
     for (std::int64_t b = b0; b < std::min(a.queries, b0 + group); ++b)
       for (std::int64_t segment = 0; segment < plan.segments(b); ++segment)
-        units.push_back({b, segment, Partial(plan.pixels, a.channels, a.full)});
+        units.push_back({b, segment, Partial(plan.pixels, a.channels, a.full())});
 
-    in_threads(a.threads, static_cast<std::int64_t>(units.size()), a.interrupted, [&](auto take) {
+    in_threads(options.threads, static_cast<std::int64_t>(units.size()), a.interrupted, [&](auto take) {
       Worker worker(plan);
       take([&](std::int64_t i, auto stop) {
         Unit& unit = units[static_cast<std::size_t>(i)];

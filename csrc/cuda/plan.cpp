@@ -1,5 +1,5 @@
-// Tiles, kernels and memory of the CUDA engine; see cuda_plan.h.
-#include "cuda_plan.h"
+// Tiles, kernels and memory of the CUDA engine; see plan.h.
+#include "cuda/plan.h"
 
 #include <algorithm>
 #include <cmath>
@@ -76,11 +76,11 @@ std::int64_t product_shared_bytes(const Problem& a) {
 
 }  // namespace
 
-Plan make_plan(const Problem& a, std::int64_t shared_bytes) {
+Plan make_plan(const Problem& a, const CudaOptions& options, std::int64_t shared_bytes) {
   Plan plan{};
   plan.rows = plan_axis(a, a.height), plan.columns = plan_axis(a, a.width);
   const std::int64_t pixels = a.height * a.width;
-  plan.fields = 2 + a.channels + (a.full ? 3 : 0);
+  plan.fields = 2 + a.channels + (a.full() ? 3 : 0);
   plan.partial_size = pixels * plan.fields;
   if (a.window == Window::image) {
     plan.method = Method::images;
@@ -91,7 +91,7 @@ Plan make_plan(const Problem& a, std::int64_t shared_bytes) {
     const bool square = plan.rows.window == a.patch_size && plan.columns.window == a.patch_size;
     plan.method = square && plan.layout.floats * 4 <= shared_bytes ? Method::maps : Method::direct;
     const bool met_by_all = plan.rows.span[0].meets != Meets::itself && plan.columns.span[0].meets != Meets::itself;
-    if (plan.method == Method::maps && a.pixels_uint8 && met_by_all &&
+    if (options.tensor_cores && plan.method == Method::maps && a.pixels_uint8 && met_by_all &&
         a.channels * a.patch_size * a.patch_size <= most_product_values) {
       const std::int64_t shared = product_shared_bytes(a);
       if (shared <= shared_bytes) plan.product_shared = shared;
@@ -111,7 +111,7 @@ Plan make_plan(const Problem& a, std::int64_t shared_bytes) {
 }
 
 bool by_products(const Problem& a, const Plan& plan, std::int64_t b) {
-  if (!a.tensor_cores || plan.product_shared == 0) return false;
+  if (plan.product_shared == 0) return false;
   // Of pixels within [-1, 1] and their noise: (2 alpha |x| |phi| + |alpha phi|^2) / (2 sigma^2).
   const double alpha = a.alpha[b], sigma = a.sigma[b],
                values = static_cast<double>(a.channels) * a.patch_size * a.patch_size;

@@ -1,12 +1,12 @@
 // What the CUDA engine makes of a problem: which kernel, over which tiles, in how much memory. Nothing here needs CUDA,
-// so it is compiled and tested everywhere; the device reads the same structs (cuda_device.cuh).
+// so it is compiled and tested everywhere; the device reads the same structs (device.cuh).
 #pragma once
 
 #include <cstdint>
 #include <vector>
 
-#include "merge.h"
-#include "pyels.h"
+#include "cuda/engine.h"
+#include "partial.h"
 #include "weighing.h"
 
 namespace pyels::cuda {
@@ -113,7 +113,7 @@ struct Plan {
 };
 
 // `shared_bytes`: what a block may have of shared memory.
-Plan make_plan(const Problem& a, std::int64_t shared_bytes);
+Plan make_plan(const Problem& a, const CudaOptions& options, std::int64_t shared_bytes);
 
 // Whether a query may be worked off by products: its log-weights then err by less than 2e-3, if its pixels are what
 // noise of this level makes of pixels within [-1, 1].
@@ -131,24 +131,3 @@ PYELS_BOTH constexpr std::int64_t first_of(std::int64_t segment, std::int64_t se
 }
 
 }  // namespace pyels::cuda
-
-namespace pyels {
-
-// Addresses on the device, of arrays as in struct Partial with the queries in front; the last three only if it is full.
-struct CudaOut {
-  double *m = nullptr, *s = nullptr, *y = nullptr, *e = nullptr, *top = nullptr;
-  std::int64_t* source = nullptr;
-};
-
-// 0, or the version of CUDA that this was built with, if the driver is of an earlier major one. Needs a driver.
-int cuda_driver_lacks();
-
-// Bytes of device memory that cuda_engine works in.
-std::int64_t cuda_workspace(const Problem& a, int device);
-
-// The exact engine on an NVIDIA GPU. Of `a`, the pixels, order and x are addresses on the device, the others on the
-// host. Launches on `stream` and returns: nothing is allocated, copied or waited for, so the stream may be being
-// captured. Bit-identical for any batch on one kind of GPU.
-void cuda_engine(const Problem& a, const CudaOut& out, void* workspace, int device, void* stream);
-
-}  // namespace pyels

@@ -1,7 +1,7 @@
 // Windows that reach beyond the image, or are too large for shared memory: from the definition, all in double.
 #pragma once
 
-#include "cuda_device.cuh"
+#include "cuda/device.cuh"
 
 namespace pyels::cuda {
 namespace {

@@ -31,8 +31,6 @@ enum class Sources : int {
   zeros = 3           // where the window overhangs the border as p's does; windows clipped   (ELS)
 };
 
-constexpr bool wraps(Sources sources) { return sources == Sources::circular || sources == Sources::interior; }
-
 // What of the posterior is wanted, as bits.
 enum Want : int {
   want_mean = 1,      // m, s and y of struct Partial

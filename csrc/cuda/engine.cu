@@ -137,18 +137,9 @@ Task make_task(const Problem& a, const Plan& plan, void* workspace) {
   t.partials = static_cast<double*>(workspace);
   t.channels = static_cast<std::int32_t>(a.channels);
   t.height = static_cast<std::int32_t>(a.height), t.width = static_cast<std::int32_t>(a.width);
-  t.wraps = wraps(a.sources);
   t.full = a.full(), t.moves = plan.moves;
   t.rows = plan.rows, t.columns = plan.columns, t.layout = plan.layout;
   return t;
-}
-
-// Sources that a pixel meets in one image, at most.
-double most_sources(const AxisPlan& axis) {
-  int most = 1;
-  for (int i = 0; i < axis.spans; ++i)
-    if (axis.span[i].meets != Meets::itself) most = std::max(most, axis.span[i].source_count);
-  return most;
 }
 
 }  // namespace
@@ -175,7 +166,7 @@ void cuda_engine(const Problem& a, const CudaOptions& options, const Out& out, v
   const bool whole_images = plan.method == Method::images;
   const std::int64_t window_values =
       a.channels * (whole_images ? pixels : std::int64_t{plan.rows.window} * plan.columns.window);
-  const double sources = whole_images ? plan.moves : most_sources(plan.rows) * most_sources(plan.columns);
+  const double sources = whole_images ? plan.moves : static_cast<double>(most_sources(plan.rows)) * most_sources(plan.columns);
   const std::int64_t pixel_blocks = (pixels + most_threads - 1) / most_threads;
 
   for (std::int64_t b0 = 0; b0 < a.queries; b0 += plan.queries) {

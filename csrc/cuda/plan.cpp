@@ -7,28 +7,6 @@
 namespace pyels::cuda {
 namespace {
 
-AxisPlan plan_axis(const Problem& a, std::int64_t length) {
-  const auto n = static_cast<std::int32_t>(length);
-  const auto k = static_cast<std::int32_t>(std::min<std::int64_t>(a.patch_size, 2 * length - 1));
-  const std::int32_t r = k / 2;
-  AxisPlan axis{n, k, 0, {}};
-  const auto add = [&](Span span) { axis.span[axis.spans++] = span; };
-  switch (a.sources) {
-    case Sources::same_position: add({0, n, 0, n, Meets::itself}); break;
-    case Sources::circular: add({0, n, 0, n, Meets::around}); break;
-    case Sources::interior: add({0, n, r, n - 2 * r, Meets::all}); break;
-    case Sources::zeros:
-      if (n < k) {  // every window overhangs in its own way
-        add({0, n, 0, n, Meets::itself});
-        break;
-      }
-      add({r, n - 2 * r, r, n - 2 * r, Meets::all});  // first, as the most work
-      if (r > 0) add({0, r, 0, r, Meets::itself}), add({n - r, r, n - r, r, Meets::itself});
-      break;
-  }
-  return axis;
-}
-
 Span largest_tile(Span span) {
   span.count = ceil_div(span.count, tiles_of(span));
   return span;
@@ -78,7 +56,7 @@ std::int64_t product_shared_bytes(const Problem& a) {
 
 Plan make_plan(const Problem& a, const CudaOptions& options, std::int64_t shared_bytes) {
   Plan plan{};
-  plan.rows = plan_axis(a, a.height), plan.columns = plan_axis(a, a.width);
+  plan.rows = source_axis(a, a.height), plan.columns = source_axis(a, a.width);
   const std::int64_t pixels = a.height * a.width;
   plan.fields = 2 + a.channels + (a.full() ? 3 : 0);
   plan.partial_size = pixels * plan.fields;

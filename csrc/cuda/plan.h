@@ -6,7 +6,7 @@
 #include <vector>
 
 #include "cuda/engine.h"
-#include "partial.h"
+#include "sources.h"
 #include "weighing.h"
 
 namespace pyels::cuda {
@@ -21,35 +21,16 @@ constexpr int y_channels = 4;         // whose sums a thread holds; more channel
 constexpr std::int64_t most_entries = std::int64_t{1} << 18;      // distances of whole images, kept for a query
 constexpr std::int64_t workspace_bytes = std::int64_t{128} << 20;  // about, for all partial posteriors together
 
-// Pixels of an axis that meet alike, and the sources that they meet there.
-enum class Meets : std::int32_t {
-  itself,  // p meets p
-  all,     // every p meets every source
-  around   // the same, and windows wrap around
-};
-struct Span {
-  std::int32_t first, count;                // p
-  std::int32_t source_first, source_count;  // q
-  Meets meets;
-};
-
-// Every source set is the product of its two axes, and an axis is a list of spans.
-struct AxisPlan {
-  std::int32_t length, window;  // n, k
-  std::int32_t spans;
-  Span span[3];
-};
-
 PYELS_BOTH constexpr int ceil_div(int a, int b) { return (a + b - 1) / b; }
 
 // Spans are cut into tiles of about the same size.
 PYELS_BOTH constexpr int tiles_of(const Span& s) { return ceil_div(s.count, tile_side); }
-PYELS_BOTH constexpr int tiles_of(const AxisPlan& axis) {
+PYELS_BOTH constexpr int tiles_of(const SourceAxis& axis) {
   int tiles = 0;
   for (int i = 0; i < axis.spans; ++i) tiles += tiles_of(axis.span[i]);
   return tiles;
 }
-PYELS_BOTH constexpr Span tile_of(const AxisPlan& axis, int tile) {
+PYELS_BOTH constexpr Span tile_of(const SourceAxis& axis, int tile) {
   int i = 0;
   for (; tile >= tiles_of(axis.span[i]); ++i) tile -= tiles_of(axis.span[i]);
   Span s = axis.span[i];
@@ -101,7 +82,7 @@ enum class Method : std::int32_t { maps, direct, images };
 
 struct Plan {
   Method method;
-  AxisPlan rows, columns;
+  SourceAxis rows, columns;
   Layout layout;                // of Method::maps
   std::int64_t product_shared = 0;  // bytes of shared memory that products take; 0: not by products
   std::int32_t moves = 0;       // of Method::images: displacements of an image

@@ -15,6 +15,7 @@
 #include "cpu/maps.h"
 #include "sampled/estimate.h"
 #include "sampled/windows.h"
+#include "sources.h"
 #include "threads.h"
 #include "weighing.h"
 
@@ -58,12 +59,13 @@ struct Place {
   std::int64_t row, column;
 };
 
-// The pixels whose sources are in lists.
+// The pixels whose sources are in lists: those that meet others along both axes.
 std::vector<Place> listed_pixels(const Problem& a) {
-  const std::int64_t r = a.sources == Sources::zeros ? a.patch_size / 2 : 0;
+  const Span rows = source_axis(a, a.height).span[0], columns = source_axis(a, a.width).span[0];
   std::vector<Place> pixels;
-  for (std::int64_t row = r; row < a.height - r; ++row)
-    for (std::int64_t column = r; column < a.width - r; ++column) pixels.push_back({row, column});
+  for (std::int64_t row = rows.first; row < rows.first + rows.count; ++row)
+    for (std::int64_t column = columns.first; column < columns.first + columns.count; ++column)
+      pixels.push_back({row, column});
   return pixels;
 }
 

@@ -23,7 +23,9 @@ struct Machine {
   pyels::Sources sources;
 
   bool whole_image() const { return window == pyels::Window::image; }
-  bool wraps() const { return pyels::wraps(sources); }  // a square window is then no larger than the image
+  bool wraps() const {  // a square window must then not be larger than the image
+    return sources == pyels::Sources::circular || sources == pyels::Sources::interior;
+  }
 };
 
 inline constexpr Machine machines[] = {{"is", pyels::Window::image, pyels::Sources::same_position},

@@ -1,10 +1,6 @@
 // The CUDA engine against the definition in double precision, and what it plans on the host. Built twice: for a GPU,
-// and without one, the very same kernels on an emulation of blocks and threads (emulated/cuda_runtime.h).
-//
-//     test_cuda, test_gpu  everything but the next; also the program to run under sanitizers
-//     test_cuda --large    more images than the engine keeps distances of
-#include <cstring>
-
+// as test_gpu, and without one, as test_cuda, the very same kernels on an emulation of blocks and threads
+// (emulated/cuda_runtime.h).
 #include <cuda_runtime.h>
 
 #include "cuda/plan.h"
@@ -190,10 +186,10 @@ void plans_keep_within_bounds() {
               if (plan.method != Method::maps) continue;
               check(std::max(plan.layout.floats * 4, plan.product_shared) <= shared, "too much shared memory");
               check(plan.layout.threads <= most_threads && plan.layout.threads % 32 == 0, "threads");
-              const auto covered = [&](const AxisPlan& axis) {
+              const auto covered = [&](const pyels::SourceAxis& axis) {
                 std::int32_t next = 0, seen = 0;
                 for (int tile = 0; tile < tiles_of(axis); ++tile) {
-                  const Span span = tile_of(axis, tile);
+                  const pyels::Span span = tile_of(axis, tile);
                   check(span.count >= 1 && span.count <= tile_side, "a tile of no or too many pixels");
                   seen += span.count, next = std::max(next, span.first + span.count);
                 }
@@ -280,26 +276,22 @@ int main(int count, char** arguments) {
     context += ", tensor cores", bounds = &tensor_core_bounds;
     body(with_tensor_cores);
   };
-  std::vector<Test> tests{{"bank sizes and classes", bank_sizes_and_classes},
-                          {"every source counts once", every_source_counts_once},
-                          {"every window size", every_window_size},
-                          {"extreme noise", extreme_noise},
-                          {"the lowest image is the source", the_lowest_image_is_the_source},
-                          {"parts of a bank merge to the whole", parts_of_a_bank_merge_to_the_whole},
-                          {"several tiles, channels and launches", several_tiles_channels_and_launches},
-                          {"exponents are raised", exponents_are_raised},
+  return run_tests(count, arguments,
+                   {{"bank sizes and classes", bank_sizes_and_classes},
+                    {"every source counts once", every_source_counts_once},
+                    {"every window size", every_window_size},
+                    {"extreme noise", extreme_noise},
+                    {"the lowest image is the source", the_lowest_image_is_the_source},
+                    {"parts of a bank merge to the whole", parts_of_a_bank_merge_to_the_whole},
+                    {"several tiles, channels and launches", several_tiles_channels_and_launches},
+                    {"exponents are raised", exponents_are_raised},
 #if defined(PYELS_EMULATED)
-                          {"little shared memory", little_shared_memory},
-                          {"errors of the device are thrown", errors_of_the_device_are_thrown},
+                    {"little shared memory", little_shared_memory},
+                    {"errors of the device are thrown", errors_of_the_device_are_thrown},
 #endif
-                          {"plans keep within bounds", plans_keep_within_bounds},
-                          {"tensor cores are chosen", tensor_cores_are_chosen},
-                          {"tensor cores at their limit", tensor_cores_at_their_limit}};
-  if (count == 2 && std::strcmp(arguments[1], "--large") == 0)
-    tests = {{"more images than distances are kept", more_images_than_distances_are_kept}};
-  else if (count != 1)
-    return std::fprintf(stderr, "usage: %s [--large]\n", arguments[0]), 2;
-  const int failed = run_tests(tests);
-  exact_bounds.report(), tensor_core_bounds.report();
-  return failed != 0;
+                    {"plans keep within bounds", plans_keep_within_bounds},
+                    {"tensor cores are chosen", tensor_cores_are_chosen},
+                    {"tensor cores at their limit", tensor_cores_at_their_limit},
+                    {"more images than distances are kept", more_images_than_distances_are_kept, true}},
+                   [] { exact_bounds.report(), tensor_core_bounds.report(); });
 }

@@ -1,7 +1,5 @@
-// The CPU engine against the definition in double precision, on every instruction set that this CPU runs.
-//
-//     test_engine            everything but the next; also the program to run under sanitizers
-//     test_engine --large    sums over 1e8 patches
+// The CPU engine against the definition in double precision, on every instruction set that this CPU runs; and what of
+// the reference engine no other has.
 #include <atomic>
 #include <cstring>
 #include <thread>
@@ -169,21 +167,17 @@ int main(int count, char** arguments) {
   on_every_engine = [](const std::string& what, const std::function<void(const Engine&)>& body) {
     on_every_isa(what, [&] { body(cpu_engine()); });
   };
-  std::vector<Test> tests{{"every window size", every_window_size},
-                          {"bank sizes and classes", bank_sizes_and_classes},
-                          {"extreme noise", extreme_noise},
-                          {"every source counts once", every_source_counts_once},
-                          {"threads and batches change no bit", threads_and_batches_change_no_bit},
-                          {"the lowest image is the source", the_lowest_image_is_the_source},
-                          {"parts of a bank merge to the whole", parts_of_a_bank_merge_to_the_whole},
-                          {"masks weigh every pixel", masks_weigh_every_pixel},
-                          {"work stops when asked", work_stops_when_asked},
-                          {"the instruction set can be chosen", instruction_set_can_be_chosen}};
-  if (count == 2 && std::strcmp(arguments[1], "--large") == 0)
-    tests = {{"long sums keep their digits", long_sums_keep_their_digits}};
-  else if (count != 1)
-    return std::fprintf(stderr, "usage: %s [--large]\n", arguments[0]), 2;
-  const int failed = run_tests(tests);
-  exact_bounds.report();
-  return failed != 0;
+  return run_tests(count, arguments,
+                   {{"every window size", every_window_size},
+                    {"bank sizes and classes", bank_sizes_and_classes},
+                    {"extreme noise", extreme_noise},
+                    {"every source counts once", every_source_counts_once},
+                    {"threads and batches change no bit", threads_and_batches_change_no_bit},
+                    {"the lowest image is the source", the_lowest_image_is_the_source},
+                    {"parts of a bank merge to the whole", parts_of_a_bank_merge_to_the_whole},
+                    {"masks weigh every pixel", masks_weigh_every_pixel},
+                    {"work stops when asked", work_stops_when_asked},
+                    {"the instruction set can be chosen", instruction_set_can_be_chosen},
+                    {"long sums keep their digits", long_sums_keep_their_digits, true}},
+                   [] { exact_bounds.report(); });
 }

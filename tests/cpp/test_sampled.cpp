@@ -179,8 +179,9 @@ void extreme_noise_stays_finite() {
 
 }  // namespace
 
-int main() {
-  return run_tests({{"errors are as stated", errors_are_as_stated},
+int main(int count, char** arguments) {
+  return run_tests(count, arguments,
+                   {{"errors are as stated", errors_are_as_stated},
                     {"threads and batches change no bit", threads_and_batches_change_no_bit},
-                    {"extreme noise stays finite", extreme_noise_stays_finite}}) != 0;
+                    {"extreme noise stays finite", extreme_noise_stays_finite}});
 }

@@ -27,6 +27,7 @@ from tqdm import tqdm
 
 from pyels import _core
 from pyels.bank import PatchBank
+from pyels.engines.native import bank_problem
 from pyels.files import write_tensors
 
 MOST_LISTS = 4096
@@ -105,13 +106,13 @@ class Index:
             and int(self.place.to(torch.int32).max()) < height * width
         )
 
-    def arguments(self) -> dict[str, Any]:
-        """What the compiled engine takes."""
-        return {
-            "list_count": len(self),
-            "list_directions": len(self.directions),
-            "lists": [getattr(self, f.name).data_ptr() for f in fields(self)],  # in this order
-        }
+    def lists(self) -> _core.Lists:
+        """What the compiled engine takes; to be used no longer than this index lives."""
+        lists = _core.Lists()
+        lists.count, lists.directions_count = len(self), len(self.directions)
+        for f in fields(self):
+            setattr(lists, f.name, getattr(self, f.name).data_ptr())
+        return lists
 
 
 def open_index(
@@ -299,14 +300,9 @@ def _arranged(
         rest=torch.zeros(members),
         step=F.pad(step, (0, len(even) - len(step)), value=1.0),
     )
-    _core.describe_lists(
-        pixels=bank.images.data_ptr(),
-        is_uint8=bank.dtype == torch.uint8,
-        bank_shape=[len(bank), *bank.shape],
-        patch_size=k,
-        threads=threads,
-        **index.arguments(),
-    )
+    options = _core.CpuOptions()
+    options.threads = threads
+    _core.describe_lists(bank_problem(bank.images, k), options, index.lists())
     return index
 
 

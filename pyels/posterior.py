@@ -159,7 +159,7 @@ class PartialPosterior:
             return torch.full_like(self.s, ROUNDING), torch.ones_like(self.s, dtype=torch.bool)
         mean = self.mean(torch.float64)
         variance = (self.yy - 2 * mean * self.sy + mean**2 * self.ss[:, None]).clamp(min=0).amax(dim=1)
-        estimated = _core.LIST_INTERVAL * variance.sqrt() / self.s
+        estimated = _core.INTERVAL * variance.sqrt() / self.s
         certified = self.chance == 0
         return torch.where(certified, 0.0, estimated) + ROUNDING, certified
 

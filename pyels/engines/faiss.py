@@ -7,7 +7,7 @@ from torch import Tensor
 
 from pyels import _core
 from pyels.bank import PatchBank
-from pyels.engines.native import addresses, allocate, arguments
+from pyels.engines.native import allocate, outputs, problem
 from pyels.index import Index
 from pyels.posterior import PartialPosterior
 
@@ -33,11 +33,13 @@ def sampled_posterior(
     m, s, y, e, top, source = allocate(x, full)
     ss, chance, sy, yy = (torch.empty_like(like) for like in (s, s, y, y))
     order = bank.order if by_class else bank.order[:0]
-    _core.sampled_posterior(
-        **arguments(bank.images, order, begin, end, x, alpha, sigma, 1, sources, patch_size, threads, full),
-        out=addresses((m, s, y, e, top, source, ss, sy, yy, chance)),
-        tolerance=tolerance,
-        **index.arguments(),
+    options = _core.SampledOptions()
+    options.threads, options.tolerance = threads, tolerance
+    _core.sampled_engine(
+        problem(bank.images, order, begin, end, x, alpha, sigma, 1, sources, patch_size, full),
+        options,
+        index.lists(),
+        outputs((m, s, y, e, top, source, ss, sy, yy, chance)),
     )
     sampled = {"ss": ss, "sy": sy, "yy": yy, "chance": chance}
     if not full:

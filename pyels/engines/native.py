@@ -1,8 +1,6 @@
 """The custom operator behind the compiled engines: allocates, passes addresses and sizes, and nothing else."""
 
 # No `from __future__ import annotations` here: torch reads the operator's schema from the annotations.
-from typing import Any
-
 import torch
 from torch import Tensor
 
@@ -34,13 +32,18 @@ def partial_posterior(
     a graph, which then keeps alpha, sigma, begin and end as they were.
     """
     out = allocate(x, full)
-    given = arguments(
-        images, order, begin, end, x, alpha, sigma, window, sources, patch_size, threads, full, tensor_cores
-    )
-    if not x.is_cuda:
-        _core.partial_posterior(**given, engine=engine, out=addresses(out))
-    elif x.numel():
-        _launch(given, (images, order, x), out)
+    given = problem(images, order, begin, end, x, alpha, sigma, window, sources, patch_size, full)
+    if x.is_cuda:
+        if x.numel():
+            cuda_options = _core.CudaOptions()
+            cuda_options.tensor_cores = tensor_cores
+            _launch(given, cuda_options, (images, order, x), out)
+    elif engine == "reference":
+        _core.reference_engine(given, outputs(out))
+    else:
+        options = _core.CpuOptions()
+        options.threads = threads
+        _core.cpu_engine(given, options, outputs(out))
     return out
 
 
@@ -64,18 +67,16 @@ def _(
     return allocate(x, full)
 
 
-def _launch(given: dict[str, Any], tensors: tuple[Tensor, ...], out: Results) -> None:
-    """Engine "cuda": `given` as `arguments` made it of these tensors, among others."""
+def _launch(given: _core.Problem, options: _core.CudaOptions, tensors: tuple[Tensor, ...], out: Results) -> None:
+    """Engine "cuda": `given` as `problem` made it of these tensors, among others."""
     device = out[0].get_device()
     with torch.cuda.device(device):
         stream = torch.cuda.current_stream()
         for tensor in tensors:  # made on another stream, perhaps, and not to be reused before this is done
             tensor.record_stream(stream)
         # From torch's allocator, which hands memory out again in the order of the stream.
-        workspace = out[0].new_empty(_core.cuda_workspace(**given, device=device), dtype=torch.uint8)
-        _core.cuda_posterior(
-            **given, out=addresses(out), workspace=workspace.data_ptr(), device=device, stream=stream.cuda_stream
-        )
+        workspace = out[0].new_empty(_core.cuda_workspace(given, options, device), dtype=torch.uint8)
+        _core.cuda_engine(given, options, outputs(out), workspace.data_ptr(), device, stream.cuda_stream)
 
 
 def allocate(x: Tensor, full: bool) -> Results:
@@ -92,7 +93,7 @@ def allocate(x: Tensor, full: bool) -> Results:
     )
 
 
-def arguments(
+def problem(
     images: Tensor,
     order: Tensor,
     begin: Tensor,
@@ -103,30 +104,32 @@ def arguments(
     window: int,
     sources: int,
     patch_size: int,
-    threads: int,
     full: bool,
-    tensor_cores: bool = False,
-) -> dict[str, Any]:
-    """What every function of `_core` that evaluates queries is told."""
-    return {
-        "pixels": images.data_ptr(),
-        "is_uint8": images.dtype == torch.uint8,
-        "bank_shape": list(images.shape),
-        "order": order.data_ptr() if len(order) else 0,
-        "queries": len(x),
-        "x": x.data_ptr(),
-        "alpha": alpha.data_ptr(),
-        "sigma": sigma.data_ptr(),
-        "begin": begin.data_ptr(),
-        "end": end.data_ptr(),
-        "window": window,
-        "sources": sources,
-        "patch_size": patch_size,
-        "threads": threads,
-        "full": full,
-        "tensor_cores": tensor_cores,
-    }
+) -> _core.Problem:
+    """What every engine is told."""
+    a = bank_problem(images, patch_size)
+    a.order = order.data_ptr() if len(order) else 0
+    a.queries = len(x)
+    a.x, a.alpha, a.sigma = x.data_ptr(), alpha.data_ptr(), sigma.data_ptr()
+    a.begin, a.end = begin.data_ptr(), end.data_ptr()
+    a.window, a.sources, a.want = window, sources, 3 if full else 1
+    return a
 
 
-def addresses(tensors: tuple[Tensor, ...]) -> list[int]:
-    return [tensor.data_ptr() for tensor in tensors]
+def bank_problem(images: Tensor, patch_size: int) -> _core.Problem:
+    a = _core.Problem()
+    if images.dtype == torch.uint8:
+        a.pixels_uint8 = images.data_ptr()
+    else:
+        a.pixels_float = images.data_ptr()
+    a.images, a.channels, a.height, a.width = images.shape
+    a.patch_size = patch_size
+    return a
+
+
+def outputs(results: tuple[Tensor, ...]) -> _core.Out:
+    """The addresses of m, s, y, e, top, source and, of a sampled posterior, ss, sy, yy, chance."""
+    out = _core.Out()
+    for name, tensor in zip(("m", "s", "y", "e", "top", "source", "ss", "sy", "yy", "chance"), results, strict=False):
+        setattr(out, name, tensor.data_ptr())
+    return out

@@ -3,8 +3,8 @@
 #include <cstring>
 #include <string>
 
-#include "kernel.h"
-#include "pyels.h"
+#include "cpu/engine.h"
+#include "cpu/maps.h"
 
 namespace pyels {
 namespace {

@@ -1,73 +1,53 @@
 // The exact CPU engine: cuts the bank into fixed segments, lets threads work through them,
 // and merges their partial posteriors in the order of the bank. Neither the segments nor the order of any sum depends
 // on the number of threads or on the other queries, so the result does not either.
+#include "cpu/engine.h"
+
 #include <algorithm>
 #include <cmath>
 #include <limits>
 
-#include "kernel.h"
-#include "pyels.h"
+#include "cpu/maps.h"
+#include "sources.h"
+#include "threads.h"
 #include "weighing.h"
-#include "work.h"
 
 namespace pyels {
 namespace {
 
 // ---- Source sets as displacements --------------------------------------------------------------------------------
 
-// Which of an axis' pixels a list of displacements is for: all, or those whose window (of sources `zeros`) overhangs
-// the border, or the others.
-enum class Pixels { all, rim, inside };
-
-// The displacements along one axis of length n, for windows of radius r. Rows and columns are alike, and every source
-// set is the product of its two axes.
-std::vector<Axis> displacements(const Problem& a, std::int32_t n, std::int32_t r, Pixels which = Pixels::all) {
-  std::vector<Axis> axes;
-  // Pixels p0 <= p < p1 against p + d.
-  const auto add = [&](std::int32_t d, std::int32_t p0, std::int32_t p1) {
-    if (p0 < p1) axes.push_back({p1 - p0, p0 - r, p0 - r + d});
-  };
-  switch (a.sources) {
-    case Sources::same_position:
-      add(0, 0, n);
-      break;
-    case Sources::zeros:
-      // At d = 0 every pixel meets its own overhang; elsewhere only interior pixels meet, interior with interior.
-      if (which == Pixels::rim) {
-        add(0, 0, std::min(r, n));
-        add(0, std::max(r, n - r), n);
-        break;
-      }
-      for (std::int32_t d = -(n - 1); d < n; ++d) {
-        if (d == 0 && which == Pixels::all)
-          add(0, 0, n);
-        else
-          add(d, std::max(r, r - d), std::min(n - r, n - r - d));
-      }
-      break;
-    case Sources::circular:  // sources 0 <= q < n
-      for (std::int32_t d = 0; d < n; ++d) add(d, -d, n - d);
-      break;
-    case Sources::interior:  // sources r <= q < n - r
-      for (std::int32_t d = 0; d < n; ++d) add(d, r - d, n - r - d);
-      break;
+// The displacements d along an axis, ascending, and the pixels p that meet p + d there.
+std::vector<Axis> displacements(const SourceAxis& axis) {
+  const std::int32_t n = axis.length, r = axis.window / 2;
+  std::vector<Axis> all;
+  for (std::int32_t d = axis.wraps ? 0 : 1 - n; d < n; ++d) {
+    std::vector<std::pair<std::int32_t, std::int32_t>> stretches;  // of pixels, first and behind the last
+    for (std::int32_t i = 0; i < axis.spans; ++i) {
+      const Span& s = axis.span[i];
+      if (s.meets == Meets::itself && d != 0) continue;
+      std::int32_t first = s.source_first - d, last = first + s.source_count;  // around the image, where it wraps
+      if (!axis.wraps) first = std::max(first, s.first), last = std::min(last, s.first + s.count);
+      if (first < last) stretches.emplace_back(first, last);
+    }
+    std::sort(stretches.begin(), stretches.end());
+    std::int32_t end = -n - 1;
+    for (const auto& [first, last] : stretches) {  // neighbours are one
+      if (first == end)
+        all.back().outputs += last - first;
+      else
+        all.push_back({last - first, first - r, first - r + d});
+      end = last;
+    }
   }
-  return axes;
-}
-
-// How many of them the pixel takes part in that takes part in the most: the terms of its sum along this axis.
-std::int64_t most_terms(const std::vector<Axis>& axes, std::int32_t n, std::int32_t r) {
-  std::vector<std::int64_t> terms(static_cast<std::size_t>(n));
-  for (const Axis& axis : axes)
-    for (std::int32_t j = 0; j < axis.outputs; ++j) ++terms[static_cast<std::size_t>((axis.query + r + j + n) % n)];
-  return *std::max_element(terms.begin(), terms.end());
+  return all;
 }
 
 struct Plan {
   const Problem& a;
   const Kernel& kernel;
-  std::int32_t radius_rows, radius_columns;  // beyond these a window holds the whole axis wherever it stands
-  // Products of axes which together are the source sets: of rows and columns, side by side in both.
+  SourceAxis row_axis, column_axis;
+  // Displacements of which the products together are the source sets: of rows and columns, side by side in both.
   std::vector<std::vector<Axis>> rows, columns;
   std::int64_t pixels;
   // Rows of the panel are widened by what windows reach over, rows of a query also by what displacements do.
@@ -82,43 +62,37 @@ struct Plan {
 
   static constexpr std::int64_t max_terms = max_float_terms;
 
-  explicit Plan(const Problem& problem)
+  Plan(const Problem& problem, bool rim)
       : a(problem),
         kernel(kernel_in_use()),
-        radius_rows(radius(a.height)),
-        radius_columns(radius(a.width)),
+        row_axis(source_axis(a, a.height)),
+        column_axis(source_axis(a, a.width)),
         pixels(a.height * a.width),
-        panel_margin(radius_columns),
+        panel_margin(column_axis.window / 2),
         panel_width(a.width + 2 * panel_margin),
         x_margin(panel_margin + (wraps() ? a.width - 1 : 0)),
         x_width(x_margin + a.width + panel_margin) {
-    const auto height = static_cast<std::int32_t>(a.height), width = static_cast<std::int32_t>(a.width);
-    const auto add = [&](Pixels rows_which, Pixels columns_which) {
-      rows.push_back(displacements(a, height, radius_rows, rows_which));
-      columns.push_back(displacements(a, width, radius_columns, columns_which));
-    };
-    if (a.rim)
-      add(Pixels::rim, Pixels::all), add(Pixels::inside, Pixels::rim);
-    else
-      add(Pixels::all, Pixels::all);
-    for (std::size_t i = 0; i < rows.size(); ++i) {
-      if (rows[i].empty() || columns[i].empty()) continue;
-      const std::int64_t across = most_terms(columns[i], width, radius_columns);
-      row_terms = std::max(row_terms, most_terms(rows[i], height, radius_rows));
-      column_terms = std::max(column_terms, across);
-      const auto n = static_cast<std::int64_t>(rows[i].size());
-      const std::int64_t step = std::clamp<std::int64_t>(max_terms / across, 1, n);
+    const auto add = [&](const SourceAxis& along_rows, const SourceAxis& along_columns) {
+      rows.push_back(displacements(along_rows)), columns.push_back(displacements(along_columns));
+      if (rows.back().empty() || columns.back().empty()) return;
+      const std::int64_t down = most_sources(along_rows), across = most_sources(along_columns);
+      row_terms = std::max(row_terms, down), column_terms = std::max(column_terms, across);
+      const std::int64_t n = std::ssize(rows.back()), step = std::clamp<std::int64_t>(max_terms / across, 1, n);
       for (std::int64_t row = 0; row < n; row += step) {
         const std::int64_t some = std::min(step, n - row);
-        calls.push_back({rows[i].data() + row, columns[i].data(), some, std::ssize(columns[i]), some * across});
+        calls.push_back(
+            {rows.back().data() + row, columns.back().data(), some, std::ssize(columns.back()), some * across});
       }
+    };
+    if (rim) {
+      add(part_of(row_axis, Part::themselves), column_axis);
+      add(part_of(row_axis, Part::others), part_of(column_axis, Part::themselves));
+    } else {
+      add(row_axis, column_axis);
     }
   }
 
-  std::int32_t radius(std::int64_t n) const {
-    return whole_image() ? 0 : static_cast<std::int32_t>(std::min(a.patch_size / 2, n - 1));
-  }
-  bool wraps() const { return a.sources == Sources::circular || a.sources == Sources::interior; }
+  bool wraps() const { return row_axis.wraps; }
   std::int64_t terms() const { return row_terms * column_terms; }
   bool whole_image() const { return a.window == Window::image; }
   std::int64_t images(std::int64_t b) const { return a.end[b] - a.begin[b]; }
@@ -127,7 +101,7 @@ struct Plan {
   // Segments are what threads share out. Their number must not depend on the number of threads. Every segment of a
   // group of queries has its partial posterior in memory; these take about `partials_bytes` whatever the image size.
   static constexpr std::int64_t partials_bytes = std::int64_t{64} << 20;
-  std::int64_t partial_bytes() const { return pixels * (a.channels + (a.full ? 5 : 2)) * 8; }
+  std::int64_t partial_bytes() const { return pixels * (a.channels + (a.full() ? 5 : 2)) * 8; }
   std::int64_t max_segments() const { return std::clamp<std::int64_t>(partials_bytes / partial_bytes(), 8, 64); }
   // None so short that its merging takes longer than its sums.
   std::int64_t segments(std::int64_t b) const {
@@ -154,16 +128,16 @@ class Worker {
         offset_(aligned<float>(states_)),
         s_(aligned<float>(states_ * lanes_)),
         y_(aligned<float>(a_.channels * plan.pixels * lanes_)),
-        e_(aligned<float>(a_.full ? states_ * lanes_ : 1)),
-        near_(aligned<float>(a_.full ? states_ * lanes_ : 1)),
-        near_at_(aligned<std::int32_t>(a_.full ? states_ * lanes_ : 1)),
-        far_(aligned<double>(a_.full ? states_ * lanes_ : 1)),
-        far_at_(aligned<std::int32_t>(a_.full ? states_ * lanes_ : 1)),
+        e_(aligned<float>(a_.full() ? states_ * lanes_ : 1)),
+        near_(aligned<float>(a_.full() ? states_ * lanes_ : 1)),
+        near_at_(aligned<std::int32_t>(a_.full() ? states_ * lanes_ : 1)),
+        far_(aligned<double>(a_.full() ? states_ * lanes_ : 1)),
+        far_at_(aligned<std::int32_t>(a_.full() ? states_ * lanes_ : 1)),
         scratch_(aligned<float>(
-            kernel_scratch(a_.height, a_.width, 2 * plan.radius_rows + 1, 2 * plan.radius_columns + 1) * lanes_)),
-        map_rows_(aligned<const float*>(kernel_map_rows(a_.height, 2 * plan.radius_rows + 1))),
-        flushed_(plan.pixels, a_.channels, a_.full) {
-    std::fill_n(map_rows_.get(), kernel_map_rows(a_.height, 2 * plan.radius_rows + 1), scratch_.get());
+            kernel_scratch(a_.height, a_.width, plan.row_axis.window, plan.column_axis.window) * lanes_)),
+        map_rows_(aligned<const float*>(kernel_map_rows(a_.height, plan.row_axis.window))),
+        flushed_(plan.pixels, a_.channels, a_.full()) {
+    std::fill_n(map_rows_.get(), kernel_map_rows(a_.height, plan.row_axis.window), scratch_.get());
   }
 
   // Adds the images of one segment of query b to `total`.
@@ -211,13 +185,13 @@ class Worker {
     t.panel = panel_.get(), t.panel_width = plan_.panel_width, t.panel_margin = plan_.panel_margin;
     t.alpha = a_.alpha[b] * unit_;
     t.whole_image = plan_.whole_image();
-    t.k_rows = 2 * plan_.radius_rows + 1, t.k_columns = 2 * plan_.radius_columns + 1;
+    t.k_rows = plan_.row_axis.window, t.k_columns = plan_.column_axis.window;
     const std::int64_t window_values =
         a_.channels * (plan_.whole_image() ? plan_.pixels : std::int64_t{t.k_rows} * t.k_columns);
     const Weighing w = weighing(a_, b, static_cast<double>(plan_.images(b) * plan_.terms()), window_values);
     t.scale = w.scale, t.least_scale = w.least_scale, t.skip = w.skip;
     t.wide_above = w.wide_above, t.exact_above = w.exact_above, t.always_exact_above = w.always_exact_above;
-    t.full = a_.full;
+    t.full = a_.full();
     t.reference = reference_.get(), t.offset = offset_.get(), t.s = s_.get(), t.y = y_.get();
     t.e = e_.get();
     t.near = near_.get(), t.near_at = near_at_.get(), t.far = far_.get(), t.far_at = far_at_.get();
@@ -230,7 +204,7 @@ class Worker {
   void clear() {
     std::fill_n(s_.get(), states_ * lanes_, 0.0f);
     std::fill_n(y_.get(), a_.channels * plan_.pixels * lanes_, 0.0f);
-    if (!a_.full) return;
+    if (!a_.full()) return;
     std::fill_n(e_.get(), states_ * lanes_, 0.0f);
     std::fill_n(near_.get(), states_ * lanes_, std::numeric_limits<float>::infinity());
     std::fill_n(near_at_.get(), states_ * lanes_, 0);
@@ -288,11 +262,11 @@ class Worker {
     sum(s_, states_, out.s);
     sum(y_, a_.channels * plan_.pixels, out.y);
     for (double& y : out.y) y *= unit_;
-    if (a_.full) sum(e_, states_, out.e);
+    if (a_.full()) sum(e_, states_, out.e);
     for (std::int64_t p = 0; p < plan_.pixels; ++p) {
       const std::int64_t state = plan_.whole_image() ? 0 : p;
       out.m[p] = reference_[state] * ln2;
-      if (!a_.full) continue;
+      if (!a_.full()) continue;
       out.e[p] *= ln2;
       double nearest = std::numeric_limits<double>::infinity();
       out.source[p] = -1;
@@ -339,8 +313,8 @@ class Worker {
 
 }  // namespace
 
-void cpu_engine(const Problem& a, Sink& sink) {
-  const Plan plan(a);
+void cpu_engine(const Problem& a, const CpuOptions& options, Sink& sink) {
+  const Plan plan(a, options.rim);
   const std::int64_t group = plan.queries_in_group();
   struct Unit {
     std::int64_t query, segment;
@@ -350,9 +324,9 @@ void cpu_engine(const Problem& a, Sink& sink) {
     std::vector<Unit> units;
     for (std::int64_t b = b0; b < std::min(a.queries, b0 + group); ++b)
       for (std::int64_t segment = 0; segment < plan.segments(b); ++segment)
-        units.push_back({b, segment, Partial(plan.pixels, a.channels, a.full)});
+        units.push_back({b, segment, Partial(plan.pixels, a.channels, a.full())});
 
-    in_threads(a.threads, static_cast<std::int64_t>(units.size()), a.interrupted, [&](auto take) {
+    in_threads(options.threads, static_cast<std::int64_t>(units.size()), a.interrupted, [&](auto take) {
       Worker worker(plan);
       take([&](std::int64_t i, auto stop) {
         Unit& unit = units[static_cast<std::size_t>(i)];

@@ -4,7 +4,7 @@
 
 #include <type_traits>
 
-#include "cuda_device.cuh"
+#include "cuda/device.cuh"
 
 namespace pyels::cuda {
 namespace {

@@ -1,4 +1,4 @@
-// The interface of the hot loop, compiled once per instruction set from kernel.cpp and chosen at run time by cpu.cpp.
+// The interface of the hot loop, compiled once per instruction set from maps.cpp and chosen at run time by dispatch.cpp.
 // No std templates here: inline functions of units built for different instruction sets would be merged by the linker.
 #pragma once
 
@@ -71,7 +71,7 @@ static constexpr std::int64_t kernel_scratch(std::int64_t height, std::int64_t w
   return (kernel_band + 1 + kept) * kernel_row(width) + width + k_columns - 1 + 3 * kernel_band;
 }
 
-// A query against the descriptions of blocks of 16 windows (Lists in pyels.h):
+// A query against the descriptions of blocks of 16 windows (Lists in sampled/engine.h):
 // log2 w is about base - norm_scale * norm + rest_scale * rest + dot_scale * (z . code).
 struct ScanQuery {
   const std::int16_t* z;  // (directions)
@@ -122,7 +122,7 @@ struct Kernel {
 const Kernel& kernel_in_use();
 
 #if defined(PYELS_ISA_NAME)
-namespace PYELS_ISA_NAME {  // from lists_kernel.cpp into kernel.cpp
+namespace PYELS_ISA_NAME {  // from sampled/scan.cpp into maps.cpp
 void scan_sum(const ScanTask&, ScanQuery&);
 std::int64_t scan_pick(const ScanTask&, const ScanQuery&, Pick* picks);
 void point_distances(const float* panel, const float* x, std::int64_t dims, float* out);

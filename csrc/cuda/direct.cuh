@@ -1,7 +1,7 @@
 // Windows that reach beyond the image, or are too large for shared memory: from the definition, all in double.
 #pragma once
 
-#include "cuda_device.cuh"
+#include "cuda/device.cuh"
 
 namespace pyels::cuda {
 namespace {
@@ -13,13 +13,6 @@ __global__ void __launch_bounds__(most_threads) direct(const __grid_constant__ T
   const int segment = static_cast<int>(blockIdx.y);
   if (segment >= query.segments) return;
   const int p_row = static_cast<int>(blockIdx.x) / t.width, p_column = static_cast<int>(blockIdx.x) % t.width;
-  const auto span_of = [](const AxisPlan& axis, int p) {
-    int i = 0;
-    while (p < axis.span[i].first || p >= axis.span[i].first + axis.span[i].count) ++i;
-    Span span = axis.span[i];
-    if (span.meets == Meets::itself) span.source_first = p, span.source_count = 1;
-    return span;
-  };
   const Span rows = span_of(t.rows, p_row), columns = span_of(t.columns, p_column);
   const std::int64_t size = std::int64_t{t.height} * t.width, images = query.end - query.begin;
   const std::int64_t first = first_of(segment, query.segments, images);
@@ -27,10 +20,7 @@ __global__ void __launch_bounds__(most_threads) direct(const __grid_constant__ T
   const std::int64_t pairs = (first_of(segment + 1, query.segments, images) - first) * places;
 
   // The window's rows and columns around p and q, those inside the image where it is clipped.
-  const int r_rows = t.rows.window / 2, r_columns = t.columns.window / 2;
-  const int top = t.wraps ? -r_rows : max(-r_rows, -p_row), left = t.wraps ? -r_columns : max(-r_columns, -p_column);
-  const int bottom = t.wraps ? r_rows : min(r_rows, t.height - 1 - p_row);
-  const int right = t.wraps ? r_columns : min(r_columns, t.width - 1 - p_column);
+  const Reach down = reach_of(t.rows, p_row), across = reach_of(t.columns, p_column);
 
   Total<YC> own;
   own.clear();
@@ -42,11 +32,11 @@ __global__ void __launch_bounds__(most_threads) direct(const __grid_constant__ T
     const std::int64_t image = image_number(t, query.begin + first + n) * t.channels * size;
     double distance = 0.0;
     for (int c = 0; c < t.channels; ++c)
-      for (int y = top; y <= bottom; ++y) {
+      for (int y = down.first; y <= down.last; ++y) {
         const std::int64_t x_line =
             (query.b * t.channels + c) * size + std::int64_t{wrapped(p_row + y, t.height)} * t.width;
         const std::int64_t line = image + c * size + std::int64_t{wrapped(q_row + y, t.height)} * t.width;
-        for (int z = left; z <= right; ++z) {
+        for (int z = across.first; z <= across.last; ++z) {
           const double difference = static_cast<double>(t.x[x_line + wrapped(p_column + z, t.width)]) -
                                     query.alpha * bank_pixel(t, line + wrapped(q_column + z, t.width));
           distance += difference * difference;

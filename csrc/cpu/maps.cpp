@@ -15,8 +15,9 @@
 //
 // Weights are summed relative to `reference`, which follows the running maximum lazily: it is raised only when a
 // log-weight exceeds it by more than `kHeadroom`, so sums stay below 2^kHeadroom * terms, far from overflow.
-#include "kernel.h"
-#include "vec.h"
+#include "cpu/maps.h"
+
+#include "cpu/vec.h"
 
 namespace pyels::PYELS_ISA_NAME {
 namespace {

@@ -1,12 +1,12 @@
 // What the CUDA engine makes of a problem: which kernel, over which tiles, in how much memory. Nothing here needs CUDA,
-// so it is compiled and tested everywhere; the device reads the same structs (cuda_device.cuh).
+// so it is compiled and tested everywhere; the device reads the same structs (device.cuh).
 #pragma once
 
 #include <cstdint>
 #include <vector>
 
-#include "merge.h"
-#include "pyels.h"
+#include "cuda/engine.h"
+#include "sources.h"
 #include "weighing.h"
 
 namespace pyels::cuda {
@@ -21,35 +21,16 @@ constexpr int y_channels = 4;         // whose sums a thread holds; more channel
 constexpr std::int64_t most_entries = std::int64_t{1} << 18;      // distances of whole images, kept for a query
 constexpr std::int64_t workspace_bytes = std::int64_t{128} << 20;  // about, for all partial posteriors together
 
-// Pixels of an axis that meet alike, and the sources that they meet there.
-enum class Meets : std::int32_t {
-  itself,  // p meets p
-  all,     // every p meets every source
-  around   // the same, and windows wrap around
-};
-struct Span {
-  std::int32_t first, count;                // p
-  std::int32_t source_first, source_count;  // q
-  Meets meets;
-};
-
-// Every source set is the product of its two axes, and an axis is a list of spans.
-struct AxisPlan {
-  std::int32_t length, window;  // n, k
-  std::int32_t spans;
-  Span span[3];
-};
-
 PYELS_BOTH constexpr int ceil_div(int a, int b) { return (a + b - 1) / b; }
 
 // Spans are cut into tiles of about the same size.
 PYELS_BOTH constexpr int tiles_of(const Span& s) { return ceil_div(s.count, tile_side); }
-PYELS_BOTH constexpr int tiles_of(const AxisPlan& axis) {
+PYELS_BOTH constexpr int tiles_of(const SourceAxis& axis) {
   int tiles = 0;
   for (int i = 0; i < axis.spans; ++i) tiles += tiles_of(axis.span[i]);
   return tiles;
 }
-PYELS_BOTH constexpr Span tile_of(const AxisPlan& axis, int tile) {
+PYELS_BOTH constexpr Span tile_of(const SourceAxis& axis, int tile) {
   int i = 0;
   for (; tile >= tiles_of(axis.span[i]); ++i) tile -= tiles_of(axis.span[i]);
   Span s = axis.span[i];
@@ -101,7 +82,7 @@ enum class Method : std::int32_t { maps, direct, images };
 
 struct Plan {
   Method method;
-  AxisPlan rows, columns;
+  SourceAxis rows, columns;
   Layout layout;                // of Method::maps
   std::int64_t product_shared = 0;  // bytes of shared memory that products take; 0: not by products
   std::int32_t moves = 0;       // of Method::images: displacements of an image
@@ -113,7 +94,7 @@ struct Plan {
 };
 
 // `shared_bytes`: what a block may have of shared memory.
-Plan make_plan(const Problem& a, std::int64_t shared_bytes);
+Plan make_plan(const Problem& a, const CudaOptions& options, std::int64_t shared_bytes);
 
 // Whether a query may be worked off by products: its log-weights then err by less than 2e-3, if its pixels are what
 // noise of this level makes of pixels within [-1, 1].
@@ -131,24 +112,3 @@ PYELS_BOTH constexpr std::int64_t first_of(std::int64_t segment, std::int64_t se
 }
 
 }  // namespace pyels::cuda
-
-namespace pyels {
-
-// Addresses on the device, of arrays as in struct Partial with the queries in front; the last three only if it is full.
-struct CudaOut {
-  double *m = nullptr, *s = nullptr, *y = nullptr, *e = nullptr, *top = nullptr;
-  std::int64_t* source = nullptr;
-};
-
-// 0, or the version of CUDA that this was built with, if the driver is of an earlier major one. Needs a driver.
-int cuda_driver_lacks();
-
-// Bytes of device memory that cuda_engine works in.
-std::int64_t cuda_workspace(const Problem& a, int device);
-
-// The exact engine on an NVIDIA GPU. Of `a`, the pixels, order and x are addresses on the device, the others on the
-// host. Launches on `stream` and returns: nothing is allocated, copied or waited for, so the stream may be being
-// captured. Bit-identical for any batch on one kind of GPU.
-void cuda_engine(const Problem& a, const CudaOut& out, void* workspace, int device, void* stream);
-
-}  // namespace pyels

@@ -1,10 +1,10 @@
-// A query against the descriptions of windows: which of them may matter. See Lists in pyels.h.
+// A query against the descriptions of windows: which of them may matter. See Lists in engine.h.
 //
 // Descriptions lie in blocks of 16, pairs of coordinates side by side, (directions / 2, 16, 2): a product of two pairs
 // of 16-bit integers, summed to 32 bits, is one instruction. What they say of distances is approximate, and only
 // decides what is picked. Distances of windows that were picked follow below.
-#include "kernel.h"
-#include "vec.h"
+#include "cpu/maps.h"
+#include "cpu/vec.h"
 
 namespace pyels::PYELS_ISA_NAME {
 namespace {

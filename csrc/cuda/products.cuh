@@ -13,7 +13,7 @@
 // end.
 #pragma once
 
-#include "cuda_device.cuh"
+#include "cuda/device.cuh"
 
 namespace pyels::cuda {
 

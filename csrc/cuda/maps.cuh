@@ -1,4 +1,4 @@
-// Displacement maps, as on the CPU (kernel.cpp): for a fixed displacement d = q - p the squared distances of all pairs
+// Displacement maps, as on the CPU (cpu/maps.cpp): for a fixed displacement d = q - p the squared distances of all pairs
 // (p, p + d) are k x k box sums of one map D(z) = sum_c (x_c(z) - alpha * phi_c(z + d))^2, and sums only ever add. Here
 // a block has a tile of up to 32 x 32 pixels p of a query and a segment of the bank. Each of its threads holds the sums
 // of 8 pixels side by side in registers, and they go through the images and displacements together:
@@ -12,7 +12,7 @@
 // could show, it is found again in double (weighing.h). Logarithms are to base 2.
 #pragma once
 
-#include "cuda_device.cuh"
+#include "cuda/device.cuh"
 
 namespace pyels::cuda {
 namespace {

@@ -1,33 +1,11 @@
-// Tiles, kernels and memory of the CUDA engine; see cuda_plan.h.
-#include "cuda_plan.h"
+// Tiles, kernels and memory of the CUDA engine; see plan.h.
+#include "cuda/plan.h"
 
 #include <algorithm>
 #include <cmath>
 
 namespace pyels::cuda {
 namespace {
-
-AxisPlan plan_axis(const Problem& a, std::int64_t length) {
-  const auto n = static_cast<std::int32_t>(length);
-  const auto k = static_cast<std::int32_t>(std::min<std::int64_t>(a.patch_size, 2 * length - 1));
-  const std::int32_t r = k / 2;
-  AxisPlan axis{n, k, 0, {}};
-  const auto add = [&](Span span) { axis.span[axis.spans++] = span; };
-  switch (a.sources) {
-    case Sources::same_position: add({0, n, 0, n, Meets::itself}); break;
-    case Sources::circular: add({0, n, 0, n, Meets::around}); break;
-    case Sources::interior: add({0, n, r, n - 2 * r, Meets::all}); break;
-    case Sources::zeros:
-      if (n < k) {  // every window overhangs in its own way
-        add({0, n, 0, n, Meets::itself});
-        break;
-      }
-      add({r, n - 2 * r, r, n - 2 * r, Meets::all});  // first, as the most work
-      if (r > 0) add({0, r, 0, r, Meets::itself}), add({n - r, r, n - r, r, Meets::itself});
-      break;
-  }
-  return axis;
-}
 
 Span largest_tile(Span span) {
   span.count = ceil_div(span.count, tiles_of(span));
@@ -76,11 +54,11 @@ std::int64_t product_shared_bytes(const Problem& a) {
 
 }  // namespace
 
-Plan make_plan(const Problem& a, std::int64_t shared_bytes) {
+Plan make_plan(const Problem& a, const CudaOptions& options, std::int64_t shared_bytes) {
   Plan plan{};
-  plan.rows = plan_axis(a, a.height), plan.columns = plan_axis(a, a.width);
+  plan.rows = source_axis(a, a.height), plan.columns = source_axis(a, a.width);
   const std::int64_t pixels = a.height * a.width;
-  plan.fields = 2 + a.channels + (a.full ? 3 : 0);
+  plan.fields = 2 + a.channels + (a.full() ? 3 : 0);
   plan.partial_size = pixels * plan.fields;
   if (a.window == Window::image) {
     plan.method = Method::images;
@@ -91,7 +69,7 @@ Plan make_plan(const Problem& a, std::int64_t shared_bytes) {
     const bool square = plan.rows.window == a.patch_size && plan.columns.window == a.patch_size;
     plan.method = square && plan.layout.floats * 4 <= shared_bytes ? Method::maps : Method::direct;
     const bool met_by_all = plan.rows.span[0].meets != Meets::itself && plan.columns.span[0].meets != Meets::itself;
-    if (plan.method == Method::maps && a.pixels_uint8 && met_by_all &&
+    if (options.tensor_cores && plan.method == Method::maps && a.pixels_uint8 && met_by_all &&
         a.channels * a.patch_size * a.patch_size <= most_product_values) {
       const std::int64_t shared = product_shared_bytes(a);
       if (shared <= shared_bytes) plan.product_shared = shared;
@@ -111,7 +89,7 @@ Plan make_plan(const Problem& a, std::int64_t shared_bytes) {
 }
 
 bool by_products(const Problem& a, const Plan& plan, std::int64_t b) {
-  if (!a.tensor_cores || plan.product_shared == 0) return false;
+  if (plan.product_shared == 0) return false;
   // Of pixels within [-1, 1] and their noise: (2 alpha |x| |phi| + |alpha phi|^2) / (2 sigma^2).
   const double alpha = a.alpha[b], sigma = a.sigma[b],
                values = static_cast<double>(a.channels) * a.patch_size * a.patch_size;

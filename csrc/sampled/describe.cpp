@@ -2,16 +2,15 @@
 #include <algorithm>
 #include <cmath>
 
-#include "pyels.h"
-#include "windows.h"
-#include "work.h"
+#include "sampled/engine.h"
+#include "sampled/windows.h"
+#include "threads.h"
 
 namespace pyels {
 namespace {
 
 template <class T>
-void describe(const Problem& a, const T* pixels, const Lists& lists, float* mean, float* spread, std::int8_t* code,
-              float* norm, float* rest) {
+void describe(const Problem& a, const T* pixels, int threads, const Lists& lists) {
   const Windows<T> windows(a, pixels);
   const std::int64_t k = a.patch_size, dims = a.channels * k * k, n = lists.directions_count;
   const float scale = a.pixels_uint8 ? 1 / 127.5f : 1.0f, shift = a.pixels_uint8 ? 1.0f : 0.0f;
@@ -20,7 +19,7 @@ void describe(const Problem& a, const T* pixels, const Lists& lists, float* mean
   for (std::int64_t i = 0; i < n; ++i)
     for (std::int64_t j = 0; j < dims; ++j) turned[j * n + i] = lists.directions[i * dims + j];
 
-  in_threads(a.threads, lists.count, a.interrupted, [&](auto take) {
+  in_threads(threads, lists.count, a.interrupted, [&](auto take) {
     std::vector<T> buffer(static_cast<std::size_t>(windows.room()));
     std::vector<float> z(static_cast<std::size_t>(n));
     std::vector<double> sum(static_cast<std::size_t>(n));
@@ -41,7 +40,7 @@ void describe(const Problem& a, const T* pixels, const Lists& lists, float* mean
           for (std::int64_t d = 0; d < n; ++d) z[d] += value * turned[j * n + d];
         }
         float described = 0, inside = 0;
-        std::int8_t* to = code + i / list_block * list_block * n + i % list_block * 2;
+        std::int8_t* to = lists.code + i / list_block * list_block * n + i % list_block * 2;
         for (std::int64_t d = 0; d < n; ++d) {
           sum[d] += static_cast<double>(z[d]);
           const float coordinate = std::clamp(std::nearbyint(z[d] / lists.step[d]), -127.0f, 127.0f);
@@ -49,28 +48,27 @@ void describe(const Problem& a, const T* pixels, const Lists& lists, float* mean
           described += coordinate * lists.step[d] * coordinate * lists.step[d];
           inside += z[d] * z[d];
         }
-        norm[i] = described, rest[i] = std::max(0.0f, length - inside);
+        lists.norm[i] = described, lists.rest[i] = std::max(0.0f, length - inside);
         lengths += static_cast<double>(length);
       }
       const auto members = static_cast<double>(std::max<std::int64_t>(1, end - begin));
       double apart = 0;  // of the mean from the origin
       for (std::int64_t d = 0; d < n; ++d) {
-        mean[l * n + d] = static_cast<float>(sum[d] / members);
+        lists.mean[l * n + d] = static_cast<float>(sum[d] / members);
         apart += std::pow(sum[d] / members, 2);
       }
-      spread[l] = static_cast<float>(std::max(0.0, lengths / members - apart));
+      lists.spread[l] = static_cast<float>(std::max(0.0, lengths / members - apart));
     });
   });
 }
 
 }  // namespace
 
-void describe_lists(const Problem& a, const Lists& lists, float* mean, float* spread, std::int8_t* code, float* norm,
-                    float* rest) {
+void describe_lists(const Problem& a, const CpuOptions& options, const Lists& lists) {
   if (a.pixels_uint8)
-    describe(a, a.pixels_uint8, lists, mean, spread, code, norm, rest);
+    describe(a, a.pixels_uint8, options.threads, lists);
   else
-    describe(a, a.pixels_float, lists, mean, spread, code, norm, rest);
+    describe(a, a.pixels_float, options.threads, lists);
 }
 
 }  // namespace pyels

@@ -5,17 +5,19 @@
 // in these, about how much each window weighs. Every window is then picked with a probability that grows with this, and
 // the exact weights w of those picked, each divided by its probability, sum up to estimates of sum w and sum w * centre,
 // with known variance (Estimate). More are picked until the error of the mean is below the tolerance.
+#include "sampled/engine.h"
+
 #include <algorithm>
 #include <cmath>
 #include <limits>
 #include <numeric>
 
-#include "estimate.h"
-#include "kernel.h"
-#include "pyels.h"
+#include "cpu/maps.h"
+#include "sampled/estimate.h"
+#include "sampled/windows.h"
+#include "sources.h"
+#include "threads.h"
 #include "weighing.h"
-#include "windows.h"
-#include "work.h"
 
 namespace pyels {
 namespace {
@@ -57,12 +59,13 @@ struct Place {
   std::int64_t row, column;
 };
 
-// The pixels whose sources are in lists.
+// The pixels whose sources are in lists: those that meet others along both axes.
 std::vector<Place> listed_pixels(const Problem& a) {
-  const std::int64_t r = a.sources == Sources::zeros ? a.patch_size / 2 : 0;
+  const Span rows = source_axis(a, a.height).span[0], columns = source_axis(a, a.width).span[0];
   std::vector<Place> pixels;
-  for (std::int64_t row = r; row < a.height - r; ++row)
-    for (std::int64_t column = r; column < a.width - r; ++column) pixels.push_back({row, column});
+  for (std::int64_t row = rows.first; row < rows.first + rows.count; ++row)
+    for (std::int64_t column = columns.first; column < columns.first + columns.count; ++column)
+      pixels.push_back({row, column});
   return pixels;
 }
 
@@ -119,8 +122,9 @@ struct Found {
 
 class Search {
  public:
-  Search(const Problem& a, const Lists& lists, double tolerance)
+  Search(const Problem& a, const SampledOptions& options, const Lists& lists)
       : a_(a),
+        options_(options),
         lists_(lists),
         kernel_(kernel_in_use()),
         places_(listed_pixels(a)),
@@ -128,8 +132,7 @@ class Search {
         x_width_(a.width + a.patch_size - 1),
         x_plane_(x_width_ * (a.height + a.patch_size - 1)),
         unit_(a.pixels_uint8 ? 127.5 : 1.0),
-        zero_(a.pixels_uint8 ? 127.5 : 0.0),
-        tolerance_(tolerance) {
+        zero_(a.pixels_uint8 ? 127.5 : 0.0) {
     for (std::int64_t l = 0; l < lists.count; ++l) {
       const double n = std::max(1.0, static_cast<double>(size(l)));
       sizes_.push_back({std::log2(n), std::sqrt(2 * std::log(n))});
@@ -176,7 +179,7 @@ class Search {
   // work(pixel, i, own) for the active pixels i of from .. to - 1; own = make() for each thread.
   template <class Work, class Make>
   void each_pixel(std::int64_t from, std::int64_t to, Work work, Make make) {
-    in_threads(a_.threads, to - from, a_.interrupted, [&](auto take) {
+    in_threads(options_.threads, to - from, a_.interrupted, [&](auto take) {
       auto own = make();
       take([&](std::int64_t i, auto) {
         Pixel& q = pixels_[static_cast<std::size_t>(from + i)];
@@ -343,7 +346,7 @@ class Search {
     std::vector<Pair> pairs(static_cast<std::size_t>(first.back()));
     std::vector<std::int64_t> at(first.begin(), first.end() - 1);
     each_pair([&](std::size_t l, Pair pair) { pairs[static_cast<std::size_t>(at[l]++)] = pair; });
-    in_threads(a_.threads, list_shares, a_.interrupted, [&](auto take) {
+    in_threads(options_.threads, list_shares, a_.interrupted, [&](auto take) {
       std::vector<Pick> buffer(64 * list_block);
       take([&](std::int64_t share, auto stop) {
         const std::int64_t part = std::ssize(buffer);
@@ -432,7 +435,7 @@ class Search {
       for (const Pick* p = picks; p < picks + n; ++p)
         found(share, i, std::int64_t{t.first} + p->member, p->probability * looked_at);
     });
-    in_threads(a_.threads, list_shares, a_.interrupted, [&](auto take) {
+    in_threads(options_.threads, list_shares, a_.interrupted, [&](auto take) {
       take([&](std::int64_t share, auto) {
         for (std::int64_t i = from; i < to; ++i)  // by the place in the image, so that other queries do not matter
           if (i % std::ssize(places_) % list_shares == share) pick_elsewhere(share, static_cast<std::int32_t>(i));
@@ -477,7 +480,7 @@ class Search {
       for (std::int64_t share = 0; share < image_shares; ++share)
         total.add(shares_[static_cast<std::size_t>(share * (to - from) + i - from)]);
       total.widen(few);
-      q.error = list_interval * total.error() / unit_;
+      q.error = interval * total.error() / unit_;
     }, [] { return 0; });
   }
 
@@ -485,7 +488,7 @@ class Search {
   void weigh(std::int64_t from, std::int64_t to, const T* pixels, Distance distance) {
     const Windows<T> windows(a_, pixels);
     const std::int64_t size = a_.height * a_.width, r = a_.patch_size / 2;
-    in_threads(a_.threads, image_shares, a_.interrupted, [&](auto take) {
+    in_threads(options_.threads, image_shares, a_.interrupted, [&](auto take) {
       std::vector<T> buffer(static_cast<std::size_t>(windows.room()));
       std::vector<double> value(static_cast<std::size_t>(a_.channels));
       WindowPair pair{a_.channels, a_.patch_size, x_width_, x_plane_, 0, 0};
@@ -520,11 +523,11 @@ class Search {
       if (!active(q)) continue;
       const Estimate& so_far = estimates_[i];
       const double log_sum = so_far.m + std::log2(so_far.s);
-      const bool search = !q.search && so_far.top > log_sum + std::log2(heavy), precise = q.error <= tolerance_;
+      const bool search = !q.search && so_far.top > log_sum + std::log2(heavy), precise = q.error <= options_.tolerance;
       if (search) q.search = true, q.log_sum = log_sum;
       q.done = !search && precise;
       if (q.done) continue;
-      const double wanted = 1.2 * std::pow(q.error / tolerance_, 2);
+      const double wanted = 1.2 * std::pow(q.error / options_.tolerance, 2);
       if (!precise) q.picks *= std::clamp(std::isfinite(wanted) ? wanted : growth, 1.5, growth);
       double looked_at = 0;
       for (const Entry& e : q.entries) looked_at += static_cast<double>(members(e));
@@ -542,16 +545,17 @@ class Search {
       const std::int64_t i = c * out.pixels + p;
       out.y[i] = from.y(c) / unit_, out.sy[i] = from.sy(c) / unit_, out.yy[i] = from.yy(c) / (unit_ * unit_);
     }
-    if (!a_.full) return;
+    if (!a_.full()) return;
     out.e[p] = from.e * ln2, out.top[p] = from.top * ln2, out.source[p] = from.source;
   }
 
   const Problem& a_;
+  const SampledOptions& options_;
   const Lists& lists_;
   const Kernel& kernel_;
   const std::vector<Place> places_;
   const std::int64_t dims_, x_width_, x_plane_;
-  const double unit_, zero_, tolerance_;  // the bank's pixels are unit * value + zero
+  const double unit_, zero_;  // the bank's pixels are unit * value + zero
   struct Size {
     double log2, furthest;  // of n members; standard deviations to the furthest of n normal ones
   };
@@ -585,18 +589,18 @@ struct Into : Sink {
 
 }  // namespace
 
-void lists_engine(const Problem& a, const Lists& lists, double tolerance, Sink& sink) {
-  Search search(a, lists, tolerance);
+void sampled_engine(const Problem& a, const SampledOptions& options, const Lists& lists, Sink& sink) {
+  Search search(a, options, lists);
   const std::int64_t group = std::max<std::int64_t>(1, pixels_together / search.pixels_of_a_query());
   for (std::int64_t b0 = 0; b0 < a.queries; b0 += group) {
     const std::int64_t b1 = std::min(a.queries, b0 + group);
     search.run(b0, b1);
     for (std::int64_t b = b0; b < b1; ++b) {
-      Partial total(a.height * a.width, a.channels, a.full, true);
+      Partial total(a.height * a.width, a.channels, a.full(), true);
       Into into(total);
-      Problem exact = only(a, b);
-      exact.rim = search.put(b, total);
-      if (!exact.rim || search.pixels_of_a_query() < a.height * a.width) cpu_engine(exact, into);
+      const bool rim = search.put(b, total);
+      if (!rim || search.pixels_of_a_query() < a.height * a.width)
+        cpu_engine(only(a, b), {.threads = options.threads, .rim = rim}, into);
       sink.take(b, total);
     }
   }

@@ -8,7 +8,7 @@
 #include <cstdint>
 #include <limits>
 
-#include "cuda_plan.h"
+#include "cuda/plan.h"
 
 namespace pyels::cuda {
 
@@ -34,7 +34,7 @@ struct Query {
   std::int64_t partials;  // where its segments begin
   std::int32_t segments;
   double alpha;           // times the value of one unit of the bank
-  bool by_products;       // the pixels that can be (cuda_products.cuh)
+  bool by_products;       // the pixels that can be (products.cuh)
   Weighing weighing;
 };
 
@@ -49,9 +49,9 @@ struct Task {
   double unit;
   std::int32_t channels, height, width;
   std::int32_t first_channel, channel_count;  // of y in this launch
-  bool wraps, full;
+  bool full;
   std::int32_t moves;
-  AxisPlan rows, columns;
+  SourceAxis rows, columns;
   Layout layout;
   std::int32_t queries;
   Query query[most_queries];
@@ -77,11 +77,11 @@ __device__ void copy_rectangle(const Task& t, Pixel pixel, int first_row, int fi
   for (int line = threadIdx.x / 32; line < t.channels * rows; line += warps) {
     const int c = line / rows, i = line % rows;
     int row = first_row + i;
-    if (t.wraps) row = wrapped(row, t.height);
+    if (t.rows.wraps) row = wrapped(row, t.height);
     const bool inside = row >= 0 && row < t.height;
     for (int j = lane; j < columns; j += 32) {
       int column = first_column + j;
-      if (t.wraps) column = wrapped(column, t.width);
+      if (t.columns.wraps) column = wrapped(column, t.width);
       const bool there = inside && column >= 0 && column < t.width;
       to[c * plane + i * pitch + j] =
           there ? pixel((static_cast<std::int64_t>(c) * t.height + row) * t.width + column) : 0.0f;

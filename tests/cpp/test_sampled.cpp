@@ -4,6 +4,7 @@
 
 #include "cases.h"
 #include "checks.h"
+#include "sampled/engine.h"
 
 using namespace cases;
 using namespace checks;
@@ -83,27 +84,18 @@ struct Index {
     code.resize(image.size() * static_cast<std::size_t>(even)), norm.resize(image.size()), rest.resize(image.size());
     lists = {count, begin.data(), end.data(), image.data(), place.data(), mean.data(), spread.data(), even,
              origin.data(), directions.data(), step.data(), code.data(), norm.data(), rest.data()};
-    Problem a = problem(work);
-    describe_lists(a, lists, mean.data(), spread.data(), code.data(), norm.data(), rest.data());
+    describe_lists(work.problem(), {}, lists);
   }
 
   static double value(const Case& work, std::int64_t i, std::int64_t row, std::int64_t column, std::int64_t c = 0) {
     const std::int64_t at = i * work.shape.size() + c * work.shape.pixels() + row * work.shape.width + column;
     return work.bytes.empty() ? static_cast<double>(work.floats[at]) : work.bytes[at] / 127.5 - 1;
   }
-
-  static Problem problem(const Case& work, bool full = true, int threads = 1) {
-    Problem a = work.problem(full, threads);
-    a.images = work.n;
-    return a;
-  }
 };
 
-std::vector<Partial> search(const Index& index, const Problem& a, double tolerance) {
-  Collect sink;
-  lists_engine(a, index.lists, tolerance, sink);
-  if (std::ssize(sink.partials) != a.queries) throw std::logic_error("queries left out");
-  return std::move(sink.partials);
+std::vector<Partial> search(const Index& index, const Problem& problem, double tolerance, int threads = 1) {
+  return run([&](const Problem& a, pyels::Sink& sink) { sampled_engine(a, {threads, tolerance}, index.lists, sink); },
+             problem);
 }
 
 // Where windows have no lists there is nothing to estimate: the border of a case with zeros.
@@ -127,7 +119,7 @@ void errors_are_as_stated() {
     const std::vector<Partial> oracle = run(pyels::reference_engine, work.problem());
     on_every_isa(work.text(), [&] {
       double largest = 0;
-      const std::vector<Partial> ours = search(index, Index::problem(work), 0.1);
+      const std::vector<Partial> ours = search(index, work.problem(), 0.1);
       for (std::size_t b = 0; b < ours.size(); ++b)
         for (std::int64_t p = 0; p < ours[b].pixels; ++p) {
           const Partial& us = ours[b];
@@ -141,7 +133,7 @@ void errors_are_as_stated() {
           if (us.chance[p] == 0) {
             check(error <= rounding, "a pixel of which all was looked at errs by " + std::to_string(error));
           } else {
-            const double stated = pyels::list_interval * std::sqrt(std::max(0.0, variance)) / us.s[p];
+            const double stated = pyels::interval * std::sqrt(std::max(0.0, variance)) / us.s[p];
             ++estimated, missed += error > stated + rounding, largest = std::max(largest, stated);
           }
           check(us.source[p] >= 0 && us.source[p] < work.n * us.pixels, "no such source");
@@ -158,14 +150,14 @@ void threads_and_batches_change_no_bit() {
   for (const Case& work : all_kinds({level(0.2), level(0.6), level(0.95)})) {
     const Index index(work, 9);
     on_every_isa(work.text(), [&] {
-      const std::vector<Partial> once = search(index, Index::problem(work), 0.03);
+      const std::vector<Partial> once = search(index, work.problem(), 0.03);
       for (const int threads : {2, 5}) {
-        const std::vector<Partial> again = search(index, Index::problem(work, true, threads), 0.03);
+        const std::vector<Partial> again = search(index, work.problem(), 0.03, threads);
         for (std::size_t b = 0; b < once.size(); ++b)
           check(identical(once[b], again[b]), std::to_string(threads) + " threads, query " + std::to_string(b));
       }
       for (std::size_t b = 0; b < once.size(); ++b) {
-        const Problem one = only(Index::problem(work), static_cast<std::int64_t>(b));
+        const Problem one = only(work.problem(), static_cast<std::int64_t>(b));
         check(identical(once[b], search(index, one, 0.03)[0]), "query " + std::to_string(b) + " alone");
       }
     });
@@ -177,7 +169,7 @@ void extreme_noise_stays_finite() {
   for (const Case& work : all_kinds(levels)) {
     const Index index(work, 9);
     on_every_isa(work.text(), [&] {
-      for (const Partial& us : search(index, Index::problem(work), 0.05))
+      for (const Partial& us : search(index, work.problem(), 0.05))
         for (std::int64_t p = 0; p < us.pixels; ++p)
           check(us.s[p] > 0 && std::isfinite(us.m[p] + us.s[p] + us.y[p] + us.ss[p] + us.yy[p] + us.e[p]),
                 "not a number");
@@ -187,8 +179,9 @@ void extreme_noise_stays_finite() {
 
 }  // namespace
 
-int main() {
-  return run_tests({{"errors are as stated", errors_are_as_stated},
+int main(int count, char** arguments) {
+  return run_tests(count, arguments,
+                   {{"errors are as stated", errors_are_as_stated},
                     {"threads and batches change no bit", threads_and_batches_change_no_bit},
-                    {"extreme noise stays finite", extreme_noise_stays_finite}}) != 0;
+                    {"extreme noise stays finite", extreme_noise_stays_finite}});
 }

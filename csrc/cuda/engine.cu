@@ -1,14 +1,14 @@
-// The exact engine on NVIDIA GPUs: launches of its kernels, of which those in cuda_maps.cuh, or for precision "high"
-// in cuda_products.cuh, do nearly all of the work. Each block fills in the partial posterior of a segment of the bank,
+// The exact engine on NVIDIA GPUs: launches of its kernels, of which those in maps.cuh, or for precision "high"
+// in products.cuh, do nearly all of the work. Each block fills in the partial posterior of a segment of the bank,
 // and the last kernel merges these in the order of the bank, so nothing depends on which block was first.
 #include <stdexcept>
 #include <string>
 
-#include "cuda_device.cuh"
-#include "cuda_direct.cuh"
-#include "cuda_images.cuh"
-#include "cuda_maps.cuh"
-#include "cuda_products.cuh"
+#include "cuda/device.cuh"
+#include "cuda/direct.cuh"
+#include "cuda/images.cuh"
+#include "cuda/maps.cuh"
+#include "cuda/products.cuh"
 
 namespace pyels {
 namespace cuda {
@@ -18,7 +18,7 @@ namespace {
 
 // The segments of every pixel, in the order of the bank, after what `out` holds already (more) or not.
 __global__ void __launch_bounds__(most_threads)
-    merge_segments(const __grid_constant__ Task t, CudaOut out, bool by_entries, bool more) {
+    merge_segments(const __grid_constant__ Task t, Out out, bool by_entries, bool more) {
   const Query& query = t.query[blockIdx.z];
   const std::int64_t pixels = std::int64_t{t.height} * t.width;
   const std::int64_t p = std::int64_t{blockIdx.x} * most_threads + threadIdx.x, at = query.b * pixels + p;
@@ -137,26 +137,17 @@ Task make_task(const Problem& a, const Plan& plan, void* workspace) {
   t.partials = static_cast<double*>(workspace);
   t.channels = static_cast<std::int32_t>(a.channels);
   t.height = static_cast<std::int32_t>(a.height), t.width = static_cast<std::int32_t>(a.width);
-  t.wraps = a.sources == Sources::circular || a.sources == Sources::interior;
-  t.full = a.full, t.moves = plan.moves;
+  t.full = a.full(), t.moves = plan.moves;
   t.rows = plan.rows, t.columns = plan.columns, t.layout = plan.layout;
   return t;
-}
-
-// Sources that a pixel meets in one image, at most.
-double most_sources(const AxisPlan& axis) {
-  int most = 1;
-  for (int i = 0; i < axis.spans; ++i)
-    if (axis.span[i].meets != Meets::itself) most = std::max(most, axis.span[i].source_count);
-  return most;
 }
 
 }  // namespace
 }  // namespace cuda
 
-std::int64_t cuda_workspace(const Problem& a, int device) {
+std::int64_t cuda_workspace(const Problem& a, const CudaOptions& options, int device) {
   const cuda::OnDevice on_device(device);
-  return cuda::make_plan(a, cuda::shared_bytes()).workspace;
+  return cuda::make_plan(a, options, cuda::shared_bytes()).workspace;
 }
 
 int cuda_driver_lacks() {
@@ -165,16 +156,17 @@ int cuda_driver_lacks() {
   return driver / 1000 < runtime / 1000 ? runtime : 0;  // within a major version any driver will do
 }
 
-void cuda_engine(const Problem& a, const CudaOut& out, void* workspace, int device, void* stream_) {
+void cuda_engine(const Problem& a, const CudaOptions& options, const Out& out, void* workspace, int device,
+                 void* stream_) {
   using namespace cuda;
   const OnDevice on_device(device);
   const auto stream = static_cast<cudaStream_t>(stream_);
-  const Plan plan = make_plan(a, shared_bytes());
+  const Plan plan = make_plan(a, options, shared_bytes());
   const std::int64_t pixels = a.height * a.width;
   const bool whole_images = plan.method == Method::images;
   const std::int64_t window_values =
       a.channels * (whole_images ? pixels : std::int64_t{plan.rows.window} * plan.columns.window);
-  const double sources = whole_images ? plan.moves : most_sources(plan.rows) * most_sources(plan.columns);
+  const double sources = whole_images ? plan.moves : static_cast<double>(most_sources(plan.rows)) * most_sources(plan.columns);
   const std::int64_t pixel_blocks = (pixels + most_threads - 1) / most_threads;
 
   for (std::int64_t b0 = 0; b0 < a.queries; b0 += plan.queries) {
@@ -212,12 +204,12 @@ void cuda_engine(const Problem& a, const CudaOut& out, void* workspace, int devi
       const bool some = std::any_of(t.query, t.query + t.queries, [](const Query& query) { return query.by_products; });
       if (some) {
         const std::int64_t met_by_all = std::int64_t{plan.rows.span[0].count} * plan.columns.span[0].count;
-        for_all_channels(t, products_kernel(window_values, one_channel, a.full),
+        for_all_channels(t, products_kernel(window_values, one_channel, a.full()),
                          grid((met_by_all + product_pixels - 1) / product_pixels, segments, t.queries), product_threads,
                          plan.product_shared);
       }
       const std::int64_t tiles = std::int64_t{tiles_of(plan.rows)} * tiles_of(plan.columns);
-      for_all_channels(t, maps_kernel(plan.rows.window, one_channel, a.full), grid(tiles, segments, t.queries),
+      for_all_channels(t, maps_kernel(plan.rows.window, one_channel, a.full()), grid(tiles, segments, t.queries),
                        plan.layout.threads, plan.layout.floats * 4);
       merge_all(t, false);
     } else if (plan.method == Method::direct) {

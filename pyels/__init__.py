@@ -8,12 +8,14 @@ from importlib.metadata import version
 from pyels import adapters, datasets, distributed, metrics, presets
 from pyels.adapters import NetworkDenoiser
 from pyels.bank import PatchBank
-from pyels.denoiser import Denoiser
+from pyels.definition import Definition, Masks, Square, WholeImage
+from pyels.denoiser import Denoiser, Query
 from pyels.machines import ELS, ES, IS, LS, Machine
 from pyels.nets import ResNet, UNet
-from pyels.posterior import PartialPosterior, Posterior
+from pyels.posterior import PartialPosterior, Posterior, Want
 from pyels.sampling import sample
 from pyels.schedules import make_schedule
+from pyels.selection import Selection
 
 __version__ = version("pyels")
 
@@ -22,14 +24,21 @@ __all__ = [
     "ES",
     "IS",
     "LS",
+    "Definition",
     "Denoiser",
     "Machine",
+    "Masks",
     "NetworkDenoiser",
     "PartialPosterior",
     "PatchBank",
     "Posterior",
+    "Query",
     "ResNet",
+    "Selection",
+    "Square",
     "UNet",
+    "Want",
+    "WholeImage",
     "adapters",
     "datasets",
     "distributed",

@@ -17,7 +17,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from pyels.checks import check_labels
 from pyels.files import replacing
+from pyels.selection import Selection, select
 from pyels.streaming import DTYPES, BankFileError, FileImages, Pixels, check_complete, parse_bytes
 
 _PIECE = 1 << 22  # bytes looked at in one go when all of a bank in memory is
@@ -209,6 +211,12 @@ class PatchBank:
                 self._file.check(torch.arange(len(self))[first:last], self._images[first:last])
                 self._checked.add((first, last))
 
+    def check_selected(self, selection: Selection) -> None:
+        """`check_file` of the images of a selection."""
+        for _, images, _ in selection.sets():
+            if len(images):
+                self.check_file(int(images[0]), int(images[-1]) + 1)
+
     def pieces(self, step: int = 1) -> Generator[Tensor, None, None]:
         """Every step-th image as stored, (n, C, H, W) in CPU memory, a bounded part at a time, each valid until the
         next."""
@@ -220,6 +228,22 @@ class PatchBank:
             length = step * max(1, _PIECE * len(self) // max(1, self.nbytes))
             for start in range(0, len(self), length):
                 yield self._images[start : start + length : step].cpu().contiguous()
+
+    def select(self, labels: Any = None, images: Any = None, without: Any = None) -> Selection:
+        """Which images count for each query, for `machine.denoise(.., selection=)`.
+
+        Parameters
+        ----------
+        labels   (B,) integers: the images of each query's class; None: of all classes
+        images   image numbers, for all queries, or a list of them for each: only these
+        without  likewise: all but these
+
+        Raises
+        ------
+        TypeError, ValueError  numbers that are none of the bank's, a class without images, a query that is left none
+        """
+        given = None if labels is None else torch.as_tensor(labels).reshape(-1)
+        return select(self, None if given is None else check_labels(given, len(given)), images, without)
 
     def class_range(self, label: int) -> tuple[int, int]:
         """Where a class begins and ends in `order`. Raises ValueError for a class with no images."""

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, field, fields
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from pyels.checks import CPU, check_images, check_labels, check_level, check_tolerance
+from pyels.selection import Selection, check_selection
 
 
 def _wish(check: Callable[[Any], Any]) -> Any:
@@ -31,7 +32,8 @@ class Query:
     labels      (B,) int64 classes of the images, in CPU memory; None: of any class
     patch_size  window size in pixels; None: the denoiser has none
     tolerance   a wish: how far the mean of a pixel may be from the exact one (half a 95% interval) for its search to
-                end; engine "sampled" alone takes notice, and has one of its own, as the other engines are exact
+                end, instead of the engine's own; engine "sampled" alone takes notice, the others are exact
+    selection   a wish: which images of a machine's bank count (see `PatchBank.select`), instead of those of the labels
     """
 
     x: Tensor
@@ -40,9 +42,16 @@ class Query:
     labels: Tensor | None = None
     patch_size: int | None = None
     tolerance: float | None = _wish(check_tolerance)
+    selection: Selection | None = _wish(check_selection)
 
     def __len__(self) -> int:
         return len(self.x)
+
+    def of(self, queries: Sequence[int]) -> Query:
+        """Some of the queries."""
+        which = torch.tensor(queries, dtype=torch.int64)
+        labels = None if self.labels is None else self.labels[which]
+        return replace(self, x=self.x[which], alpha=self.alpha[which], sigma=self.sigma[which], labels=labels)
 
 
 _WISHES = {f.name: f.metadata["check"] for f in fields(Query) if "check" in f.metadata}
@@ -89,7 +98,7 @@ class Denoiser:
         for name in wishes:
             if name not in self.wishes:
                 allowed = ", ".join(self.wishes) or "none"
-                raise TypeError(f"{type(self).__name__} got the argument {name!r}; beyond patch_size it takes {allowed}")
+                raise TypeError(f"{type(self).__name__} has no argument {name!r}; beyond patch_size it has {allowed}")
         return Query(
             x,
             check_level("alpha", alpha, batch),

@@ -1,9 +1,9 @@
 """Ways to evaluate ELS, exact and approximate, behind one signature: what `pyels scaling` holds side by side.
 
-exact   engine "cpu"
-faiss   engine "faiss" at a tolerance
-subset  engine "cpu" on a random share of the images
-top     vector search as it is commonly used: the nearest so many windows that an inverted file of compressed
+exact    engine "cpu"
+sampled  engine "sampled" at a tolerance
+subset   engine "cpu" on a random share of the images
+top      vector search as it is commonly used: the nearest so many windows that an inverted file of compressed
         windows finds, weighed by their exact distances as if there were no others. With boundary "zeros" only for
         pixels whose window lies wholly inside
 """
@@ -20,11 +20,12 @@ import torch.nn.functional as F
 from torch import Tensor
 from tqdm import tqdm
 
-from pyels import index
 from pyels.bank import PatchBank
 from pyels.bench import windows
-from pyels.engines import available_engines
-from pyels.machines import ELS, Sources
+from pyels.definition import Definition
+from pyels.engines import Sampled, index
+from pyels.machines import ELS
+from pyels.posterior import Want
 from pyels.sampling import Level
 
 # (x, level, value of the method) -> mean (1, C, h, w) of the central h x w pixels, all where they are not said to be
@@ -32,7 +33,7 @@ from pyels.sampling import Level
 Evaluation = Callable[[Tensor, Level, float], tuple[Tensor, Tensor]]
 
 # Bytes a window that the building of an index takes at its peak, from a million windows on.
-BUILDING = {"faiss": 200, "top": 100}
+BUILDING = {"sampled": 200, "top": 100}
 
 _TOP_DIRECTIONS = 32
 _TOP_LISTS = 4096
@@ -45,7 +46,7 @@ _GATHERED_AT_ONCE = 1 << 22  # values of windows that were found
 
 @dataclass(frozen=True)
 class Method:
-    """`value`: the tolerance of faiss, the share of the images of subset, the number of windows of top."""
+    """`value`: the tolerance of sampled, the share of the images of subset, the number of windows of top."""
 
     kind: str
     value: float = 0
@@ -73,10 +74,10 @@ def left_out(method: Method, images: int, shape: tuple[int, int, int], boundary:
     """Why a method is not to be used on so many images (C, H, W) within `limit` bytes; None: it is."""
     if method.kind not in BUILDING:
         return None
-    if "faiss" not in available_engines():
+    if not index.can_build():
         return "faiss is not installed: pip install pyels[faiss]"
     _, height, width = shape
-    if not _wraps(boundary)[0]:
+    if not Definition(sources=boundary).bank_wraps:
         height, width = height - k + 1, width - k + 1
     if method.kind == "top" and min(height, width) < 1:
         return f"no window of size {k} lies inside an image"
@@ -103,8 +104,8 @@ def _subset(bank: PatchBank, boundary: str, k: int, threads: int, folder: Path) 
     return Prepared(evaluate)
 
 
-def _faiss(bank: PatchBank, boundary: str, k: int, threads: int, folder: Path) -> Prepared:
-    machine = ELS(bank, k, boundary, "faiss", threads, index=folder)
+def _sampled(bank: PatchBank, boundary: str, k: int, threads: int, folder: Path) -> Prepared:
+    machine = ELS(bank, k, boundary, "sampled", threads, index=folder)
     machine.denoise(torch.zeros(1, *bank.shape), 1.0, 1.0, tolerance=1.0)  # builds the index, if there is any
     size = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
     return Prepared(_by_machine(machine), size, sum(built["seconds"] for built in index.describe(folder)))
@@ -112,8 +113,8 @@ def _faiss(bank: PatchBank, boundary: str, k: int, threads: int, folder: Path) -
 
 def _by_machine(machine: ELS) -> Evaluation:
     def evaluate(x: Tensor, level: Level, value: float) -> tuple[Tensor, Tensor]:
-        tolerance = value if machine.engine == "faiss" else None
-        part = machine.partial(x, level.alpha, level.sigma, full=False, tolerance=tolerance)
+        tolerance = value if isinstance(machine.engine, Sampled) else None
+        part = machine.partial(machine.query(x, level.alpha, level.sigma, tolerance=tolerance), Want.MEAN)
         error, certified = part.error()
         return part.mean(), error.masked_fill(certified, torch.inf)
 
@@ -124,7 +125,8 @@ def _top(bank: PatchBank, boundary: str, k: int, threads: int, folder: Path) -> 
     import faiss
 
     channels, height, width = bank.shape
-    bank_wraps, query_wraps = _wraps(boundary)
+    definition = Definition(sources=boundary)
+    bank_wraps, query_wraps = definition.bank_wraps, definition.wraps
     r = k // 2
     rows, columns = (height, width) if bank_wraps else (height - k + 1, width - k + 1)
     places = rows * columns
@@ -177,11 +179,5 @@ def _top(bank: PatchBank, boundary: str, k: int, threads: int, folder: Path) -> 
     return Prepared(evaluate, search.ntotal * (inverted.code_size + 8), seconds)
 
 
-def _wraps(boundary: str) -> tuple[bool, bool]:
-    """Whether the windows of the bank, and those of the query, wrap around."""
-    sources = Sources[boundary.upper()]
-    return sources is Sources.CIRCULAR, sources.wraps
-
-
-_PREPARE = {"exact": _exact, "faiss": _faiss, "subset": _subset, "top": _top}
+_PREPARE = {"exact": _exact, "sampled": _sampled, "subset": _subset, "top": _top}
 KINDS = tuple(_PREPARE)

@@ -211,11 +211,11 @@ def draw_pairs(
 
 _KINDS = {  # in colours that everyone tells apart
     "exact": {"color": "black", "marker": "o"},
-    "faiss": {"color": "#0072b2", "marker": "s"},
+    "sampled": {"color": "#0072b2", "marker": "s"},
     "subset": {"color": "#d55e00", "marker": "^"},
     "top": {"color": "#009e73", "marker": "D"},
 }
-_VALUES = {"faiss": "faiss, by tolerance", "subset": "subset, by share", "top": "top, by number of windows"}
+_VALUES = {"sampled": "sampled, by tolerance", "subset": "subset, by share", "top": "top, by number of windows"}
 
 
 def draw_costs(path: str | Path, report: Mapping[str, Any], title: str) -> None:

@@ -26,7 +26,7 @@ from torch import Tensor
 from pyels import bench, methods, runs
 from pyels.bank import PatchBank
 from pyels.denoiser import eps_from_x0
-from pyels.engines import available_engines
+from pyels.engines.index import can_build
 from pyels.files import read_tensors
 from pyels.machines import ELS
 from pyels.methods import Method, Prepared
@@ -103,7 +103,7 @@ def grown(bank: PatchBank, images: int, seed: int) -> PatchBank:
 def this_machine(threads: int) -> dict[str, Any]:
     """What timings depend on, beside what is timed."""
     version = None
-    if "faiss" in available_engines():
+    if can_build():
         import faiss
 
         version = faiss.__version__
@@ -269,7 +269,7 @@ def _resident() -> dict[str, float]:
 
 @contextmanager
 def _faiss_threads(threads: int) -> Iterator[None]:
-    if "faiss" not in available_engines():
+    if not can_build():
         yield
         return
     import faiss

@@ -36,6 +36,13 @@ MACHINES = {
     "ELS-interior": lambda bank, k, **options: pyels.ELS(bank, k, "interior", **options),
     "ELS-zeros": lambda bank, k, **options: pyels.ELS(bank, k, "zeros", **options),
 }
+
+
+def partial(machine, x, alpha, sigma, **wishes):
+    """The partial posterior of a machine, with all that there can be in it."""
+    return machine.partial(machine.query(x, alpha, sigma, **wishes))
+
+
 WRAPPING = ("ELS-circular", "ELS-interior")
 
 

@@ -5,6 +5,8 @@ The kernels are tested everywhere in C++, by tests/cpp/test_cuda.cpp.
 
 import contextlib
 import itertools
+import json
+import types
 
 import numpy as np
 import pytest
@@ -14,7 +16,7 @@ from test_engines import ALPHAS, SIGMAS, TIMES, check
 
 import pyels
 from pyels import engines
-from pyels.engines import cuda
+from pyels.engines import cuda, operator
 
 gpu = pytest.mark.skipif(cuda.missing() is not None, reason=str(cuda.missing()))
 
@@ -24,13 +26,20 @@ gpu = pytest.mark.skipif(cuda.missing() is not None, reason=str(cuda.missing()))
 def test_auto_follows_the_bank_to_its_device(monkeypatch, caplog):
     caplog.set_level("INFO", logger="pyels")
     monkeypatch.setattr(cuda, "missing", lambda: None)
-    assert engines.choose_engine("auto", torch.device("cuda", 1)) == "cuda"
-    assert engines.choose_engine("auto", torch.device("cpu")) == "cpu"
-    assert engines.choose_engine("cuda", torch.device("cpu")) == "cuda"
+    monkeypatch.setattr(cuda, "default_device", lambda: torch.device("cuda", 0))
+
+    def chosen(name, device):
+        bank = types.SimpleNamespace(device=torch.device(device))
+        engine = engines.choose_engine(name, pyels.Definition(), bank)
+        return engine.name, engine.device
+
+    assert chosen("auto", "cuda:1") == ("cuda", torch.device("cuda", 1))
+    assert chosen("auto", "cpu") == ("cpu", torch.device("cpu"))
+    assert chosen("cuda", "cpu") == ("cuda", torch.device("cuda", 0))
     assert "the bank is on cuda:1" in caplog.text
-    for name in ("cpu", "reference"):
+    for name in ("cpu", "reference", "sampled"):
         with pytest.raises(ValueError, match=r"on cuda:1; use bank\.to\('cpu'\)"):
-            engines.choose_engine(name, torch.device("cuda", 1))
+            chosen(name, "cuda:1")
 
 
 @pytest.mark.parametrize(
@@ -56,17 +65,17 @@ def test_command_line_says_so_too(monkeypatch, tmp_path, capsys):
     assert "engine 'cuda' is not available: no such thing" in capsys.readouterr().err
 
 
-def test_tensor_cores_are_used_only_where_asked_for(monkeypatch, small):
+def test_tensor_cores_are_used_only_where_asked_for(pretended_gpu, monkeypatch, small):
     x, seen = noisy(small, 0.6, 0.8), []
 
-    def operator(*given):
-        seen.append(given[-1])
-        return engines.partial_posterior(*given)
+    def evaluate(engine, options, *given):
+        seen.append(options["tensor_cores"])
+        return operator.evaluate("cpu", {"threads": 1}, *given)
 
-    monkeypatch.setattr(pyels.machines, "partial_posterior", operator)
-    exact = pyels.ELS(small, 3).denoise(x, 0.6, 0.8)
-    allowed = pyels.ELS(small, 3, precision="high").denoise(x, 0.6, 0.8)
-    pyels.LS(small, 3).denoise(x, 0.6, 0.8)
+    monkeypatch.setattr(cuda, "evaluate", evaluate)
+    exact = pyels.ELS(small, 3, engine="cuda").denoise(x, 0.6, 0.8)
+    allowed = pyels.ELS(small, 3, engine="cuda", precision="high").denoise(x, 0.6, 0.8)
+    pyels.LS(small, 3, engine="cuda").denoise(x, 0.6, 0.8)
     assert seen == [False, True, False]
     assert torch.equal(exact, allowed)  # on a CPU, which has none
     for wrong in ("low", None):
@@ -118,7 +127,8 @@ def pretended_gpu(monkeypatch):
     monkeypatch.setattr(cuda, "missing", lambda: None)
     monkeypatch.setattr(cuda, "default_device", lambda: torch.device("cpu"))
     monkeypatch.setattr(cuda, "CHUNK_BYTES", 5 * 72)  # five images of 1x9x8
-    monkeypatch.setattr(pyels.machines.Machine, "_resident", lambda self: self.engine != "cuda")
+    monkeypatch.setattr(cuda, "fits", lambda images, device: False)
+    monkeypatch.setattr(cuda, "evaluate", lambda *given: operator.evaluate("cpu", {"threads": 1}, *given[2:]))
 
 
 @pytest.mark.parametrize("with_labels", [False, True])
@@ -232,7 +242,7 @@ def test_labels_batches_and_devices(fashion, kind):
     levels = ALPHAS[torch.arange(16) % 9], SIGMAS[torch.arange(16) % 9]
     x = noisy(bank, *levels, batch=16)
     machine = MACHINES[kind](bank.to("cuda"), 7)
-    assert machine.engine == "cuda"
+    assert machine.engine.name == "cuda"
     together = machine.denoise(x.cuda(), *levels, labels)
     assert together.is_cuda
     assert torch.equal(together.cpu(), MACHINES[kind](bank, 7, engine="cuda").denoise(x, *levels, labels))
@@ -260,14 +270,14 @@ def test_parts_give_what_the_whole_gives(monkeypatch, kind):
 @gpu
 @pytest.mark.filterwarnings("ignore:Synchronization debug mode")
 def test_operator_keeps_to_its_stream_and_can_be_captured(small):
-    from pyels.engines import partial_posterior
-
+    partial_posterior = operator.partial_posterior
     x = noisy(small, 0.6, 0.8, batch=2).cuda()
     level = torch.full((2,), 0.8, dtype=torch.float64)
     begin, end = torch.tensor([0, 5]), torch.tensor([5, 9])
     images, order = small.images.cuda(), small.order.cuda()
-    for full, tensor_cores in itertools.product((False, True), repeat=2):
-        given = (order, begin, end, x, level, level, "cuda", 1, 3, 3, 1, full, tensor_cores)
+    for want, tensor_cores in itertools.product((pyels.Want.MEAN, pyels.Want.POSTERIOR), (False, True)):
+        task = {"engine": "cuda", "options": {"tensor_cores": tensor_cores}, "window": 1, "sources": 3, "patch_size": 3}
+        given = (order, begin, end, x, level, level, [], json.dumps({**task, "want": int(want), "extra": []}))
         torch.library.opcheck(partial_posterior, (images, *given))
         eager = partial_posterior(images, *given)
         torch.cuda.set_sync_debug_mode("error")
@@ -301,8 +311,6 @@ def test_sampling_on_the_device(fashion):
 
 @gpu
 def test_bench_runs_on_the_device(tmp_path):
-    import json
-
     out = tmp_path / "out"
     options = ("--images", 20, "--sizes", "3,9", "--repeats", 1, "--seconds", 0.01, "--engine", "cuda", "--out", out)
     assert run_program("bench", "--dataset", "fashion-mnist-6000", *options) == 0

@@ -7,7 +7,7 @@ import sys
 import numpy as np
 import pytest
 import torch
-from helpers import make_bank, noisy, run_program
+from helpers import make_bank, noisy, partial, run_program
 from safetensors import safe_open
 from safetensors.torch import save_file
 
@@ -186,8 +186,8 @@ def test_parts_merge(fashion, folder, tmp_path):
     bank = fashion[:3000]
     alpha, sigma = level(0.4)
     x = noisy(bank, alpha, sigma, 1)
-    first = pyels.ELS(bank[:2000], 9, engine="faiss", index=folder).partial(x, alpha, sigma, tolerance=0.03)
-    second = pyels.ELS(bank[2000:], 9).partial(x, alpha, sigma)
+    first = partial(pyels.ELS(bank[:2000], 9, engine="faiss", index=folder), x, alpha, sigma, tolerance=0.03)
+    second = partial(pyels.ELS(bank[2000:], 9), x, alpha, sigma)
     whole = pyels.ELS(bank, 9).denoise(x, alpha, sigma)
     for merged in (first.merge(second), second.merge(first)):
         error, certified = merged.error()
@@ -289,7 +289,7 @@ def test_bad_input(small, tmp_path):
     path = tmp_path / "bank.npz"
     make_bank(600, (1, 12, 12)).save(path)
     streamed = pyels.PatchBank.load(path, memory_limit=20_000)
-    with pytest.raises(ValueError, match="engine 'faiss' needs the bank in memory or mapped"):
+    with pytest.raises(ValueError, match="engine 'sampled' needs the bank in memory or mapped"):
         pyels.ELS(streamed, 3, engine="faiss").denoise(torch.zeros(1, 1, 12, 12), 0.5, 0.5)
     with pytest.raises(ValueError, match="have 3200000000 windows, and an index holds at most 2146435072"):
         index.build(make_bank(1, (1, 42, 42)), torch.zeros(1, dtype=torch.int64).expand(2_000_000), 3, False)
@@ -297,16 +297,22 @@ def test_bad_input(small, tmp_path):
         pyels.distributed.Sharded(pyels.ELS(small, 3, engine="faiss"))
 
 
-def test_without_faiss():
+def test_without_faiss_an_index_is_used_but_not_built(tmp_path):
     code = (
         "import sys; sys.modules['faiss'] = None; import importlib.util; find = importlib.util.find_spec\n"
         "importlib.util.find_spec = lambda name, *a: None if name == 'faiss' else find(name, *a)\n"
-        "import torch, pyels; assert 'faiss' not in pyels.engines.available_engines()\n"
-        "try: pyels.ELS(pyels.PatchBank(torch.zeros(2, 1, 8, 8, dtype=torch.uint8)), 3, engine='faiss')\n"
+        "import torch, pyels; x = torch.zeros(1, 1, 12, 12)\n"
+        f"bank = pyels.PatchBank.load({str(tmp_path / 'bank.npz')!r})\n"
+        "print(float(pyels.ELS(bank, 5, engine='sampled').denoise(x, 0.6, 0.8).mean()))\n"
+        "try: pyels.ELS(bank, 3, engine='sampled').denoise(x, 0.6, 0.8)\n"
         "except ImportError as error: print(error)\n"
     )
-    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
-    assert "pip install pyels[faiss]" in out
+    make_bank(300, (1, 12, 12)).save(tmp_path / "bank.npz")
+    bank = pyels.PatchBank.load(tmp_path / "bank.npz")
+    mean = float(pyels.ELS(bank, 5, engine="sampled").denoise(torch.zeros(1, 1, 12, 12), 0.6, 0.8).mean())
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.splitlines()
+    assert float(out[0]) == mean
+    assert "pip install pyels[faiss]" in out[1]
 
 
 def test_the_program(tmp_path, capsys):
@@ -315,7 +321,7 @@ def test_the_program(tmp_path, capsys):
     options = ("sample", "--dataset", path, "--patch-size", 5, "--steps", 3, "--num", 1, "--json")
     assert run_program(*options, "--engine", "faiss", "--tolerance", 0.02, "--out", tmp_path / "a") == 0
     record = json.loads(capsys.readouterr().out)
-    assert (record["engine"], record["tolerance"]) == ("faiss", 0.02)
+    assert (record["engine"], record["tolerance"]) == ("sampled", 0.02)
     assert run_program(*options, "--out", tmp_path / "b") == 0
     capsys.readouterr()
     approximate, exact = (pyels.files.read_tensors(tmp_path / name / "samples.safetensors")["samples"] for name in "ab")
@@ -323,4 +329,4 @@ def test_the_program(tmp_path, capsys):
     assert run_program("info", "--dataset", path) == 0
     assert "k5.safetensors: " in capsys.readouterr().out
     assert run_program(*options, "--tolerance", 0.02, "--out", tmp_path / "c") == 2
-    assert "--tolerance and --index are for --machine els with --engine faiss" in capsys.readouterr().err
+    assert "--tolerance and --index are for --machine els with --engine sampled" in capsys.readouterr().err

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from helpers import MACHINES, make_bank, noisy
+from helpers import MACHINES, make_bank, noisy, partial
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -39,9 +39,9 @@ def test_permuting_the_bank_changes_nothing(kind, seed, sigma, k):
 def test_split_and_merge_equals_the_whole(kind, seed, sigma, k, cut):
     bank = make_bank(19, (1, 8, 9), seed=seed)
     x = noisy(bank, *level(sigma), seed=seed)
-    whole = MACHINES[kind](bank, k).partial(x, *level(sigma))
-    head = MACHINES[kind](bank[:cut], k).partial(x, *level(sigma))
-    tail = MACHINES[kind](bank[cut:], k).partial(x, *level(sigma))
+    whole = partial(MACHINES[kind](bank, k), x, *level(sigma))
+    head = partial(MACHINES[kind](bank[:cut], k), x, *level(sigma))
+    tail = partial(MACHINES[kind](bank[cut:], k), x, *level(sigma))
     # A source number counts from the start of its own bank.
     moved = pyels.PartialPosterior(tail.m, tail.s, tail.y, tail.count, tail.e, tail.top, tail.source + cut * 8 * 9)
     merged = head.merge(moved)
@@ -58,7 +58,7 @@ def test_split_and_merge_equals_the_whole(kind, seed, sigma, k, cut):
 def test_merging_is_a_monoid(seed, sigma, k):
     bank = make_bank(9, (1, 7, 7), seed=seed)
     x = noisy(bank, *level(sigma), seed=seed)
-    a, b, c = (pyels.ELS(bank[i : i + 3], k).partial(x, *level(sigma)) for i in (0, 3, 6))
+    a, b, c = (partial(pyels.ELS(bank[i : i + 3], k), x, *level(sigma)) for i in (0, 3, 6))
     neutral = pyels.PartialPosterior(
         torch.full_like(a.m, -torch.inf),
         torch.zeros_like(a.s),
@@ -93,8 +93,8 @@ def test_translating_the_input_translates_the_output(kind, seed, sigma, dy, dx):
 def test_any_number_of_threads_gives_the_same_bits(kind, seed, sigma, threads, n):
     bank = make_bank(n, (1, 8, 9), seed=seed)
     x = noisy(bank, *level(sigma), seed=seed, batch=3)
-    one = MACHINES[kind](bank, 3, threads=1).partial(x, *level(sigma))
-    many = MACHINES[kind](bank, 3, threads=threads).partial(x, *level(sigma))
+    one = partial(MACHINES[kind](bank, 3, threads=1), x, *level(sigma))
+    many = partial(MACHINES[kind](bank, 3, threads=threads), x, *level(sigma))
     for field in ("m", "s", "y", "e", "top", "source"):
         assert torch.equal(getattr(one, field), getattr(many, field))
 

@@ -9,10 +9,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from helpers import make_bank, noisy, run_program
+from helpers import make_bank, noisy, partial, run_program
 
 import pyels
 from pyels import bench, methods, scaling
+from pyels.engines import index
 from pyels.files import read_tensors
 from pyels.methods import Method
 from pyels.sampling import Level
@@ -77,11 +78,11 @@ def test_faiss_states_its_error(tmp_path):
     needs_faiss()
     bank = make_bank(60, (1, 12, 12))
     x = noisy(bank, LEVEL.alpha, LEVEL.sigma)
-    prepared = methods.prepare("faiss", bank, "zeros", 5, 1, tmp_path / "index")
+    prepared = methods.prepare("sampled", bank, "zeros", 5, 1, tmp_path / "index")
     mean, stated = prepared.evaluate(x, LEVEL, 0.05)
     machine = pyels.ELS(bank, 5, engine="faiss", index=tmp_path / "index", tolerance=0.05)
     assert torch.equal(mean, machine.denoise(x, LEVEL.alpha, LEVEL.sigma))
-    error, certified = machine.partial(x, LEVEL.alpha, LEVEL.sigma, full=False).error()
+    error, certified = partial(machine, x, LEVEL.alpha, LEVEL.sigma).error()
     assert torch.equal(stated, torch.where(certified, torch.inf, error))
     assert stated.isinf()[0, 0].all()
     assert prepared.index_bytes == (tmp_path / "index" / "k5.safetensors").stat().st_size
@@ -291,8 +292,8 @@ def test_an_interruption_before_anything_was_finished_leaves_nothing(arguments, 
 
 
 def test_without_faiss(arguments, tmp_path, monkeypatch, capsys):
-    for module in (methods, scaling):
-        monkeypatch.setattr(module, "available_engines", lambda: ["cpu", "reference"])
+    for module in (index, scaling):
+        monkeypatch.setattr(module, "can_build", lambda: False)
     assert run_program(*arguments) == 0
     out = capsys.readouterr().out
     assert out.count("left out: faiss is not installed: pip install pyels[faiss]") == 2 * 3

@@ -157,7 +157,7 @@ def test_a_failed_call_leaves_the_bank_usable(tmp_path, monkeypatch):
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr("pyels.machines.partial_posterior", interrupted)
+        patch.setattr("pyels.engines.exact.evaluate", interrupted)
         with pytest.raises(KeyboardInterrupt) as kept:  # which keeps the frames, too
             machine.denoise(x, 0.8, 0.6)
     machine.denoise(x, 0.8, 0.6)

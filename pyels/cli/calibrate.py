@@ -92,7 +92,7 @@ def calibrate_command(
     machine = make_machine(kind, bank, boundary, engine, each)
     if sizes is None:
         largest = 27 if record.get("kind") == "UNet" else 17
-        tried = list(range(3, 1 + (min(largest, *bank.shape[1:]) if machine.sources.wraps else largest), 2))
+        tried = list(range(3, 1 + (min(largest, *bank.shape[1:]) if machine.definition.wraps else largest), 2))
     else:
         tried = sorted(set(integers("--sizes", sizes)))
     check_sizes(machine, tried)

@@ -34,6 +34,7 @@ from pyels.cli.common import (
     threads_option,
     tolerance_option,
 )
+from pyels.engines import default_threads
 from pyels.files import write_json, write_tensors
 from pyels.machines import ELS, ES, IS, Machine
 from pyels.sampling import SOLVERS, Step, noise_levels
@@ -163,8 +164,12 @@ def sample_command(
     if per_sample is not None:
         images["labels"] = torch.tensor(per_sample)
     captions = [f"seed {seed + i}" + (f", class {per_sample[i]}" if per_sample else "") for i in range(num)]
-    shared = {"shard": shard, "processes": processes}  # no settings: a run may go on with other numbers of them
-    result = {**settings, **shared, "threads": machine.threads, "seconds": round(seconds, 3), "pairs": pairs}
+    shared: dict[str, Any] = {
+        "shard": shard,
+        "processes": processes,
+    }  # no settings: a run may go on with other numbers of them
+    shared["threads"] = default_threads() if threads is None else threads
+    result = {**settings, **shared, "seconds": round(seconds, 3), "pairs": pairs}
     write_tensors(out / "samples.safetensors", images)
     write_json(out / "run.json", result)
     plots.draw_grid(out / "samples.png", images["samples"], captions)

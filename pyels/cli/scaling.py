@@ -43,7 +43,7 @@ _MOST_METHODS_OF_A_KIND = 4  # that the picture tells apart
     help="Sizes of the bank; beyond the data set's it is filled up with synthetic images made of its own.  [default: "
     "1000,3000,10000,30000 as far as the data set goes, and all of it]",
 )
-@click.option("--tolerance", default="0.03,0.06,0.12", show_default=True, help="Of engine faiss; or none.")
+@click.option("--tolerance", default="0.03,0.06,0.12", show_default=True, help="Of engine sampled; or none.")
 @click.option("--subset", default="0.1,0.01", show_default=True, help="Shares of the images; or none.")
 @click.option("--top", default="100", show_default=True, help="Numbers of nearest windows; or none.")
 @click.option("--boundary", type=click.Choice(ELS.boundaries), default="zeros", show_default=True)
@@ -81,7 +81,7 @@ def scaling_command(
 ) -> None:
     """Time, memory and error of a sample by ELS against the size of the bank.
 
-    The exact machine draws samples at every size. At each of their steps engine faiss, the exact engine on a random
+    The exact machine draws samples at every size. At each of their steps engine sampled, the exact engine on a random
     share of the images, and a search for the nearest windows (IVF over principal directions in 8 bits) alone are given
     the same noisy image, timed, and compared with the exact mean.
 
@@ -98,7 +98,7 @@ def scaling_command(
         images=_sizes(images, len(loaded)),
         methods=[
             Method("exact"),
-            *_methods("faiss", "--tolerance", tolerance),
+            *_methods("sampled", "--tolerance", tolerance),
             *_methods("subset", "--subset", subset),
             *_methods("top", "--top", top),
         ],
@@ -167,7 +167,7 @@ def _methods(kind: str, option: str, text: str) -> list[Method]:
     except ValueError:
         raise ValueError(f"{option} must be none or numbers separated by commas, got {text!r}") from None
     for value in values:
-        if kind == "faiss" and not 0 < value < float("inf"):
+        if kind == "sampled" and not 0 < value < float("inf"):
             raise ValueError(f"--tolerance must be positive and finite, got {value:g}")
         if kind == "subset" and not 0 < value < 1:
             raise ValueError(f"--subset must be above 0 and below 1, got {value:g}")

@@ -1,4 +1,4 @@
-"""Lists of similar windows: what engine "faiss" looks into.
+"""Lists of similar windows: what engine "sampled" looks into.
 
 Every window of a bank belongs to one inverted list, that of the nearest of some thousand centres, which k-means finds
 among the coordinates of windows along their leading principal directions (faiss, Douze et al., arXiv 2401.08281). The
@@ -8,6 +8,7 @@ about how far a query is from it. Exact distances are computed from the images.
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import math
 import time
@@ -27,8 +28,9 @@ from tqdm import tqdm
 
 from pyels import _core
 from pyels.bank import PatchBank
-from pyels.engines.native import bank_problem
+from pyels.engines.operator import describe_lists
 from pyels.files import write_tensors
+from pyels.selection import ALL, as_numbers
 
 MOST_LISTS = 4096
 MOST_DIRECTIONS = 48
@@ -46,7 +48,7 @@ _KEY = "pyels-index"
 
 @dataclass(frozen=True)
 class Index:
-    """The lists over the k x k windows of some images of a bank: struct Lists of csrc/pyels.h, which see.
+    """The lists over the k x k windows of some images of a bank: struct Lists of csrc/sampled/engine.h, which see.
 
     Attributes
     ----------
@@ -106,20 +108,16 @@ class Index:
             and int(self.place.to(torch.int32).max()) < height * width
         )
 
-    def lists(self) -> _core.Lists:
-        """What the compiled engine takes; to be used no longer than this index lives."""
-        lists = _core.Lists()
-        lists.count, lists.directions_count = len(self), len(self.directions)
-        for f in fields(self):
-            setattr(lists, f.name, getattr(self, f.name).data_ptr())
-        return lists
+    def tensors(self) -> dict[str, Tensor]:
+        return {f.name: getattr(self, f.name) for f in fields(self)}
 
 
 def open_index(
     bank: PatchBank,
     patch_size: int,
     wraps: bool,
-    label: int | None = None,
+    name: str,
+    images: range | Tensor,
     folder: str | Path | None = None,
     threads: int = 1,
 ) -> Index:
@@ -129,7 +127,8 @@ def open_index(
     ----------
     patch_size  window size k, odd
     wraps       all H * W windows, wrapped around; otherwise those that lie wholly inside
-    label       the images of this class alone; None: all
+    name        of the set of images, as `Selection.names`
+    images      (n,) numbers of its images
     folder      where indexes are kept, see `default_folder`
 
     Raises
@@ -138,26 +137,29 @@ def open_index(
     ImportError  it has to be built, and faiss is not installed
     """
     folder = default_folder(bank) if folder is None else Path(folder)
-    path = folder / f"k{patch_size}{'-wrapped' if wraps else ''}{'' if label is None else f'-class{label}'}.safetensors"
+    path = folder / f"k{patch_size}{'-wrapped' if wraps else ''}{'' if name == ALL else f'-{name}'}.safetensors"
     about = {
         "version": _VERSION,
         "bank_crc32": bank.fingerprint(),
         "bank_shape": [len(bank), *bank.shape],
         "patch_size": patch_size,
         "wraps": wraps,
-        "label": label,
+        "images": name,
     }
     if not path.exists():
-        begin, end = (0, len(bank)) if label is None else bank.class_range(label)
-        which = torch.arange(begin, end) if label is None else bank.order[begin:end]
+        which = as_numbers(images)
         started = time.perf_counter()
         with tqdm(total=len(which), desc=f"index k={patch_size}", unit="image", leave=False) as bar:
             index = build(bank, which, patch_size, wraps, threads, bar.update)
         built = {"seconds": round(time.perf_counter() - started, 1), "megabytes": round(index.nbytes / 1e6, 1)}
         folder.mkdir(parents=True, exist_ok=True)
-        tensors = {f.name: getattr(index, f.name) for f in fields(index)}
-        write_tensors(path, tensors, {_KEY: json.dumps({**about, "lists": len(index), **built})})
+        write_tensors(path, index.tensors(), {_KEY: json.dumps({**about, "lists": len(index), **built})})
     return _load(path, about)
+
+
+def can_build() -> bool:
+    """Whether faiss, which finds the lists, is installed. Using an index takes none."""
+    return importlib.util.find_spec("faiss") is not None
 
 
 def default_folder(bank: PatchBank) -> Path:
@@ -176,7 +178,10 @@ def _read_about(path: Path) -> dict[str, Any]:
     try:
         with safetensors.safe_open(path, framework="pt") as file:
             about: dict[str, Any] = json.loads((file.metadata() or {})[_KEY])
-            return about
+        if "label" in about:  # as pyels 0.1 wrote it
+            label = about.pop("label")
+            about["images"] = ALL if label is None else f"class{label}"
+        return about
     except (safetensors.SafetensorError, KeyError, ValueError) as error:
         raise ValueError(f"{path}: not a readable index ({error}); delete it to have it built again") from error
 
@@ -216,7 +221,10 @@ def build(
         raise ValueError(
             f"an index is built from a bank in CPU memory, but this one is on {bank.device}; use bank.to('cpu')"
         )
-    import faiss
+    try:
+        import faiss
+    except ImportError as error:
+        raise ImportError("an index is built with faiss, which is not installed: pip install pyels[faiss]") from error
 
     _, height, width = bank.shape
     inside = (height - patch_size + 1) * (width - patch_size + 1)
@@ -300,9 +308,7 @@ def _arranged(
         rest=torch.zeros(members),
         step=F.pad(step, (0, len(even) - len(step)), value=1.0),
     )
-    options = _core.CpuOptions()
-    options.threads = threads
-    _core.describe_lists(bank_problem(bank.images, k), options, index.lists())
+    describe_lists(bank.images, k, threads, index.tensors())
     return index
 
 

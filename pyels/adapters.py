@@ -9,16 +9,16 @@ import sys
 import zlib
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from pyels.denoiser import Denoiser, check_labels, check_level, check_query
 from pyels.nets import ConvNetwork, load_network
+from pyels.networks.prediction import PREDICTIONS, x0_from
 from pyels.schedules import Discrete, Schedule, make_schedule
 
-Prediction = Literal["eps", "x0", "score", "v"]
 _BISECTIONS = 60
 _ANGLE_SLACK = (
     1e-4  # radians beyond the ends of a schedule that count as the end: cosine ends at sigma = 80.2, edm at 80
@@ -57,14 +57,14 @@ class NetworkDenoiser(Denoiser):
     def __init__(
         self,
         function: Callable[[Tensor, Tensor, Tensor | None], Tensor],
-        predicts: Prediction = "eps",
+        predicts: str = "eps",
         schedule: str | Schedule = "cosine",
         num_classes: int | None = None,
         channels: int | None = None,
         device: str | torch.device = "cpu",
     ) -> None:
-        if predicts not in get_args(Prediction):
-            raise ValueError(f"predicts must be one of {', '.join(get_args(Prediction))}, got {predicts!r}")
+        if predicts not in PREDICTIONS:
+            raise ValueError(f"predicts must be one of {', '.join(PREDICTIONS)}, got {predicts!r}")
         if isinstance(function, ConvNetwork) and not isinstance(schedule, _Angle):
             raise TypeError(f"a {type(function).__name__} of pyels becomes a denoiser by pyels.adapters.from_pyels")
         if not callable(function):
@@ -94,18 +94,18 @@ class NetworkDenoiser(Denoiser):
 
     def estimate(self, x: Tensor, alpha: float | Tensor, sigma: float | Tensor, labels: Tensor | None = None) -> Tensor:
         """As `denoise`, but x0_hat can be differentiated with respect to x. Raises NotDifferentiable if it cannot."""
+
+        def column(levels: Tensor | list[float]) -> Tensor:
+            return torch.as_tensor(levels, dtype=torch.float64)[:, None, None, None]
+
         a, s = check_level("alpha", alpha, len(x)), check_level("sigma", sigma, len(x))
         labels = self._labels(labels, len(x))
         times = torch.tensor(
             [self._time(math.atan2(*level)) for level in zip(s.tolist(), a.tolist(), strict=True)], dtype=torch.float64
         )
-        own_a = torch.tensor([float(self.schedule.alpha(t)) for t in times.tolist()], dtype=torch.float64)
-        own_s = torch.tensor([float(self.schedule.sigma(t)) for t in times.tolist()], dtype=torch.float64)
-
-        def column(values: Tensor) -> Tensor:
-            return values.float().view(-1, 1, 1, 1)
-
-        x = x * column(torch.hypot(own_a, own_s) / torch.hypot(a, s))
+        own_a = column([float(self.schedule.alpha(t)) for t in times.tolist()])
+        own_s = column([float(self.schedule.sigma(t)) for t in times.tolist()])
+        x = x * (torch.hypot(own_a, own_s) / torch.hypot(column(a), column(s))).float()
         arguments = x.to(self.device), times.float().to(self.device), None if labels is None else labels.to(self.device)
         try:
             out = self.function(*arguments)
@@ -124,16 +124,7 @@ class NetworkDenoiser(Denoiser):
         out = out.float().cpu()
         if not torch.isfinite(out).all():
             raise ValueError(f"the network returned NaN or infinite values at t = {times.tolist()}")
-        if self.predicts == "x0":
-            return out
-        if self.predicts == "v":
-            return (column(own_a) * x - column(own_s) * out) / column(own_a**2 + own_s**2)
-        if not (own_a > 0).all():
-            raise ValueError(
-                f"a network that predicts {self.predicts} says nothing of x0 at alpha = 0; start at a time below 1"
-            )
-        eps = out if self.predicts == "eps" else -column(own_s) * out
-        return (x - column(own_s) * eps) / column(own_a)
+        return x0_from(self.predicts, out, x, own_a, own_s)
 
     def _labels(self, labels: Tensor | None, batch: int) -> Tensor | None:
         labels = check_labels(labels, batch)
@@ -218,7 +209,7 @@ def from_diffusers(unet: Any, scheduler: Any) -> NetworkDenoiser:
 
     Raises ValueError for a scheduler of another kind or an unknown prediction type.
     """
-    kinds: dict[str, Prediction] = {"epsilon": "eps", "sample": "x0", "v_prediction": "v"}
+    kinds = {"epsilon": "eps", "sample": "x0", "v_prediction": "v"}
     prediction = scheduler.config.get("prediction_type", "epsilon")
     if prediction not in kinds or not hasattr(scheduler, "alphas_cumprod"):
         raise ValueError(

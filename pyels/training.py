@@ -23,6 +23,7 @@ from tqdm import tqdm
 from pyels.bank import PatchBank
 from pyels.files import write_tensors
 from pyels.nets import ConvNetwork
+from pyels.networks.prediction import target
 from pyels.schedules import make_schedule
 
 CHECKPOINT = "checkpoint.safetensors"
@@ -238,7 +239,7 @@ def _steps(
         scale = torch.hypot(alpha, sigma)
         alpha, sigma = alpha / scale, sigma / scale
         x = (alpha * x0 + sigma * noise).to(device, memory_format=torch.channels_last)
-        truth = (alpha * noise - sigma * x0).to(device)
+        truth = target("v", x0, noise, alpha, sigma).to(device)
         angle = torch.atan2(sigma, alpha).flatten().to(device)
         labels = bank.labels[chosen].to(device) if conditional and bank.labels is not None else None
         with torch.autocast(device.type, torch.bfloat16, enabled=recipe.bfloat16):

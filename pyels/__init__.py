@@ -10,7 +10,7 @@ from pyels.adapters import NetworkDenoiser
 from pyels.bank import PatchBank
 from pyels.denoiser import Denoiser
 from pyels.machines import ELS, ES, IS, LS, Machine
-from pyels.nets import ResNet, UNet
+from pyels.networks.convolutional import ResNet, UNet
 from pyels.posterior import PartialPosterior, Posterior
 from pyels.sampling import sample
 from pyels.schedules import make_schedule

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from pyels import metrics
-from pyels.adapters import NetworkDenoiser, NotDifferentiable
 from pyels.denoiser import Denoiser, eps_from_x0
 from pyels.machines import Machine
+from pyels.networks.adapters import NetworkDenoiser, NotDifferentiable
 from pyels.sampling import Level, Step, sample
 from pyels.schedules import Schedule
 

@@ -22,7 +22,7 @@ from tqdm import tqdm
 
 from pyels.bank import PatchBank
 from pyels.files import write_tensors
-from pyels.nets import ConvNetwork
+from pyels.networks.network import Network
 from pyels.networks.prediction import target
 from pyels.schedules import make_schedule
 
@@ -118,13 +118,13 @@ def bfloat16_is_faster(device: torch.device) -> bool:
 
 
 def train(
-    network: ConvNetwork,
+    network: Network,
     bank: PatchBank,
     recipe: Recipe,
     folder: str | Path | None = None,
     device: str | torch.device = "cpu",
     progress: bool = True,
-) -> tuple[ConvNetwork, Log]:
+) -> tuple[Network, Log]:
     """Train `network` to predict v on the bank's images.
 
     Minimises E ||v_hat - v||^2, v = alpha * noise - sigma * x0, over images, noise and t uniform in (0, 1].
@@ -216,8 +216,8 @@ def _interrupts_between_steps() -> Iterator[Callable[[], bool]]:
 
 
 def _steps(
-    network: ConvNetwork,
-    average: ConvNetwork,
+    network: Network,
+    average: Network,
     optimizer: torch.optim.Optimizer,
     generator: torch.Generator,
     bank: PatchBank,
@@ -239,7 +239,7 @@ def _steps(
         scale = torch.hypot(alpha, sigma)
         alpha, sigma = alpha / scale, sigma / scale
         x = (alpha * x0 + sigma * noise).to(device, memory_format=torch.channels_last)
-        truth = target("v", x0, noise, alpha, sigma).to(device)
+        truth = target(network.predicts, x0, noise, alpha, sigma).to(device)
         angle = torch.atan2(sigma, alpha).flatten().to(device)
         labels = bank.labels[chosen].to(device) if conditional and bank.labels is not None else None
         with torch.autocast(device.type, torch.bfloat16, enabled=recipe.bfloat16):
@@ -259,7 +259,7 @@ def _steps(
         yield float(loss.detach())
 
 
-def _check_classes(network: ConvNetwork, bank: PatchBank) -> None:
+def _check_classes(network: Network, bank: PatchBank) -> None:
     channels, classes = network.config["channels"], network.config["num_classes"]
     if channels != bank.shape[0]:
         raise ValueError(f"the network takes {channels} channels, but the bank's images have {bank.shape[0]}")
@@ -275,8 +275,8 @@ def _check_classes(network: ConvNetwork, bank: PatchBank) -> None:
 class _State:
     """All that a training's future depends on."""
 
-    network: ConvNetwork
-    average: ConvNetwork
+    network: Network
+    average: Network
     optimizer: torch.optim.Optimizer
     generator: torch.Generator
     progress: Log

@@ -29,7 +29,7 @@ from torch import Tensor
 
 from pyels import _core, plots, presets, runs
 from pyels.bank import PatchBank
-from pyels.denoiser import CPU
+from pyels.checks import CPU
 from pyels.machines import ELS
 from pyels.schedules import make_schedule
 

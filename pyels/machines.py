@@ -20,16 +20,16 @@ import torch
 from torch import Tensor
 
 from pyels.bank import PatchBank
-from pyels.denoiser import (
+from pyels.checks import (
     CPU,
-    Denoiser,
+    check_images,
     check_labels,
     check_level,
     check_patch_size,
-    check_query,
     check_tolerance,
     is_captured,
 )
+from pyels.denoiser import Denoiser
 from pyels.engines import choose_engine, cuda, default_threads, faiss, partial_posterior
 from pyels.index import Index, open_index
 from pyels.posterior import PartialPosterior, Posterior
@@ -199,7 +199,7 @@ class Machine(Denoiser):
 
         Image numbers in `source` count from the start of this machine's bank.
         """
-        given = check_query(x, shape=self.bank.shape, device=self.device)
+        given = check_images(x, shape=self.bank.shape, device=self.device)
         batch = len(given)
         alphas, sigmas = check_level("alpha", alpha, batch), check_level("sigma", sigma, batch)
         labels = check_labels(labels, batch)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from pyels import _core
-from pyels.denoiser import is_captured
+from pyels.checks import is_captured
 
 # What the exact engines' means are off by at most: the bound that they are tested against.
 ROUNDING = 1e-4

@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pyels.denoiser import Denoiser, check_labels, check_level, check_query
+from pyels.checks import check_images, check_labels, check_level
+from pyels.denoiser import Denoiser
 from pyels.networks.network import Network
 from pyels.networks.prediction import PREDICTIONS, x0_from
 from pyels.schedules import Discrete, Schedule, make_schedule
@@ -82,7 +83,7 @@ class NetworkDenoiser(Denoiser):
         A network that is not class-conditional draws without regard to labels."""
         if patch_size is not None:
             self.check_size(patch_size)
-        given = check_query(x, channels=self.channels, device=self.device)
+        given = check_images(x, channels=self.channels, device=self.device)
         return self.estimate(given.cpu(), alpha, sigma, labels).to(given.device)
 
     def estimate(self, x: Tensor, alpha: float | Tensor, sigma: float | Tensor, labels: Tensor | None = None) -> Tensor:

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pyels.checks import check_images, check_labels, check_level
-from pyels.denoiser import Denoiser
+from pyels.checks import check_images
+from pyels.denoiser import Denoiser, Query
 from pyels.networks.network import Network
 from pyels.networks.prediction import PREDICTIONS, x0_from
 from pyels.schedules import Discrete, Schedule, make_schedule
@@ -70,39 +70,30 @@ class NetworkDenoiser(Denoiser):
         self.channels = channels
         self.device = torch.device(device)
 
-    @torch.no_grad()
-    def denoise(
-        self,
-        x: Tensor,
-        alpha: float | Tensor,
-        sigma: float | Tensor,
-        labels: Tensor | None = None,
-        patch_size: int | None = None,
-    ) -> Tensor:
-        """x0_hat (B, C, H, W) float32; arguments as in `Machine.denoise`, of which patch_size has no meaning here.
-        A network that is not class-conditional draws without regard to labels."""
-        if patch_size is not None:
-            self.check_size(patch_size)
-        given = check_images(x, channels=self.channels, device=self.device)
-        return self.estimate(given.cpu(), alpha, sigma, labels).to(given.device)
+    def check_images(self, x: Tensor) -> Tensor:
+        return check_images(x, channels=self.channels, device=self.device)
 
-    def estimate(self, x: Tensor, alpha: float | Tensor, sigma: float | Tensor, labels: Tensor | None = None) -> Tensor:
-        """As `denoise`, but x0_hat can be differentiated with respect to x. Raises NotDifferentiable if it cannot."""
+    def estimate(self, query: Query) -> Tensor:
+        """x0_hat (B, C, H, W) float32, where query.x is; differentiable if query.x requires a gradient.
 
-        def column(levels: Tensor | list[float]) -> Tensor:
-            return torch.as_tensor(levels, dtype=torch.float64)[:, None, None, None]
+        Raises NotDifferentiable if it does and the network's output has none.
+        """
+        labels = self._labels(query.labels)
+        levels = zip(query.sigma.tolist(), query.alpha.tolist(), strict=True)
+        times = [self._time(math.atan2(*level)) for level in levels]
+        alpha = _column([float(self.schedule.alpha(t)) for t in times])
+        sigma = _column([float(self.schedule.sigma(t)) for t in times])
+        scale = torch.hypot(alpha, sigma) / torch.hypot(_column(query.alpha), _column(query.sigma))
+        x = query.x.cpu() * scale.float()
+        with torch.set_grad_enabled(x.requires_grad):  # the weights alone ask for none
+            y = self._predict(x, times, labels)
+            return x0_from(self.predicts, y, x, alpha, sigma).to(query.x.device)
 
-        a, s = check_level("alpha", alpha, len(x)), check_level("sigma", sigma, len(x))
-        labels = self._labels(labels, len(x))
-        times = torch.tensor(
-            [self._time(math.atan2(*level)) for level in zip(s.tolist(), a.tolist(), strict=True)], dtype=torch.float64
-        )
-        own_a = column([float(self.schedule.alpha(t)) for t in times.tolist()])
-        own_s = column([float(self.schedule.sigma(t)) for t in times.tolist()])
-        x = x * (torch.hypot(own_a, own_s) / torch.hypot(column(a), column(s))).float()
-        arguments = x.to(self.device), times.float().to(self.device), None if labels is None else labels.to(self.device)
+    def _predict(self, x: Tensor, times: list[float], labels: Tensor | None) -> Tensor:
+        """What the network says of x, in CPU memory; checked, as the network may be anybody's."""
+        t = torch.tensor(times, dtype=torch.float32, device=self.device)
         try:
-            out = self.function(*arguments)
+            out = self.function(x.to(self.device), t, None if labels is None else labels.to(self.device))
         except Exception as error:  # a network of one's own may fail in any way
             raise ValueError(
                 f"the network failed on images of shape {tuple(x.shape)}: {type(error).__name__}: {error}"
@@ -117,11 +108,11 @@ class NetworkDenoiser(Denoiser):
             raise NotDifferentiable("the network's output has no gradient with respect to its input")
         out = out.float().cpu()
         if not torch.isfinite(out).all():
-            raise ValueError(f"the network returned NaN or infinite values at t = {times.tolist()}")
-        return x0_from(self.predicts, out, x, own_a, own_s)
+            raise ValueError(f"the network returned NaN or infinite values at t = {times}")
+        return out
 
-    def _labels(self, labels: Tensor | None, batch: int) -> Tensor | None:
-        labels = check_labels(labels, batch)
+    def _labels(self, labels: Tensor | None) -> Tensor | None:
+        """The labels that the network is passed."""
         if self.num_classes is None:
             return None
         if labels is None:
@@ -151,6 +142,10 @@ class NetworkDenoiser(Denoiser):
             middle = (low + high) / 2
             low, high = (middle, high) if angle_of(middle) < angle else (low, middle)
         return high
+
+
+def _column(levels: Tensor | list[float]) -> Tensor:
+    return torch.as_tensor(levels, dtype=torch.float64)[:, None, None, None]
 
 
 class _Angle:

@@ -125,9 +125,9 @@ def train(
     device: str | torch.device = "cpu",
     progress: bool = True,
 ) -> tuple[Network, Log]:
-    """Train `network` to predict v on the bank's images.
+    """Train `network` on the bank's images.
 
-    Minimises E ||v_hat - v||^2, v = alpha * noise - sigma * x0, over images, noise and t uniform in (0, 1].
+    Minimises E ||y_hat - y||^2, y what the network predicts (v), over images, noise and t uniform in (0, 1].
 
     Every minute, and when it is interrupted, a checkpoint is written to `folder`. A checkpoint found there is
     continued: on the same machine, with the same number of threads, the weights come out the same to the last bit as
@@ -243,8 +243,8 @@ def _steps(
         angle = torch.atan2(sigma, alpha).flatten().to(device)
         labels = bank.labels[chosen].to(device) if conditional and bank.labels is not None else None
         with torch.autocast(device.type, torch.bfloat16, enabled=recipe.bfloat16):
-            v = network(x, angle, labels)
-        loss = (v.float() - truth).square().mean()
+            y = network(x, angle, labels)
+        loss = (y.float() - truth).square().mean()
         optimizer.zero_grad()
         loss.backward()
         for group in optimizer.param_groups:

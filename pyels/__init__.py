@@ -11,7 +11,7 @@ from pyels.bank import PatchBank
 from pyels.definition import Definition, Masks, Square, WholeImage
 from pyels.denoiser import Denoiser, Query
 from pyels.machines import ELS, ES, IS, LS, Machine
-from pyels.nets import ResNet, UNet
+from pyels.networks import ResNet, UNet
 from pyels.posterior import PartialPosterior, Posterior, Want
 from pyels.sampling import sample
 from pyels.schedules import make_schedule

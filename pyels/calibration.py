@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from pyels import metrics
-from pyels.adapters import NetworkDenoiser, NotDifferentiable
 from pyels.denoiser import Denoiser, eps_from_x0
 from pyels.machines import Machine
+from pyels.networks.adapters import NetworkDenoiser, NotDifferentiable
 from pyels.sampling import Level, Step, sample
 from pyels.schedules import Schedule
 
@@ -129,9 +129,10 @@ def centre_gradient(network: NetworkDenoiser, x: Tensor, level: Level, labels: T
     Returns (B, H, W): |d eps(centre) / d x|, averaged over the channels of input and output. Raises NotDifferentiable.
     """
     _, channels, height, width = x.shape
-    x = x.detach().requires_grad_(True)
+    query = network.query(x, level.alpha, level.sigma, labels)
+    x = query.x.requires_grad_(True)
     with torch.enable_grad():
-        eps = eps_from_x0(network.estimate(x, level.alpha, level.sigma, labels), x, level.alpha, level.sigma)
+        eps = eps_from_x0(network.estimate(query), x, level.alpha, level.sigma)
         centre = eps[:, :, height // 2, width // 2].sum(dim=0)  # samples do not meet in a network
         gradients = [torch.autograd.grad(centre[c], x, retain_graph=True)[0].abs() for c in range(channels)]
     return torch.stack(gradients).mean(dim=(0, 2))

@@ -9,6 +9,7 @@ from helpers import make_bank, noisy, save_random_diffusers_pipeline
 
 import pyels
 from pyels.adapters import NetworkDenoiser, from_edm, from_pyels, load
+from pyels.networks.adapters import NotDifferentiable
 
 LEVELS = [(0.99, 0.1), (0.6, 0.8), (0.05, 0.9987492177719089), (3.0, 4.0)]
 
@@ -64,6 +65,21 @@ def test_pyels_networks_do_not_depend_on_the_scale_of_alpha_and_sigma():
     denoiser = from_pyels(pyels.ResNet(width=8, depth=2))
     x = torch.randn(3, 1, 9, 9)
     torch.testing.assert_close(denoiser.denoise(x, 0.6, 0.8), denoiser.denoise(5 * x, 3.0, 4.0), atol=1e-5, rtol=1e-5)
+
+
+def test_estimates_are_differentiable_where_the_query_asks_for_it():
+    torch.manual_seed(0)
+    denoiser = from_pyels(pyels.ResNet(width=8, depth=2))
+    x = torch.randn(2, 1, 9, 9, requires_grad=True)
+    assert not denoiser.denoise(x, 0.6, 0.8).requires_grad
+    query = denoiser.query(x, torch.tensor([0.6, 0.3]), 0.8)
+    assert not denoiser.estimate(query).requires_grad
+    query.x.requires_grad_(True)
+    denoiser.estimate(query)[0, 0, 4, 4].backward()
+    assert float(query.x.grad[0].abs().sum()) > 0
+    assert float(query.x.grad[1].abs().sum()) == 0
+    with pytest.raises(NotDifferentiable, match="no gradient with respect to its input"):
+        NetworkDenoiser(lambda x, t, labels: x.detach()).estimate(query)
 
 
 def test_edm_denoisers_get_sigma_at_alpha_1(small):

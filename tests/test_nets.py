@@ -3,7 +3,7 @@ import torch
 
 import pyels
 from pyels.adapters import from_pyels
-from pyels.nets import load_network
+from pyels.networks.load import load_network
 
 
 @pytest.mark.parametrize("padding", ["zeros", "circular"])

@@ -11,10 +11,10 @@ import torch
 from helpers import make_bank, run_program
 
 import pyels
-from pyels import training
 from pyels.files import read_tensors, write_tensors
-from pyels.nets import load_network
-from pyels.training import CHECKPOINT, Recipe, train
+from pyels.networks import training
+from pyels.networks.load import load_network
+from pyels.networks.training import CHECKPOINT, Recipe, train
 
 FAST = dict(batch_size=16, optimizer="adamw", learning_rate=1e-3, anneal="cosine")
 
@@ -179,7 +179,7 @@ def test_train_command_writes_what_the_others_read(bank_file, tmp_path, capsys):
 
 SLOWLY = """
 import time
-from pyels import training
+from pyels.networks import training
 from pyels.cli import main
 training._CHECKPOINT_SECONDS = {}
 steps = training._steps

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import click
 import torch
@@ -23,11 +23,10 @@ from pyels.cli.common import (
 )
 from pyels.engines import default_threads
 from pyels.files import write_json
-from pyels.nets import NETWORKS
+from pyels.networks import NETWORKS
+from pyels.networks.convolutional import Padding
+from pyels.networks.training import CHECKPOINT, Recipe, bfloat16_is_faster, train
 from pyels.schedules import SCHEDULES
-from pyels.training import CHECKPOINT, Recipe, bfloat16_is_faster, train
-
-_DEPTHS = {"resnet": 6, "unet": 1}
 
 
 @click.command("train")
@@ -36,8 +35,12 @@ _DEPTHS = {"resnet": 6, "unet": 1}
 @size_option
 @click.option("--net", "kind", type=click.Choice(list(NETWORKS)), default="resnet", show_default=True)
 @click.option("--width", type=int, default=64, show_default=True, help="Channels (256 in the paper's ResNet).")
-@click.option("--depth", type=int, help="Residual layers of a ResNet, blocks a scale of a UNet.  [default: 6; 1]")
-@click.option("--padding", type=click.Choice(["zeros", "circular"]), default="zeros", show_default=True)
+@click.option(
+    "--depth",
+    type=int,
+    help="; ".join(f"{net.__name__}: {net.DEPTH_COUNTS}, {net.DEPTH} by default" for net in NETWORKS.values()) + ".",
+)
+@click.option("--padding", type=click.Choice(get_args(Padding)), default="zeros", show_default=True)
 @click.option("--unconditional", is_flag=True, help="Do not tell the network the classes, where there are some.")
 @click.option("--steps", type=int, help="Optimiser steps.  [default: 10000]")
 @click.option("--epochs", type=float, help="Passes over the data, instead of --steps (300 in the paper).")
@@ -56,11 +59,12 @@ _DEPTHS = {"resnet": 6, "unet": 1}
 @click.option("--ema", type=float, default=0.999, show_default=True, help="Averaging of the weights, a step; 0: none.")
 @click.option("--schedule", type=click.Choice(SCHEDULES), default="cosine", show_default=True, help="Noise schedule.")
 @click.option(
-    "--precision",
+    "--arithmetic",
     type=click.Choice(["auto", "float32", "bfloat16"]),
     default="auto",
     show_default=True,
-    help="Of the network's arithmetic; auto: bfloat16 where the processor has instructions for it.",
+    help="Of the network's layers in training (weights, optimiser and loss stay float32); auto: bfloat16 where the "
+    "processor has instructions for it.",
 )
 @click.option("--seed", type=int, default=0, show_default=True)
 @click.option("--device", help="cpu, cuda, cuda:1 ..  [default: cuda where there is one]")
@@ -87,7 +91,7 @@ def train_command(
     decay: float,
     ema: float,
     schedule: str,
-    precision: str,
+    arithmetic: str,
     seed: int,
     device: str | None,
     threads: int | None,
@@ -126,12 +130,13 @@ def train_command(
         ema=ema,
         schedule=schedule,
         seed=seed,
-        bfloat16=precision == "bfloat16" or (precision == "auto" and bfloat16_is_faster(where)),
+        bfloat16=arithmetic == "bfloat16" or (arithmetic == "auto" and bfloat16_is_faster(where)),
     )
     classes = None if unconditional or bank.labels is None else bank.classes[-1] + 1
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        network = NETWORKS[kind](bank.shape[0], width, _DEPTHS[kind] if depth is None else depth, classes, padding)
+        net = NETWORKS[kind]
+        network = net(bank.shape[0], width, net.DEPTH if depth is None else depth, classes, padding=padding)
     runs.check_command(out, "train")
     checkpoint, finished = out / CHECKPOINT, out / "network.safetensors"
     if checkpoint.exists() and not resume:

@@ -22,7 +22,8 @@ from tqdm import tqdm
 
 from pyels.bank import PatchBank
 from pyels.files import write_tensors
-from pyels.nets import ConvNetwork
+from pyels.networks.network import Network
+from pyels.networks.prediction import target
 from pyels.schedules import make_schedule
 
 CHECKPOINT = "checkpoint.safetensors"
@@ -117,16 +118,16 @@ def bfloat16_is_faster(device: torch.device) -> bool:
 
 
 def train(
-    network: ConvNetwork,
+    network: Network,
     bank: PatchBank,
     recipe: Recipe,
     folder: str | Path | None = None,
     device: str | torch.device = "cpu",
     progress: bool = True,
-) -> tuple[ConvNetwork, Log]:
-    """Train `network` to predict v on the bank's images.
+) -> tuple[Network, Log]:
+    """Train `network` on the bank's images.
 
-    Minimises E ||v_hat - v||^2, v = alpha * noise - sigma * x0, over images, noise and t uniform in (0, 1].
+    Minimises E ||y_hat - y||^2, y what the network predicts (v), over images, noise and t uniform in (0, 1].
 
     Every minute, and when it is interrupted, a checkpoint is written to `folder`. A checkpoint found there is
     continued: on the same machine, with the same number of threads, the weights come out the same to the last bit as
@@ -215,8 +216,8 @@ def _interrupts_between_steps() -> Iterator[Callable[[], bool]]:
 
 
 def _steps(
-    network: ConvNetwork,
-    average: ConvNetwork,
+    network: Network,
+    average: Network,
     optimizer: torch.optim.Optimizer,
     generator: torch.Generator,
     bank: PatchBank,
@@ -238,12 +239,12 @@ def _steps(
         scale = torch.hypot(alpha, sigma)
         alpha, sigma = alpha / scale, sigma / scale
         x = (alpha * x0 + sigma * noise).to(device, memory_format=torch.channels_last)
-        truth = (alpha * noise - sigma * x0).to(device)
+        truth = target(network.predicts, x0, noise, alpha, sigma).to(device)
         angle = torch.atan2(sigma, alpha).flatten().to(device)
         labels = bank.labels[chosen].to(device) if conditional and bank.labels is not None else None
         with torch.autocast(device.type, torch.bfloat16, enabled=recipe.bfloat16):
-            v = network(x, angle, labels)
-        loss = (v.float() - truth).square().mean()
+            y = network(x, angle, labels)
+        loss = (y.float() - truth).square().mean()
         optimizer.zero_grad()
         loss.backward()
         for group in optimizer.param_groups:
@@ -258,7 +259,7 @@ def _steps(
         yield float(loss.detach())
 
 
-def _check_classes(network: ConvNetwork, bank: PatchBank) -> None:
+def _check_classes(network: Network, bank: PatchBank) -> None:
     channels, classes = network.config["channels"], network.config["num_classes"]
     if channels != bank.shape[0]:
         raise ValueError(f"the network takes {channels} channels, but the bank's images have {bank.shape[0]}")
@@ -274,8 +275,8 @@ def _check_classes(network: ConvNetwork, bank: PatchBank) -> None:
 class _State:
     """All that a training's future depends on."""
 
-    network: ConvNetwork
-    average: ConvNetwork
+    network: Network
+    average: Network
     optimizer: torch.optim.Optimizer
     generator: torch.Generator
     progress: Log

@@ -1,23 +1,39 @@
-"""Folders of results that are built up one item at a time, so that a run that was stopped goes on where it was."""
+"""Folders of results, which belong to people: what a run may do there, and how it goes on where it was stopped.
+
+One run at a time works in a folder: it holds a lock that names it and ends with its process. What it finished waits in
+`unfinished`, a folder that says in its settings.json that it is ours. Nothing is removed but files that we name, in
+folders that we mark, and folders that we made and that are empty.
+"""
 
 from __future__ import annotations
 
+import fcntl
 import json
-import shutil
+import os
+import platform
+import re
+import signal
 import threading
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from datetime import datetime
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any, BinaryIO, Protocol, TypeVar
 
 import torch
 from torch import Tensor
 
-from pyels.files import read_tensors, write_json, write_tensors
+from pyels.files import read_tensors, remove_temporaries, replacing, temporary_name, write_json, write_tensors
 from pyels.sampling import Step
 
 UNFINISHED = "unfinished"
+_LOCK = ".pyels-lock"
+_SETTINGS = "settings.json"
+_MARK = {"unfinished_run_of": "pyels"}
+_BEFORE_THE_MARK = ("demo", "sample", "calibrate", "compare", "scaling")  # wrote settings that had none
+_ITEM = re.compile(r"\d{6,}\.safetensors")
 _LARGEST_SEED = 2**63 - 1
 _T = TypeVar("_T")
 
@@ -41,15 +57,18 @@ def check_seeds(seed: int, count: int) -> None:
 
 
 def check_command(folder: str | Path, command: str | None) -> None:
-    """Raise ValueError where another command wrote its results: they would be mixed, or lost."""
-    before = _read_record(Path(folder)).get("command", command)
-    if before != command:
+    """Raise ValueError where another command, or somebody else, wrote results: they would be mixed, or lost."""
+    record = Path(folder) / "run.json"
+    before = _read_json(record).get("command")
+    if before is None and record.exists():
+        raise ValueError(f"{record} is not of pyels, or it is damaged; choose another folder, or delete it")
+    if before not in (None, command):
         raise ValueError(f"{folder} holds results of pyels {before}; choose another folder for those of {command}")
 
 
 def check_finished(folder: str | Path, settings: Mapping[str, Any]) -> None:
     """Raise ValueError where a finished run with other settings would be replaced."""
-    before, now = _read_record(Path(folder)), json.loads(json.dumps(settings))
+    before, now = _read_json(Path(folder) / "run.json"), json.loads(json.dumps(settings))
     check_command(folder, now.get("command"))
     for key, value in now.items():
         if before and before.get(key) != value:
@@ -64,6 +83,22 @@ def noise_of_seed(seed: int, shape: tuple[int, int, int]) -> Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
 
 
+@contextmanager
+def result_folder(folder: str | Path, command: str) -> Iterator[None]:
+    """Hold the folder for the results of a command, made if need be, before any work is done for it.
+
+    Removes what a run that was killed left half done, and in the end what this one leaves so. SIGTERM is as Ctrl-C.
+    Raises ValueError, and touches nothing, while another run holds the folder.
+    """
+    folder = Path(folder)
+    with _locked(folder, command), _terminations_as_interrupts():
+        _tidy(folder)
+        try:
+            yield
+        finally:
+            _tidy(folder)
+
+
 def resumable(
     folder: str | Path,
     settings: Mapping[str, Any],
@@ -74,8 +109,9 @@ def resumable(
 ) -> dict[str, Tensor]:
     """compute(0) .. compute(count - 1), stacked; items that an earlier, stopped run finished are read, not computed.
 
-    Finished items wait in `folder`/unfinished together with the settings; call `finished` once the results made of
-    them are safely written. Raises ValueError when items of a run with other settings wait there.
+    To be called in `result_folder`. Finished items wait in `folder`/unfinished together with the settings; call
+    `finished` once the results made of them are safely written. Raises ValueError when items of a run with other
+    settings wait there, or anything that is not ours.
 
     Parameters
     ----------
@@ -83,17 +119,9 @@ def resumable(
     jobs     items computed at the same time, each in a thread of its own
     """
     folder = Path(folder)
-    waiting, settings_file = folder / UNFINISHED, folder / UNFINISHED / "settings.json"
     now = json.loads(json.dumps(settings))
     check_command(folder, now.get("command"))
-    made_folder = not folder.exists()
-    if waiting.exists() and not (settings_file.exists() and _any_item(waiting)):
-        shutil.rmtree(waiting)  # nothing finished, or nobody knows with which settings
-    if settings_file.exists():
-        _check_settings(folder, settings_file, now)
-    else:
-        waiting.mkdir(parents=True, exist_ok=True)
-        write_json(settings_file, now)
+    _begin(folder / UNFINISHED, now)
     stop = threading.Event()
 
     def on_step(step: Step) -> None:
@@ -109,12 +137,7 @@ def resumable(
             write_tensors(path, compute(i, on_step))
         return read_tensors(path)
 
-    try:
-        items = _in_threads(item, count, jobs, stop)
-    except BaseException:
-        if not _any_item(waiting):  # leave things as they were
-            shutil.rmtree(folder if made_folder else waiting, ignore_errors=True)
-        raise
+    items = _in_threads(item, count, jobs, stop)
     return {name: torch.stack([item[name] for item in items]) for name in items[0]}
 
 
@@ -145,48 +168,130 @@ class _Stopped(Exception):
 
 
 def finished(folder: str | Path) -> None:
-    """Forget the items of `resumable`. Renamed first: a kill in the middle must not leave items without settings."""
-    done = Path(folder) / f".{UNFINISHED}-done"
-    shutil.rmtree(done, ignore_errors=True)
-    (Path(folder) / UNFINISHED).rename(done)
-    shutil.rmtree(done)
+    """Forget the items of `resumable`; the rest of their folder goes when `result_folder` is left."""
+    for path in _items(Path(folder) / UNFINISHED):
+        path.unlink()
 
 
 @contextmanager
-def result_folder(folder: str | Path) -> Iterator[None]:
-    """Make the folder before any work is done for it; one that was made and stayed empty is removed again."""
-    folder = Path(folder)
-    made = not folder.exists()
-    folder.mkdir(parents=True, exist_ok=True)
+def _locked(folder: Path, command: str) -> Iterator[None]:
+    """Hold a lock file in the folder, made if need be; in the end both go, the folder if it is empty."""
+    path = folder / _LOCK
+    while True:
+        made = _make(folder)
+        try:
+            file = open(path, "ab+", buffering=0)  # noqa: SIM115 (closed below, where the lock ends)
+        except FileNotFoundError:
+            if os.path.lexists(folder):
+                raise
+            continue  # another run made the folder, wrote nothing and removed it
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.seek(0)
+            owner = file.read().decode(errors="replace").strip() or "another run"
+            file.close()
+            raise ValueError(
+                f"{folder} is in use by {owner}; wait till it has ended, or choose another folder"
+            ) from None
+        except OSError as error:
+            warnings.warn(f"{folder} cannot be locked ({error}): let no other run work in it", stacklevel=2)
+        if _is_at(path, file):
+            break
+        file.close()  # the run that held the folder until now removed the file that was opened here
+    try:
+        file.truncate(0)
+        since = datetime.now().astimezone().isoformat(" ", "seconds")
+        file.write(f"pyels {command}, process {os.getpid()} on {platform.node()}, since {since}\n".encode())
+        yield
+    finally:
+        if _is_at(path, file):
+            path.unlink()  # not after it is closed, when it may be another run's
+        file.close()
+        if made:
+            with suppress(OSError):  # it is not empty
+                folder.rmdir()
+
+
+def _make(folder: Path) -> bool:
+    """Whether the folder was not there."""
+    try:
+        folder.mkdir(parents=True)
+    except FileExistsError:
+        return False
+    return True
+
+
+def _is_at(path: Path, file: BinaryIO) -> bool:
+    try:
+        return os.path.samestat(path.stat(), os.fstat(file.fileno()))
+    except FileNotFoundError:
+        return False
+
+
+@contextmanager
+def _terminations_as_interrupts() -> Iterator[None]:
+    """Unless somebody handles SIGTERM already."""
+    if threading.current_thread() is not threading.main_thread() or signal.getsignal(signal.SIGTERM) != signal.SIG_DFL:
+        yield
+        return
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         yield
-    except BaseException:
-        if made and not any(folder.iterdir()):
-            folder.rmdir()
-        raise
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
-def _any_item(waiting: Path) -> bool:
-    return any(waiting.glob("[0-9]*.safetensors"))
+def _tidy(folder: Path) -> None:
+    """Remove what no run goes on from: what was being written, and a folder of items that has none."""
+    waiting = folder / UNFINISHED
+    if _settings_of(waiting) is not None:
+        remove_temporaries(waiting)
+        if [path.name for path in waiting.iterdir()] == [_SETTINGS]:
+            waiting.rename(temporary_name(waiting))  # a kill from here on must not leave it without its mark
+    remove_temporaries(folder)
 
 
-def _read_record(folder: Path) -> dict[str, Any]:
-    """The run.json of a folder of results; empty where there is none that can be read."""
-    try:
-        record = json.loads((folder / "run.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return record if isinstance(record, dict) else {}
-
-
-def _check_settings(folder: Path, settings_file: Path, now: dict[str, Any]) -> None:
-    try:
-        before = json.loads(settings_file.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{settings_file}: damaged ({error}); delete {settings_file.parent}") from error
+def _begin(waiting: Path, now: dict[str, Any]) -> None:
+    """Make the folder of items, or see that those that wait there are of the same run."""
+    if not os.path.lexists(waiting):
+        with replacing(waiting) as temporary:
+            temporary.mkdir()
+            write_json(temporary / _SETTINGS, {**_MARK, **now})
+        return
+    before = _settings_of(waiting)
+    if before is None:
+        raise ValueError(
+            f"{waiting} is not of pyels, or its {_SETTINGS} is damaged; choose another folder, or move or delete it"
+        )
+    if not _items(waiting):  # but files of somebody else
+        write_json(waiting / _SETTINGS, {**_MARK, **now})
+        return
     for key in {**before, **now}:
         if before.get(key) != now.get(key):
             raise ValueError(
-                f"{folder} holds an unfinished run with {key} = {before.get(key)}, now {now.get(key)}; "
-                f"repeat it as it was to finish it, choose another folder, or delete {settings_file.parent}"
+                f"{waiting.parent} holds an unfinished run with {key} = {before.get(key)}, now {now.get(key)}; "
+                f"repeat it as it was to finish it, choose another folder, or delete {waiting}"
             )
+
+
+def _items(waiting: Path) -> list[Path]:
+    return [path for path in waiting.iterdir() if _ITEM.fullmatch(path.name)]
+
+
+def _settings_of(waiting: Path) -> dict[str, Any] | None:
+    """Those of the run whose items wait there; None where nothing says that the folder is ours."""
+    settings = _read_json(waiting / _SETTINGS)
+    unmarked = "version" in settings and settings.get("command") in _BEFORE_THE_MARK
+    if not (unmarked or _MARK.items() <= settings.items()):
+        return None
+    return {key: value for key, value in settings.items() if key not in _MARK}
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    """Empty where there is none that can be read."""
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return record if isinstance(record, dict) else {}

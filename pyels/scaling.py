@@ -10,7 +10,6 @@ from __future__ import annotations
 import ctypes
 import math
 import re
-import shutil
 import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -27,7 +26,7 @@ from pyels import bench, methods, runs
 from pyels.bank import PatchBank
 from pyels.denoiser import eps_from_x0
 from pyels.engines.index import can_build
-from pyels.files import read_tensors
+from pyels.files import read_tensors, remove_temporary, temporary_name
 from pyels.machines import ELS
 from pyels.methods import Method, Prepared
 from pyels.sampling import Level, Step
@@ -170,15 +169,15 @@ class _Study:
     """All methods on one bank, with what they need for one patch size at a time."""
 
     def __init__(self, bank: PatchBank, plan: Plan, folder: Path) -> None:
-        self.bank, self.plan, self._folder = bank, plan, folder / "index"
+        self.bank, self.plan, self._folder = bank, plan, temporary_name(folder / "index")
         self._patch_size: int | None = None
         self._prepared: dict[str, Prepared] = {}
         self._working: dict[Method, float] = {}
 
     def close(self) -> None:
-        """Forget what was prepared for a patch size, by a run that was killed too."""
+        """Forget what was prepared for a patch size."""
         self._prepared, self._working = {}, {}
-        shutil.rmtree(self._folder, ignore_errors=True)
+        remove_temporary(self._folder)
 
     def step(self, number: int, x: Tensor, on_step: Callable[[Step], None]) -> dict[str, Tensor]:
         """Ask every method for the means of x (seeds, C, H, W); what came of it, as `measure` returns it."""

@@ -14,21 +14,7 @@ from helpers import make_bank
 from helpers import run_program as run
 
 import pyels
-from pyels import runs
-from pyels.files import read_tensors, replacing, write_tensors
-
-
-class Silent:
-    """Progress that nobody sees."""
-
-    def step(self, step):
-        pass
-
-    def skip(self):
-        pass
-
-
-SILENT = Silent()
+from pyels.files import read_tensors
 
 
 @pytest.fixture
@@ -201,90 +187,6 @@ def test_full_disk_is_one_line_and_leaves_no_half_written_file(bank_file, tmp_pa
     assert sorted(p.name for p in out.iterdir()) == ["run.json", "samples.png", "samples.safetensors"]
 
 
-def test_killed_run_goes_on_and_gives_the_same_bits(tmp_path):
-    """Killed outright in the middle; the finished samples are kept, and the rest comes out as if nothing happened."""
-    options = ["sample", "--limit", "300", "--num", "6", "--steps", "10", "--patch-size", "7", "--boundary", "interior"]
-    assert run(*options, "--out", tmp_path / "whole") == 0
-    out = tmp_path / "killed"
-    process = subprocess.Popen([sys.executable, "-m", "pyels", *options, "--out", str(out)], stderr=subprocess.DEVNULL)
-    deadline = time.time() + 120
-    while time.time() < deadline and not (out / "unfinished" / "000001.safetensors").exists():
-        time.sleep(0.02)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    done = sorted((out / "unfinished").glob("0*.safetensors"))
-    assert 2 <= len(done) < 6
-    before = [p.stat().st_mtime_ns for p in done]
-    # Another setting is refused, the same one goes on.
-    assert run(*options[:-1], "circular", "--out", out) == 2
-    assert [p.stat().st_mtime_ns for p in done] == before
-    assert run(*options, "--out", out) == 0
-    a, b = (read_tensors(folder / "samples.safetensors") for folder in (tmp_path / "whole", out))
-    assert torch.equal(a["samples"], b["samples"])
-    assert not (out / "unfinished").exists()
-
-
-def test_items_of_unknown_settings_are_not_used(tmp_path):
-    def compute(value):
-        return lambda i, on_step: {"v": torch.tensor(float(value))}
-
-    def stop(i, on_step):
-        if i == 1:
-            raise KeyboardInterrupt
-        return {"v": torch.tensor(1.0)}
-
-    with pytest.raises(KeyboardInterrupt):
-        runs.resumable(tmp_path, {"a": 1}, 2, stop, SILENT)
-    with pytest.raises(ValueError, match="unfinished run with a = 1, now 2"):
-        runs.resumable(tmp_path, {"a": 2}, 2, compute(2), SILENT)
-    (tmp_path / "unfinished" / "settings.json").unlink()
-    assert runs.resumable(tmp_path, {"a": 2}, 2, compute(2), SILENT)["v"].tolist() == [2, 2]
-    runs.finished(tmp_path)
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_a_run_that_finished_nothing_leaves_nothing(tmp_path, monkeypatch):
-    def stop(i, on_step):
-        raise KeyboardInterrupt
-
-    monkeypatch.chdir(tmp_path)
-    for folder in (Path(), tmp_path / "new" / "folder"):
-        with pytest.raises(KeyboardInterrupt):
-            runs.resumable(folder, {"a": 1}, 2, stop, SILENT)
-    assert [p.name for p in tmp_path.iterdir()] == ["new"]
-    assert list((tmp_path / "new").iterdir()) == []
-    (tmp_path / "unfinished").mkdir()
-    (tmp_path / "unfinished" / "settings.json").write_text('{"a": 1}')
-    (tmp_path / "unfinished" / ".000000-abcd.safetensors").write_bytes(b"half")
-    found = runs.resumable(tmp_path, {"a": 2}, 1, lambda i, on_step: {"v": torch.ones(1)}, SILENT)
-    assert found["v"].tolist() == [[1.0]]
-
-
-def test_jobs_give_the_same_items_and_stop_together(tmp_path):
-    """Eight items in four threads come back in order; an error in one stops the others at their next step."""
-
-    def compute(i, on_step):
-        return {"v": torch.tensor(float(i))}
-
-    items = runs.resumable(tmp_path / "a", {}, 8, compute, SILENT, jobs=4)
-    assert items["v"].tolist() == list(range(8))
-
-    steps = []
-
-    def endless(i, on_step):
-        if i == 2:
-            raise ValueError("no good")
-        while True:
-            steps.append(i)
-            time.sleep(0.001)
-            on_step(None)
-
-    with pytest.raises(ValueError, match="no good"):
-        runs.resumable(tmp_path / "b", {}, 8, endless, SILENT, jobs=4)
-    assert not (tmp_path / "b").exists()
-    assert len(set(steps)) < 7  # not all of the others were begun
-
-
 def test_interrupt_inside_a_long_call_ends_it_at_once(tmp_path):
     """Ctrl-C while the engine is at work on a single call of many seconds."""
     code = (
@@ -338,23 +240,6 @@ def test_demo(tmp_path, capsys):
         "report.json",
         "run.json",
     ]
-
-
-def test_replacing_keeps_the_old_file_when_writing_fails(tmp_path):
-    write_tensors(tmp_path / "a.safetensors", {"x": torch.ones(3)})
-
-    def fail_halfway():
-        with replacing(tmp_path / "a.safetensors") as temporary:
-            temporary.write_bytes(b"half")
-            raise RuntimeError
-
-    with pytest.raises(RuntimeError):
-        fail_halfway()
-    assert torch.equal(read_tensors(tmp_path / "a.safetensors")["x"], torch.ones(3))
-    assert len(list(tmp_path.iterdir())) == 1
-    (tmp_path / "a.safetensors").write_bytes(b"12345")
-    with pytest.raises(ValueError, match=r"a\.safetensors: damaged"):
-        read_tensors(tmp_path / "a.safetensors")
 
 
 def test_npz_without_labels_and_npy(tmp_path):

@@ -23,6 +23,7 @@ from pyels.cli.common import (
     out_option,
     precision_option,
     threads_option,
+    work_in,
 )
 from pyels.engines import default_threads
 from pyels.files import write_json
@@ -115,10 +116,8 @@ def bench_command(
         )
     bank, x0 = loaded[:images], loaded.read(slice(images, images + batch))
     bench.check(bank, settings)
-    with (
-        runs.result_folder(out),
-        tqdm(total=bench.steps(settings), desc="measuring", unit="step", file=sys.stderr) as bar,
-    ):
+    work_in(out)
+    with tqdm(total=bench.steps(settings), desc="measuring", unit="step", file=sys.stderr) as bar:
         result = {
             "command": "bench",
             "version": pyels.__version__,

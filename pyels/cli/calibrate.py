@@ -28,6 +28,7 @@ from pyels.cli.common import (
     seeds_labels_option,
     split_threads,
     threads_option,
+    work_in,
 )
 from pyels.files import write_json, write_tensors
 from pyels.machines import ELS
@@ -121,6 +122,7 @@ def calibrate_command(
             tensors["gradients"] = found.gradients[0]
         return tensors
 
+    work_in(out)
     runs.check_finished(out, settings)
     with StepBar(num, steps, "calibrating") as bar:
         samples = runs.resumable(out, settings, num, one, bar, jobs)

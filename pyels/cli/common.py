@@ -16,7 +16,7 @@ import torch
 from tqdm import tqdm
 
 import pyels
-from pyels import adapters, datasets, distributed, presets
+from pyels import adapters, datasets, distributed, presets, runs
 from pyels.denoiser import Denoiser
 from pyels.engines import NAMES, default_threads
 from pyels.engines.cuda import PRECISIONS
@@ -74,6 +74,12 @@ seeds_labels_option = click.option(
 
 def out_option(default: str) -> Callable[[F], F]:
     return click.option("--out", type=click.Path(path_type=Path), default=Path(default), show_default=True)
+
+
+def work_in(out: Path) -> None:
+    """Hold the output folder until the command ends."""
+    context = click.get_current_context()
+    context.with_resource(runs.result_folder(out, str(context.command.name)))
 
 
 def network_options(command: F) -> F:

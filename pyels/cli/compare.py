@@ -29,6 +29,7 @@ from pyels.cli.common import (
     seeds_labels_option,
     split_threads,
     threads_option,
+    work_in,
 )
 from pyels.files import write_json, write_tensors
 from pyels.machines import ELS, LS, Machine
@@ -120,6 +121,7 @@ def compare_command(
         "labels": classes,
         **engine_settings(next(iter(built.values()))),
     }
+    work_in(out)
     runs.check_finished(out, settings)
     images, report = run_comparison(contenders, bank, seeds, classes, schedule, out, settings, jobs)
     write_tensors(out / "comparison.safetensors", images)

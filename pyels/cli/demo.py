@@ -19,6 +19,7 @@ from pyels.cli.common import (
     out_option,
     split_threads,
     threads_option,
+    work_in,
 )
 from pyels.cli.compare import print_report, run_comparison
 from pyels.files import write_tensors
@@ -61,6 +62,7 @@ def demo_command(
         "patch_sizes": sizes,
         **engine_settings(machines["els"]),
     }
+    work_in(out)
     images, report = run_comparison(contenders, bank, seeds, labels, "cosine", out, settings, jobs)
     images["nearest"] = comparison.nearest_images(bank, images[comparison.NETWORK])
     write_tensors(out / "demo.safetensors", images)

@@ -33,6 +33,7 @@ from pyels.cli.common import (
     precision_option,
     threads_option,
     tolerance_option,
+    work_in,
 )
 from pyels.engines import default_threads
 from pyels.files import write_json, write_tensors
@@ -151,6 +152,7 @@ def sample_command(
     if distributed.rank() > 0:
         distributed.follow(one, shard or "bank")
         return
+    work_in(out)
     with StepBar(num, len(levels)) as bar, distributed.lead(one, shard or "bank") as compute:
 
         def counted(i: int, on_step: Callable[[Step], None]) -> dict[str, torch.Tensor]:

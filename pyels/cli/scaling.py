@@ -22,6 +22,7 @@ from pyels.cli.common import (
     named_sizes,
     out_option,
     threads_option,
+    work_in,
 )
 from pyels.engines import default_threads
 from pyels.files import write_json, write_tensors
@@ -125,6 +126,7 @@ def scaling_command(
         "seeds": plan.seeds,
         "memory_limit": plan.memory_limit,
     }
+    work_in(out)
     runs.check_finished(out, settings)
     bank = scaling.grown(loaded, plan.images[-1], seed)
     with StepBar(len(plan.images) * len(used), len(plan.methods), "measuring") as bar:

@@ -20,6 +20,7 @@ from pyels.cli.common import (
     out_option,
     size_option,
     threads_option,
+    work_in,
 )
 from pyels.engines import default_threads
 from pyels.files import write_json
@@ -137,6 +138,7 @@ def train_command(
         torch.manual_seed(seed)
         net = NETWORKS[kind]
         network = net(bank.shape[0], width, net.DEPTH if depth is None else depth, classes, padding=padding)
+    work_in(out)
     runs.check_command(out, "train")
     checkpoint, finished = out / CHECKPOINT, out / "network.safetensors"
     if checkpoint.exists() and not resume:
@@ -144,25 +146,24 @@ def train_command(
     if finished.exists() and not checkpoint.exists():
         raise ValueError(f"{finished} is a finished network: choose another folder, or delete it to train anew")
     data = data_settings(dataset, limit, size, bank)
-    with runs.result_folder(out):
-        trained, log = train(network, bank, recipe, out, where)
-        training = {
-            "version": pyels.__version__,
-            "torch": torch.__version__,
-            "data": data,
-            "recipe": asdict(recipe),
-            "epochs": round(steps * batch_size / len(bank), 3),
-            "seconds": round(log.seconds, 1),
-            "device": torch.cuda.get_device_name(where) if where.type == "cuda" else "cpu",
-            "threads": torch.get_num_threads(),
-        }
-        trained.save(finished, {"training": training}, half)
-        weights = sum(p.numel() for p in trained.parameters())
-        config = {"net": kind, **trained.config, "weights": weights}
-        result = {"command": "train", "network": config, **training, "losses": [round(v, 6) for v in log.losses]}
-        write_json(out / "run.json", result)
-        plots.draw_losses(out / "loss.png", log.losses, steps)
-        checkpoint.unlink(missing_ok=True)
+    trained, log = train(network, bank, recipe, out, where)
+    training = {
+        "version": pyels.__version__,
+        "torch": torch.__version__,
+        "data": data,
+        "recipe": asdict(recipe),
+        "epochs": round(steps * batch_size / len(bank), 3),
+        "seconds": round(log.seconds, 1),
+        "device": torch.cuda.get_device_name(where) if where.type == "cuda" else "cpu",
+        "threads": torch.get_num_threads(),
+    }
+    trained.save(finished, {"training": training}, half)
+    weights = sum(p.numel() for p in trained.parameters())
+    config = {"net": kind, **trained.config, "weights": weights}
+    result = {"command": "train", "network": config, **training, "losses": [round(v, 6) for v in log.losses]}
+    write_json(out / "run.json", result)
+    plots.draw_losses(out / "loss.png", log.losses, steps)
+    checkpoint.unlink(missing_ok=True)
     if as_json:
         click.echo(json.dumps(result, indent=2))
     else:

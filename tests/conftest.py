@@ -5,6 +5,12 @@ import pytest
 from helpers import make_bank
 
 import pyels
+from pyels.engines import cuda
+
+
+def pytest_runtest_setup(item):
+    if item.get_closest_marker("gpu") and cuda.missing() is not None:
+        pytest.skip(str(cuda.missing()))
 
 
 @pytest.fixture(scope="session")

@@ -5,6 +5,15 @@ import pytest
 from helpers import make_bank
 
 import pyels
+from pyels.engines import cuda
+
+
+def pytest_runtest_setup(item):
+    """Skip what needs more than there is: see the markers in pyproject.toml."""
+    for needed in item.iter_markers("needs"):
+        pytest.importorskip(*needed.args)
+    if item.get_closest_marker("gpu") and cuda.missing() is not None:
+        pytest.skip(str(cuda.missing()))
 
 
 @pytest.fixture(scope="session")

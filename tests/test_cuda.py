@@ -8,7 +8,6 @@ import itertools
 import json
 import types
 
-import numpy as np
 import pytest
 import torch
 from helpers import MACHINES, WRAPPING, make_bank, noisy, run_program
@@ -18,7 +17,7 @@ import pyels
 from pyels import engines
 from pyels.engines import cuda, operator
 
-gpu = pytest.mark.skipif(cuda.missing() is not None, reason=str(cuda.missing()))
+gpu = pytest.mark.gpu
 
 # ---- Without a GPU -------------------------------------------------------------------------------------------------
 
@@ -216,22 +215,6 @@ def test_tensor_cores_match_the_oracle(boundary, shape):
         assert float((ours.log_evidence - oracle.log_evidence).abs().max()) < 2e-3  # 1.3e-3
         assert float((ours.entropy - oracle.entropy).abs().max()) < 3e-4  # 6.0e-5
         assert float((ours.source_weight - oracle.source_weight).abs().max()) < 2e-4  # 5.7e-5
-
-
-@gpu
-@pytest.mark.parametrize("case", range(16))
-def test_golden_case(shared, fashion, case):
-    golden = np.load(shared / "golden" / "posterior_means.npz")
-    name, n, k, _, one_minus_alpha2, kind = golden["meta"][case]
-    names = {"ELS": "ELS-circular", "ELS-interior": "ELS-interior", "bbELS": "ELS-zeros"}
-    files = {"mnist": "mnist", "cifar": "cifar10"}
-    bank = fashion
-    if name in files:
-        bank = pyels.PatchBank(np.load(shared / "data" / f"{files[name]}-subset.npz")["train_images"])
-    sigma2 = float(one_minus_alpha2)
-    machine = MACHINES[names.get(kind, kind)](bank[: int(n)], int(k), engine="cuda")
-    mean = machine.denoise(torch.from_numpy(golden[f"x{case}"])[None], (1 - sigma2) ** 0.5, sigma2**0.5)
-    assert float((mean - torch.from_numpy(golden[f"out{case}"])[None]).abs().max()) < 1e-4
 
 
 @gpu

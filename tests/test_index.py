@@ -16,7 +16,7 @@ from pyels import index
 from pyels.posterior import PartialPosterior
 from pyels.schedules import make_schedule
 
-pytest.importorskip("faiss", reason="engine faiss needs faiss")
+pytestmark = pytest.mark.needs("faiss")
 TIMES = (0.05, 0.2, 0.35, 0.5, 0.65, 0.8, 0.95, 1.0)
 SIZES = (3, 5, 7, 9, 9, 11, 13, 13)  # about those that networks calibrate to
 LEVELS = tuple(zip(TIMES, SIZES, strict=True))

@@ -21,17 +21,13 @@ from pyels.sampling import Level
 LEVEL = Level(0.5, 0.8, 0.6)
 
 
-def needs_faiss():
-    pytest.importorskip("faiss", reason="engine faiss and the search for windows need faiss")
-
-
 # ---- Methods --------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.needs("faiss")
 @pytest.mark.parametrize("boundary", pyels.ELS.boundaries)
 @pytest.mark.parametrize(("shape", "dtype"), [((1, 9, 8), torch.uint8), ((3, 8, 11), torch.float32)], ids=str)
 def test_top_of_all_windows_is_exact(boundary, shape, dtype, tmp_path, monkeypatch):
-    needs_faiss()
     monkeypatch.setattr(methods, "_COMPRESSED_AT_ONCE", 300)  # several parts, the last one smaller
     monkeypatch.setattr(methods, "_GATHERED_AT_ONCE", 1 << 16)
     bank = make_bank(12, shape, dtype=dtype)
@@ -46,8 +42,8 @@ def test_top_of_all_windows_is_exact(boundary, shape, dtype, tmp_path, monkeypat
     assert top.index_bytes > 0
 
 
+@pytest.mark.needs("faiss")
 def test_top_weighs_the_nearest_alone(tmp_path):
-    needs_faiss()
     bank = make_bank(12, (1, 9, 8))
     x = noisy(bank, LEVEL.alpha, LEVEL.sigma)
     mean, _ = methods.prepare("top", bank, "zeros", 3, 1, tmp_path).evaluate(x, LEVEL, 4)
@@ -74,8 +70,8 @@ def test_subset_is_exact_on_its_share(tmp_path):
     assert torch.equal(again.evaluate(x, LEVEL, 0.3)[0], subset.evaluate(x, LEVEL, 0.3)[0])
 
 
+@pytest.mark.needs("faiss")
 def test_faiss_states_its_error(tmp_path):
-    needs_faiss()
     bank = make_bank(60, (1, 12, 12))
     x = noisy(bank, LEVEL.alpha, LEVEL.sigma)
     prepared = methods.prepare("sampled", bank, "zeros", 5, 1, tmp_path / "index")
@@ -88,8 +84,8 @@ def test_faiss_states_its_error(tmp_path):
     assert prepared.index_bytes == (tmp_path / "index" / "k5.safetensors").stat().st_size
 
 
+@pytest.mark.needs("faiss")
 def test_what_takes_too_much_is_left_out():
-    needs_faiss()
     top, shape = Method("top", 100), (1, 10, 12)
     needed = methods.BUILDING["top"] * 50 * 8 * 10
     assert methods.left_out(top, 50, shape, "zeros", 3, needed) is None
@@ -170,8 +166,8 @@ def arguments(tmp_path):
     return ("scaling", "--dataset", tmp_path / "bank.npz", *options, "--out", tmp_path / "out")
 
 
+@pytest.mark.needs("faiss")
 def test_the_study(arguments, tmp_path, capsys):
-    needs_faiss()
     threads = torch.get_num_threads()
     assert run_program(*arguments, "--json") == 0
     assert torch.get_num_threads() == threads
@@ -234,8 +230,8 @@ def test_the_study(arguments, tmp_path, capsys):
     assert "holds finished results with images = [20, 30, 50], now [20, 30, 40]" in capsys.readouterr().err
 
 
+@pytest.mark.needs("faiss")
 def test_table(arguments, capsys):
-    needs_faiss()
     # 40 * 64 windows of k = 5 and 40 * 100 of k = 3: the first two sizes fit for top, and none for faiss.
     limit = methods.BUILDING["top"] * 30 * 100
     assert run_program(*arguments, "--memory-limit", limit) == 0

@@ -8,6 +8,7 @@ from importlib.metadata import version
 from pyels import adapters, datasets, distributed, metrics, presets
 from pyels.adapters import NetworkDenoiser
 from pyels.bank import PatchBank
+from pyels.bank.selection import Selection
 from pyels.definition import Definition, Masks, Square, WholeImage
 from pyels.denoiser import Denoiser, Query
 from pyels.machines import ELS, ES, IS, LS, Machine
@@ -15,7 +16,6 @@ from pyels.networks import ResNet, UNet
 from pyels.posterior import PartialPosterior, Posterior, Want
 from pyels.sampling import sample
 from pyels.schedules import make_schedule
-from pyels.selection import Selection
 
 __version__ = version("pyels")
 

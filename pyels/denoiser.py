@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pyels.bank.selection import Selection, check_selection
 from pyels.checks import CPU, check_images, check_labels, check_level, check_tolerance
-from pyels.selection import Selection, check_selection
 
 
 def _wish(check: Callable[[Any], Any]) -> Any:

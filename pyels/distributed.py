@@ -27,13 +27,13 @@ import torch.distributed as dist
 from torch import Tensor
 
 from pyels.bank import PatchBank
+from pyels.bank.selection import Selection
 from pyels.definition import Definition
 from pyels.denoiser import Query
 from pyels.engines import Engine, Sampled
 from pyels.machines import Machine
 from pyels.posterior import PartialPosterior, Want
 from pyels.sampling import Step
-from pyels.selection import Selection
 
 if dist.is_available():
     # Imported now, before there is a group: the group that there is then becomes the default argument of its functions,
@@ -196,7 +196,7 @@ class Sharded(Machine):
 
 @contextmanager
 def lead(compute: Compute, shard: str) -> Iterator[Compute]:
-    """For process 0: `compute` as `runs.resumable` takes it, worked off with the processes that `follow`.
+    """For process 0: `compute` as `resumable` takes it, worked off with the processes that `follow`.
 
     Parameters
     ----------

@@ -18,10 +18,10 @@ from helpers import MACHINES, make_bank, noisy
 from helpers import run_program as run
 
 import pyels
-from pyels import runs
+from pyels.bank.file_images import FileImages
 from pyels.cli import program
 from pyels.files import read_tensors
-from pyels.streaming import FileImages
+from pyels.studies import resumable
 
 PYELS = ("-m", "pyels")
 LONG = timedelta(seconds=120)
@@ -343,7 +343,7 @@ def test_terminated_process_says_how_to_go_on(tmp_path):
 def test_a_folder_in_use_is_said_once(tmp_path):
     out = tmp_path / "out"
     line = (*PYELS, *SMALL, "--shard", "bank", "--out", out)
-    with runs.result_folder(out, "train"):
+    with resumable.result_folder(out, "train"):
         with Processes(tmp_path, line, line) as processes:
             assert processes.codes() == [2, 2]
             (said,) = processes.printed()

@@ -9,8 +9,6 @@ from pathlib import Path
 import click
 import torch
 
-from pyels import plots, runs
-from pyels.calibration import Calibration, calibrate
 from pyels.cli.common import (
     StepBar,
     boundary_of,
@@ -34,6 +32,8 @@ from pyels.files import write_json, write_tensors
 from pyels.machines import ELS
 from pyels.sampling import Step
 from pyels.schedules import SCHEDULES
+from pyels.studies import plots, resumable
+from pyels.studies.calibration import Calibration, calibrate
 
 
 @click.command("calibrate")
@@ -82,7 +82,7 @@ def calibrate_command(
     pixel, and the calibrated size), calibration.safetensors (each sample's scores and gradients) and run.json. A run
     that was stopped goes on after its last finished trajectory when the command is repeated.
     """
-    runs.check_seeds(seed, num)
+    resumable.check_seeds(seed, num)
     if kind != "els" and boundary is not None:
         raise ValueError(f"--boundary {boundary} was given, but only machine els has one")
     if steps < 1:
@@ -113,7 +113,7 @@ def calibrate_command(
     }
 
     def one(i: int, on_step: Callable[[Step], None]) -> dict[str, torch.Tensor]:
-        noise = runs.noise_of_seed(seeds[i], bank.shape)[None]
+        noise = resumable.noise_of_seed(seeds[i], bank.shape)[None]
         label = None if classes is None else torch.tensor([classes[i]])
         found = calibrate(denoiser, machine, noise, label, tried, steps, schedule, on_step)
         tensors = {"times": torch.tensor(found.times, dtype=torch.float64), "cosines": found.cosines[0]}
@@ -123,9 +123,9 @@ def calibrate_command(
         return tensors
 
     work_in(out)
-    runs.check_finished(out, settings)
+    resumable.check_finished(out, settings)
     with StepBar(num, steps, "calibrating") as bar:
-        samples = runs.resumable(out, settings, num, one, bar, jobs)
+        samples = resumable.resumable(out, settings, num, one, bar, jobs)
     write_tensors(out / "calibration.safetensors", samples)
     times = samples.pop("times")[0].tolist()
     calibration = Calibration(times, tried, **samples)
@@ -139,7 +139,7 @@ def calibrate_command(
         plots.draw_receptive_field(pictures[-1], calibration.gradients.mean(dim=0), times, calibration.patch_sizes)
     else:
         click.echo("no receptive_field.png: torch cannot differentiate this network", err=True)
-    runs.finished(out)
+    resumable.finished(out)
     if as_json:
         click.echo(json.dumps(result, indent=2))
         return

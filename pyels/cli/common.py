@@ -16,12 +16,14 @@ import torch
 from tqdm import tqdm
 
 import pyels
-from pyels import adapters, datasets, distributed, presets, runs
+from pyels import adapters, distributed, presets
+from pyels.bank import datasets
 from pyels.denoiser import Denoiser
 from pyels.engines import NAMES, default_threads
 from pyels.engines.cuda import PRECISIONS
 from pyels.machines import ELS, ES, IS, LS, Machine
 from pyels.sampling import Step
+from pyels.studies import resumable
 
 F = TypeVar("F", bound=Callable[..., Any])
 GO_ON = "finished samples are kept: repeat the command to go on"
@@ -79,7 +81,7 @@ def out_option(default: str) -> Callable[[F], F]:
 def work_in(out: Path) -> None:
     """Hold the output folder until the command ends."""
     context = click.get_current_context()
-    context.with_resource(runs.result_folder(out, str(context.command.name)))
+    context.with_resource(resumable.result_folder(out, str(context.command.name)))
 
 
 def network_options(command: F) -> F:

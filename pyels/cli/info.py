@@ -10,7 +10,8 @@ import click
 import torch
 
 import pyels
-from pyels import _core, datasets, presets
+from pyels import _core, presets
+from pyels.bank import datasets
 from pyels.cli.common import json_option
 from pyels.engines import available_engines, cuda, default_threads, index
 

@@ -12,7 +12,8 @@ import click
 import torch
 
 import pyels
-from pyels import datasets, distributed, plots, presets, runs
+from pyels import distributed, presets
+from pyels.bank import datasets
 from pyels.cli.common import (
     StepBar,
     check_sizes,
@@ -40,6 +41,7 @@ from pyels.files import write_json, write_tensors
 from pyels.machines import ELS, ES, IS, Machine
 from pyels.sampling import SOLVERS, Step, noise_levels
 from pyels.schedules import SCHEDULES, make_schedule
+from pyels.studies import plots, resumable
 
 
 @click.command("sample")
@@ -108,7 +110,7 @@ def sample_command(
             "draw different samples with --shard seeds"
         )
     join_processes()  # before the data is looked at: if that fails on one machine, the others notice
-    runs.check_seeds(seed, num)
+    resumable.check_seeds(seed, num)
     classes = None if labels is None else integers("--labels", labels)
     if kind != "els" and boundary is not None:
         raise ValueError(f"--boundary {boundary} was given, but only machine els has one")
@@ -144,7 +146,7 @@ def sample_command(
         return None if per_sample is None else torch.tensor([per_sample[i]])
 
     def one(i: int, on_step: Callable[[Step], None]) -> dict[str, torch.Tensor]:
-        noise = runs.noise_of_seed(seed + i, bank.shape)
+        noise = resumable.noise_of_seed(seed + i, bank.shape)
         drawn = pyels.sample(machine, noise[None], labels=label_of(i), solver=solver, callback=on_step, **stepping)
         return {"noise": noise, "samples": drawn[0]}
 
@@ -160,7 +162,7 @@ def sample_command(
             computed.append(i)
             return item
 
-        images = runs.resumable(out, settings, num, counted, bar, jobs=processes if shard == "seeds" else 1)
+        images = resumable.resumable(out, settings, num, counted, bar, jobs=processes if shard == "seeds" else 1)
     seconds = time.perf_counter() - started
     pairs = sum(machine.pairs(label_of(i), level.patch_size) for i in computed for level in evaluations)
     if per_sample is not None:
@@ -175,7 +177,7 @@ def sample_command(
     write_tensors(out / "samples.safetensors", images)
     write_json(out / "run.json", result)
     plots.draw_grid(out / "samples.png", images["samples"], captions)
-    runs.finished(out)
+    resumable.finished(out)
     if as_json:
         click.echo(json.dumps(result, indent=2))
     else:

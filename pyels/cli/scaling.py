@@ -10,7 +10,8 @@ from typing import Any
 import click
 
 import pyels
-from pyels import datasets, plots, runs, scaling
+from pyels.bank import datasets
+from pyels.bank.file_images import parse_bytes
 from pyels.cli.common import (
     StepBar,
     check_sizes,
@@ -27,10 +28,10 @@ from pyels.cli.common import (
 from pyels.engines import default_threads
 from pyels.files import write_json, write_tensors
 from pyels.machines import ELS
-from pyels.methods import Method
 from pyels.sampling import noise_levels
 from pyels.schedules import make_schedule
-from pyels.streaming import parse_bytes
+from pyels.studies import plots, resumable, scaling
+from pyels.studies.rivals import Method
 
 _SCHEDULE = "cosine"
 _IMAGES = (1000, 3000, 10_000, 30_000)  # and all
@@ -90,7 +91,7 @@ def scaling_command(
     bank: exponents with their standard errors), cost.png, error.png, scaling.safetensors (every measurement) and
     run.json. A run that was stopped goes on after its last finished step when the command is repeated.
     """
-    runs.check_seeds(seed, num)
+    resumable.check_seeds(seed, num)
     threads = default_threads() if threads is None else threads
     loaded = datasets.load(dataset)
     used = named_sizes(default_preset(dataset, boundary) if patch_sizes is None else patch_sizes, steps, _SCHEDULE)
@@ -112,11 +113,11 @@ def scaling_command(
     largest = plan.images[-1] * loaded.nbytes // len(loaded)
     if largest > plan.memory_limit:
         raise ValueError(f"--images {plan.images[-1]} takes {largest} bytes, more than the {plan.memory_limit} allowed")
-    machine = scaling.this_machine(threads)
+    computer = scaling.this_computer(threads)
     settings = {
         "command": "scaling",
         "version": pyels.__version__,
-        "machine": machine,
+        "computer": computer,
         "data": data_settings(dataset, None, None, loaded),
         "images": plan.images,
         "methods": [method.name for method in plan.methods],
@@ -127,7 +128,7 @@ def scaling_command(
         "memory_limit": plan.memory_limit,
     }
     work_in(out)
-    runs.check_finished(out, settings)
+    resumable.check_finished(out, settings)
     bank = scaling.grown(loaded, plan.images[-1], seed)
     with StepBar(len(plan.images) * len(used), len(plan.methods), "measuring") as bar:
         measured = scaling.measure(bank, plan, out, settings, bar)
@@ -137,11 +138,11 @@ def scaling_command(
     write_json(out / "report.json", result)
     channels, height, width = bank.shape
     title = f"{Path(dataset).name} {channels}x{height}x{width}, ELS {boundary}, {len(used)} steps"
-    title += f"; {machine['cpu']}, threads: {threads}" + "; top: inner pixels alone" * _leaves_out_the_border(result)
+    title += f"; {computer['cpu']}, threads: {threads}" + "; top: inner pixels alone" * _leaves_out_the_border(result)
     pictures = out / "cost.png", out / "error.png"
     plots.draw_costs(pictures[0], result, title)
     plots.draw_errors(pictures[1], result, title)
-    runs.finished(out)
+    resumable.finished(out)
     if as_json:
         click.echo(json.dumps(result, indent=2))
         return

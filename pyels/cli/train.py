@@ -11,7 +11,7 @@ import click
 import torch
 
 import pyels
-from pyels import datasets, plots, runs
+from pyels.bank import datasets
 from pyels.cli.common import (
     data_settings,
     dataset_option,
@@ -28,6 +28,7 @@ from pyels.networks import NETWORKS
 from pyels.networks.convolutional import Padding
 from pyels.networks.training import CHECKPOINT, Recipe, bfloat16_is_faster, train
 from pyels.schedules import SCHEDULES
+from pyels.studies import plots, resumable
 
 
 @click.command("train")
@@ -109,7 +110,7 @@ def train_command(
     learning rate and batch are the paper's; for an hour on a CPU rather take --optimizer adamw --learning-rate 1e-3
     --anneal cosine --batch-size 32.
     """
-    runs.check_seeds(seed, 1)
+    resumable.check_seeds(seed, 1)
     if steps is not None and epochs is not None:
         raise ValueError("give either --steps or --epochs, not both")
     if epochs is not None and not 0 < epochs < 1e9:
@@ -139,7 +140,7 @@ def train_command(
         net = NETWORKS[kind]
         network = net(bank.shape[0], width, net.DEPTH if depth is None else depth, classes, padding=padding)
     work_in(out)
-    runs.check_command(out, "train")
+    resumable.check_command(out, "train")
     checkpoint, finished = out / CHECKPOINT, out / "network.safetensors"
     if checkpoint.exists() and not resume:
         raise ValueError(f"{out} holds a training that was stopped: add --resume to go on, or choose another folder")

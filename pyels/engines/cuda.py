@@ -18,6 +18,7 @@ from torch import Tensor
 
 from pyels import _core
 from pyels.bank import PatchBank
+from pyels.bank.selection import Selection
 from pyels.checks import CPU, is_captured
 from pyels.definition import Definition
 from pyels.denoiser import Query
@@ -25,7 +26,6 @@ from pyels.engines.engine import option
 from pyels.engines.exact import Exact, Part
 from pyels.engines.operator import evaluate
 from pyels.posterior import PartialPosterior, Want
-from pyels.selection import Selection
 
 OLDEST = 8, 0  # compute capability
 # Of the memory that is free on the device, what the images may take; more is left to networks and to results.

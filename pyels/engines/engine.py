@@ -12,11 +12,11 @@ import torch
 
 from pyels import _core
 from pyels.bank import PatchBank
+from pyels.bank.selection import Selection
 from pyels.checks import CPU
 from pyels.definition import Definition, Square, WholeImage
 from pyels.denoiser import Query
 from pyels.posterior import PartialPosterior, Want
-from pyels.selection import Selection
 
 
 def option(default: Any, check: Callable[[Any], Any]) -> Any:

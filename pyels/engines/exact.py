@@ -12,13 +12,13 @@ import torch
 from torch import Tensor
 
 from pyels.bank import PatchBank
+from pyels.bank.selection import Selection
 from pyels.checks import check_threads
 from pyels.definition import Definition, Masks, Square, WholeImage
 from pyels.denoiser import Query
 from pyels.engines.engine import Engine, default_threads, option
 from pyels.engines.operator import evaluate
 from pyels.posterior import PartialPosterior, Want
-from pyels.selection import Selection
 
 # Images (n, C, H, W), the selection of these, and their numbers in the bank; None: they are the bank.
 Part = tuple[Tensor, Selection, Tensor | None]

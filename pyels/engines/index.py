@@ -28,9 +28,9 @@ from tqdm import tqdm
 
 from pyels import _core
 from pyels.bank import PatchBank
+from pyels.bank.selection import ALL, as_numbers
 from pyels.engines.operator import describe_lists
 from pyels.files import write_tensors
-from pyels.selection import ALL, as_numbers
 
 MOST_LISTS = 4096
 MOST_DIRECTIONS = 48

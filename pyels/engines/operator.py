@@ -9,11 +9,11 @@ import torch
 from torch import Tensor
 
 from pyels import _core
+from pyels.bank.selection import Selection
 from pyels.checks import is_captured
 from pyels.definition import Definition, Masks, Sources, Square, WholeImage
 from pyels.denoiser import Query
 from pyels.posterior import PartialPosterior, Want
-from pyels.selection import Selection
 
 # As csrc/pyels.h numbers them.
 _WINDOWS = {WholeImage: 0, Square: 1, Masks: 2}

@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 import torch
 
 from pyels.bank import PatchBank
+from pyels.bank.selection import Selection
 from pyels.checks import check_threads, check_tolerance
 from pyels.definition import Definition, Sources, Square
 from pyels.denoiser import Query
@@ -17,7 +18,6 @@ from pyels.engines.exact import Cpu
 from pyels.engines.index import Index, open_index
 from pyels.engines.operator import evaluate
 from pyels.posterior import PartialPosterior, Want
-from pyels.selection import Selection
 
 TOLERANCE = 0.01
 MOST_PLACES = 1 << 16  # of an image, as places in an index are 16-bit numbers

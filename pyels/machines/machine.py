@@ -10,12 +10,12 @@ import torch
 from torch import Tensor
 
 from pyels.bank import PatchBank
+from pyels.bank.selection import Selection
 from pyels.checks import check_images, check_labels, check_patch_size
 from pyels.definition import Definition, Square
 from pyels.denoiser import Denoiser, Query
 from pyels.engines import Engine, choose_engine
 from pyels.posterior import PartialPosterior, Posterior, Want
-from pyels.selection import Selection
 
 
 class Machine(Denoiser):

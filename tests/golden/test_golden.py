@@ -56,4 +56,6 @@ def test_engine_agrees(case, engine, bound):
 
 def test_oracle_agrees(case):
     machine, query, expected = case
-    assert float((reference.posterior(machine(), *query).mean - expected).abs().max()) < 1e-9  # worst seen 1e-14
+    assert (
+        float((oracle.posterior(machine().definition, machine().bank, *query).mean - expected).abs().max()) < 1e-9
+    )  # worst seen 1e-14

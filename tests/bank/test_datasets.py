@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 
 import pyels
-from pyels import datasets
+from pyels.bank import datasets
 
 
 def idx(array):

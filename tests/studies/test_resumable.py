@@ -15,8 +15,8 @@ import torch
 from helpers import make_bank, run_program
 
 import pyels
-from pyels import runs
 from pyels.files import read_tensors, remove_temporary, replacing, write_tensors
+from pyels.studies import resumable
 
 RESULTS = ["run.json", "samples.png", "samples.safetensors"]
 
@@ -77,7 +77,7 @@ def test_every_command_leaves_a_folder_alone_that_is_in_use(sample, tmp_path, ca
         "scaling": (*data, "--patch-sizes", "3,3", "--num", 1),
     }
     out = tmp_path / "out"
-    with runs.result_folder(out, "train"):
+    with resumable.result_folder(out, "train"):
         before = contents(out)
         for command, options in commands.items():
             assert run_program(command, *options, "--out", out) == 2
@@ -106,7 +106,7 @@ STUDY = """
 import os, signal, sys
 from pathlib import Path
 import torch
-from pyels import runs
+from pyels.studies import resumable
 from pyels.files import write_json, write_tensors
 
 class Silent:
@@ -119,11 +119,11 @@ def study(out, visited=False):
                 (folder / "notes.txt").write_text("mine")
         return {"v": torch.full((2,), float(i))}
 
-    with runs.result_folder(out, "sample"):
-        items = runs.resumable(out, {"command": "sample", "version": "2"}, 3, compute, Silent())
+    with resumable.result_folder(out, "sample"):
+        items = resumable.resumable(out, {"command": "sample", "version": "2"}, 3, compute, Silent())
         write_tensors(out / "samples.safetensors", items)
         write_json(out / "run.json", {"command": "sample"})
-        runs.finished(out)
+        resumable.finished(out)
 
 def names(out):
     return sorted(str(path.relative_to(out)) for path in out.rglob("*"))
@@ -226,7 +226,7 @@ def test_a_file_system_without_locks_is_used_all_the_same(tmp_path, monkeypatch)
         raise OSError(errno.ENOLCK, "No locks available")
 
     monkeypatch.setattr("fcntl.flock", no_locks)
-    with pytest.warns(UserWarning, match="cannot be locked"), runs.result_folder(tmp_path / "out", "sample"):
+    with pytest.warns(UserWarning, match="cannot be locked"), resumable.result_folder(tmp_path / "out", "sample"):
         pass
     assert not (tmp_path / "out").exists()
 
@@ -357,7 +357,7 @@ def test_killed_run_goes_on_and_gives_the_same_bits(tmp_path):
 def test_a_run_of_the_version_before_goes_on(sample, tmp_path, monkeypatch):
     assert run_program(*sample) == 0
     whole = read_tensors(tmp_path / "out" / "samples.safetensors")
-    monkeypatch.setattr(runs, "finished", lambda out: (out / "run.json").unlink())
+    monkeypatch.setattr(resumable, "finished", lambda out: (out / "run.json").unlink())
     assert run_program(*sample) == 0  # and leaves its items
     monkeypatch.undo()
     waiting = tmp_path / "out" / "unfinished"
@@ -382,15 +382,15 @@ def test_items_of_other_settings_are_not_used(tmp_path):
             raise KeyboardInterrupt
         return {"v": torch.tensor(1.0)}
 
-    with pytest.raises(KeyboardInterrupt), runs.result_folder(tmp_path, "sample"):
-        runs.resumable(tmp_path, {"a": 1}, 2, stop, SILENT)
-    with runs.result_folder(tmp_path, "sample"):
+    with pytest.raises(KeyboardInterrupt), resumable.result_folder(tmp_path, "sample"):
+        resumable.resumable(tmp_path, {"a": 1}, 2, stop, SILENT)
+    with resumable.result_folder(tmp_path, "sample"):
         with pytest.raises(ValueError, match="unfinished run with a = 1, now 2"):
-            runs.resumable(tmp_path, {"a": 2}, 2, compute(2), SILENT)
-        assert runs.resumable(tmp_path, {"a": 1}, 2, compute(2), SILENT)["v"].tolist() == [1, 2]
+            resumable.resumable(tmp_path, {"a": 2}, 2, compute(2), SILENT)
+        assert resumable.resumable(tmp_path, {"a": 1}, 2, compute(2), SILENT)["v"].tolist() == [1, 2]
         (tmp_path / "unfinished" / "settings.json").unlink()
         with pytest.raises(ValueError, match="is not of pyels"):
-            runs.resumable(tmp_path, {"a": 1}, 2, compute(2), SILENT)
+            resumable.resumable(tmp_path, {"a": 1}, 2, compute(2), SILENT)
     assert len(list((tmp_path / "unfinished").iterdir())) == 2
 
 
@@ -400,8 +400,8 @@ def test_a_run_that_finished_nothing_leaves_nothing(tmp_path, monkeypatch):
 
     monkeypatch.chdir(tmp_path)
     for folder in (Path(), tmp_path / "new" / "folder"):
-        with pytest.raises(KeyboardInterrupt), runs.result_folder(folder, "sample"):
-            runs.resumable(folder, {"a": 1}, 2, stop, SILENT)
+        with pytest.raises(KeyboardInterrupt), resumable.result_folder(folder, "sample"):
+            resumable.resumable(folder, {"a": 1}, 2, stop, SILENT)
     assert [p.name for p in tmp_path.iterdir()] == ["new"]
     assert list((tmp_path / "new").iterdir()) == []
 
@@ -412,8 +412,8 @@ def test_jobs_give_the_same_items_and_stop_together(tmp_path):
     def compute(i, on_step):
         return {"v": torch.tensor(float(i))}
 
-    with runs.result_folder(tmp_path / "a", "sample"):
-        items = runs.resumable(tmp_path / "a", {}, 8, compute, SILENT, jobs=4)
+    with resumable.result_folder(tmp_path / "a", "sample"):
+        items = resumable.resumable(tmp_path / "a", {}, 8, compute, SILENT, jobs=4)
     assert items["v"].tolist() == list(range(8))
 
     steps = []
@@ -426,8 +426,8 @@ def test_jobs_give_the_same_items_and_stop_together(tmp_path):
             time.sleep(0.001)
             on_step(None)
 
-    with pytest.raises(ValueError, match="no good"), runs.result_folder(tmp_path / "b", "sample"):
-        runs.resumable(tmp_path / "b", {}, 8, endless, SILENT, jobs=4)
+    with pytest.raises(ValueError, match="no good"), resumable.result_folder(tmp_path / "b", "sample"):
+        resumable.resumable(tmp_path / "b", {}, 8, endless, SILENT, jobs=4)
     assert not (tmp_path / "b").exists()
     assert len(set(steps)) < 7  # not all of the others were begun
 
@@ -454,6 +454,6 @@ def test_nothing_is_removed_under_another_name(tmp_path):
         (tmp_path / name).write_text("mine")
         with pytest.raises(ValueError, match="only what bears a temporary name"):
             remove_temporary(tmp_path / name)
-    with runs.result_folder(tmp_path, "sample"):  # whose lock's name is the one that the last run may have left
+    with resumable.result_folder(tmp_path, "sample"):  # whose lock's name is the one that the last run may have left
         (tmp_path / ".pyels-01234567-a.json").write_text("half")
     assert sorted(path.name for path in tmp_path.iterdir()) == [".pyels-0123456-a.json", ".run-01234567.json", "a.json"]

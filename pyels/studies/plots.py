@@ -15,8 +15,8 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from torch import Tensor
 
-from pyels.calibration import Calibration
 from pyels.files import replacing
+from pyels.studies.calibration import Calibration
 
 
 @dataclass(frozen=True)

@@ -12,11 +12,11 @@ import torch
 from helpers import make_bank, noisy, partial, run_program
 
 import pyels
-from pyels import bench, methods, scaling
 from pyels.engines import index
 from pyels.files import read_tensors
-from pyels.methods import Method
 from pyels.sampling import Level
+from pyels.studies import bench, rivals, scaling
+from pyels.studies.rivals import Method
 
 LEVEL = Level(0.5, 0.8, 0.6)
 
@@ -28,11 +28,11 @@ LEVEL = Level(0.5, 0.8, 0.6)
 @pytest.mark.parametrize("boundary", pyels.ELS.boundaries)
 @pytest.mark.parametrize(("shape", "dtype"), [((1, 9, 8), torch.uint8), ((3, 8, 11), torch.float32)], ids=str)
 def test_top_of_all_windows_is_exact(boundary, shape, dtype, tmp_path, monkeypatch):
-    monkeypatch.setattr(methods, "_COMPRESSED_AT_ONCE", 300)  # several parts, the last one smaller
-    monkeypatch.setattr(methods, "_GATHERED_AT_ONCE", 1 << 16)
+    monkeypatch.setattr(rivals, "_COMPRESSED_AT_ONCE", 300)  # several parts, the last one smaller
+    monkeypatch.setattr(rivals, "_GATHERED_AT_ONCE", 1 << 16)
     bank = make_bank(12, shape, dtype=dtype)
     x = noisy(bank, LEVEL.alpha, LEVEL.sigma)
-    top = methods.prepare("top", bank, boundary, 5, 1, tmp_path)
+    top = rivals.prepare("top", bank, boundary, 5, 1, tmp_path)
     mean, stated = top.evaluate(x, LEVEL, 2000)  # more than there are
     exact = pyels.ELS(bank, 5, boundary).denoise(x, LEVEL.alpha, LEVEL.sigma)
     if boundary == "zeros":
@@ -46,7 +46,7 @@ def test_top_of_all_windows_is_exact(boundary, shape, dtype, tmp_path, monkeypat
 def test_top_weighs_the_nearest_alone(tmp_path):
     bank = make_bank(12, (1, 9, 8))
     x = noisy(bank, LEVEL.alpha, LEVEL.sigma)
-    mean, _ = methods.prepare("top", bank, "zeros", 3, 1, tmp_path).evaluate(x, LEVEL, 4)
+    mean, _ = rivals.prepare("top", bank, "zeros", 3, 1, tmp_path).evaluate(x, LEVEL, 4)
     patches, queries = (bench.windows(images, 3).flatten(1) for images in (bank.read(slice(None)), x))
     distances = (queries[:, None] - LEVEL.alpha * patches).square().sum(2)
     nearest = distances.topk(4, largest=False)
@@ -60,13 +60,13 @@ def test_top_weighs_the_nearest_alone(tmp_path):
 def test_subset_is_exact_on_its_share(tmp_path):
     bank = make_bank(40, (1, 8, 8))
     x = noisy(bank, LEVEL.alpha, LEVEL.sigma)
-    subset = methods.prepare("subset", bank, "zeros", 3, 1, tmp_path)
+    subset = rivals.prepare("subset", bank, "zeros", 3, 1, tmp_path)
     few, _ = subset.evaluate(x, LEVEL, 0.01)  # a single image
     exact = [pyels.ELS(bank[i : i + 1], 3).denoise(x, LEVEL.alpha, LEVEL.sigma) for i in range(40)]
     assert min(float((few - mean).abs().max()) for mean in exact) < 1e-6
     all_of_them, _ = subset.evaluate(x, LEVEL, 0.99)
     torch.testing.assert_close(all_of_them, pyels.ELS(bank, 3).denoise(x, LEVEL.alpha, LEVEL.sigma), atol=1e-5, rtol=0)
-    again = methods.prepare("subset", bank, "zeros", 3, 1, tmp_path)
+    again = rivals.prepare("subset", bank, "zeros", 3, 1, tmp_path)
     assert torch.equal(again.evaluate(x, LEVEL, 0.3)[0], subset.evaluate(x, LEVEL, 0.3)[0])
 
 
@@ -74,7 +74,7 @@ def test_subset_is_exact_on_its_share(tmp_path):
 def test_faiss_states_its_error(tmp_path):
     bank = make_bank(60, (1, 12, 12))
     x = noisy(bank, LEVEL.alpha, LEVEL.sigma)
-    prepared = methods.prepare("sampled", bank, "zeros", 5, 1, tmp_path / "index")
+    prepared = rivals.prepare("sampled", bank, "zeros", 5, 1, tmp_path / "index")
     mean, stated = prepared.evaluate(x, LEVEL, 0.05)
     machine = pyels.ELS(bank, 5, engine="faiss", index=tmp_path / "index", tolerance=0.05)
     assert torch.equal(mean, machine.denoise(x, LEVEL.alpha, LEVEL.sigma))
@@ -87,13 +87,13 @@ def test_faiss_states_its_error(tmp_path):
 @pytest.mark.needs("faiss")
 def test_what_takes_too_much_is_left_out():
     top, shape = Method("top", 100), (1, 10, 12)
-    needed = methods.BUILDING["top"] * 50 * 8 * 10
-    assert methods.left_out(top, 50, shape, "zeros", 3, needed) is None
-    assert "k = 3 takes" in methods.left_out(top, 50, shape, "zeros", 3, needed - 1)
-    assert methods.left_out(top, 50, shape, "circular", 3, needed) is not None  # more windows
-    assert "no window of size 11" in methods.left_out(top, 50, shape, "zeros", 11, needed)
-    assert methods.left_out(Method("faiss", 0.1), 50, shape, "zeros", 11, 1) is None  # exact there
-    assert methods.left_out(Method("subset", 0.1), 50, shape, "zeros", 3, 1) is None
+    needed = rivals.BUILDING["top"] * 50 * 8 * 10
+    assert rivals.left_out(top, 50, shape, "zeros", 3, needed) is None
+    assert "k = 3 takes" in rivals.left_out(top, 50, shape, "zeros", 3, needed - 1)
+    assert rivals.left_out(top, 50, shape, "circular", 3, needed) is not None  # more windows
+    assert "no window of size 11" in rivals.left_out(top, 50, shape, "zeros", 11, needed)
+    assert rivals.left_out(Method("faiss", 0.1), 50, shape, "zeros", 11, 1) is None  # exact there
+    assert rivals.left_out(Method("subset", 0.1), 50, shape, "zeros", 3, 1) is None
 
 
 # ---- Banks ----------------------------------------------------------------------------------------------------------
@@ -201,7 +201,7 @@ def test_the_study(arguments, tmp_path, capsys):
     # What is said of a method is what one finds by asking it.
     for m, name in ((2, "subset 0.5"), (4, "top 10")):
         method = Method(*name.split()[:1], float(name.split()[1]))
-        prepared = methods.prepare(method.kind, bank, "zeros", 3, 1, tmp_path / "index")
+        prepared = rivals.prepare(method.kind, bank, "zeros", 3, 1, tmp_path / "index")
         level = pyels.sampling.noise_levels(3, pyels.schedules.make_schedule("cosine"))[2]
         error = torch.zeros(1, 1, 12, 12)
         mean, _ = prepared.evaluate(measured["x"][1, 2, 1:], level, method.value)
@@ -232,8 +232,8 @@ def test_the_study(arguments, tmp_path, capsys):
 
 @pytest.mark.needs("faiss")
 def test_table(arguments, capsys):
-    # 40 * 64 windows of k = 5 and 40 * 100 of k = 3: the first two sizes fit for top, and none for faiss.
-    limit = methods.BUILDING["top"] * 30 * 100
+    # 40 * 64 windows of k = 5 and 40 * 100 of k = 3: the first two sizes fit for top, and none for sampled.
+    limit = rivals.BUILDING["top"] * 30 * 100
     assert run_program(*arguments, "--memory-limit", limit) == 0
     lines = capsys.readouterr().out.splitlines()
     rows = {tuple(line.split()[:2]): line for line in lines[1:16]}
@@ -250,7 +250,7 @@ def test_a_study_that_was_interrupted_goes_on(arguments, tmp_path, monkeypatch, 
     options = (*arguments[:-2], "--tolerance", "none", "--top", "none")
     assert run_program(*options, "--out", tmp_path / "whole") == 0
     capsys.readouterr()
-    prepare, out = methods.prepare, tmp_path / "out"
+    prepare, out = rivals.prepare, tmp_path / "out"
 
     def interrupted(kind, bank, boundary, k, threads, folder):
         folder.mkdir(exist_ok=True)  # as an index would be
@@ -258,7 +258,7 @@ def test_a_study_that_was_interrupted_goes_on(arguments, tmp_path, monkeypatch, 
             raise KeyboardInterrupt
         return prepare(kind, bank, boundary, k, threads, folder)
 
-    monkeypatch.setattr(methods, "prepare", interrupted)
+    monkeypatch.setattr(rivals, "prepare", interrupted)
     assert run_program(*options, "--out", out) == 130
     done = {path: path.stat().st_mtime_ns for path in (out / "unfinished").glob("0*")}
     assert len(done) == 3 + 1
@@ -272,7 +272,7 @@ def test_a_study_that_was_interrupted_goes_on(arguments, tmp_path, monkeypatch, 
         sizes.append(len(bank))
         return prepare(kind, bank, *more)
 
-    monkeypatch.setattr(methods, "prepare", watched)
+    monkeypatch.setattr(rivals, "prepare", watched)
     assert run_program(*options, "--out", out) == 0
     assert set(sizes) == {30, 50}
     assert not (out / "unfinished").exists()
@@ -282,7 +282,7 @@ def test_a_study_that_was_interrupted_goes_on(arguments, tmp_path, monkeypatch, 
 
 
 def test_an_interruption_before_anything_was_finished_leaves_nothing(arguments, tmp_path, monkeypatch):
-    monkeypatch.setattr(methods, "prepare", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+    monkeypatch.setattr(rivals, "prepare", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
     assert run_program(*arguments) == 130
     assert not (tmp_path / "out").exists()
 
@@ -294,7 +294,7 @@ def test_without_faiss(arguments, tmp_path, monkeypatch, capsys):
     out = capsys.readouterr().out
     assert out.count("left out: faiss is not installed: pip install pyels[faiss]") == 2 * 3
     report = json.loads((tmp_path / "out" / "report.json").read_text())
-    assert report["machine"]["faiss"] is None
+    assert report["computer"]["faiss"] is None
     assert report["exponents"]["top 10"] == {}
     assert "seconds_per_sample" in report["records"][2]
     assert (tmp_path / "out" / "error.png").read_bytes()[:4] == b"\x89PNG"

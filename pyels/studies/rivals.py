@@ -21,12 +21,12 @@ from torch import Tensor
 from tqdm import tqdm
 
 from pyels.bank import PatchBank
-from pyels.bench import windows
 from pyels.definition import Definition
 from pyels.engines import Sampled, index
 from pyels.machines import ELS
 from pyels.posterior import Want
 from pyels.sampling import Level
+from pyels.studies.alternatives import windows
 
 # (x, level, value of the method) -> mean (1, C, h, w) of the central h x w pixels, all where they are not said to be
 # fewer, and half the 95% interval that is stated for each (1, h, w), infinite where none is.

@@ -6,8 +6,8 @@ import torch
 from helpers import make_bank, noisy
 
 import pyels
-from pyels import bench
 from pyels.cli import main
+from pyels.studies import bench
 
 
 def run(*arguments):
@@ -88,7 +88,7 @@ def test_bench_writes_every_record(arguments, tmp_path, capsys):
             assert r["pairs"] == 2 * 12**2 * r["images"] * (12 - r["patch_size"] + 1) ** 2
     assert set(result["ceilings"]) == {"multiply_adds_per_second", "exponentials_per_second", "copied_bytes_per_second"}
     assert all(0 < rate < math.inf for rate in result["ceilings"].values())
-    assert result["machine"]["isa"] == pyels._core.isa_in_use()
+    assert result["computer"]["isa"] == pyels._core.isa_in_use()
 
     rates = {(r["method"], r["boundary"], r["patch_size"]): r["pairs_per_second"] for r in records}
     zeros = [

@@ -15,7 +15,7 @@ import torch
 from helpers import MACHINES, make_bank, noisy, run_program
 
 import pyels
-from pyels import streaming
+from pyels.bank import file_images
 
 SHAPE = (1, 9, 8)
 IMAGE = 9 * 8
@@ -89,9 +89,9 @@ def test_only_the_classes_that_are_needed_are_read(tmp_path, monkeypatch):
     bank = saved(tmp_path)
     streamed = pyels.PatchBank.load(tmp_path / "bank.npz", memory_limit=6 * IMAGE)
     read = []
-    check = streaming.FileImages.check
+    check = file_images.FileImages.check
     monkeypatch.setattr(
-        streaming.FileImages, "check", lambda self, n, pixels: (read.extend(n.tolist()), check(self, n, pixels))
+        file_images.FileImages, "check", lambda self, n, pixels: (read.extend(n.tolist()), check(self, n, pixels))
     )
     pyels.IS(streamed).denoise(noisy(bank, 0.8, 0.6, batch=3), 0.8, 0.6, torch.tensor([0, 2, 0]))
     assert read == [i for i in range(23) if bank.labels[i] != 1]
@@ -179,13 +179,13 @@ def test_banks_can_be_pickled(tmp_path):
     ("given", "meant"), [(7, 7), ("500MB", 5 * 10**8), ("2 gb", 2 * 10**9), ("1.5GiB", 3 * 2**29), ("64k", 64000)]
 )
 def test_sizes_in_words(given, meant):
-    assert streaming.parse_bytes(given) == meant
+    assert file_images.parse_bytes(given) == meant
 
 
 @pytest.mark.parametrize("given", ["", "GB", "-1GB", "2XB", "1e9", "2 i", 0, -5, "0MB"])
 def test_limits_that_are_none(given):
     with pytest.raises(ValueError, match="memory_limit"):
-        streaming.parse_bytes(given)
+        file_images.parse_bytes(given)
 
 
 @pytest.mark.parametrize("given", [True, 1.5, [1]])

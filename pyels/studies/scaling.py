@@ -22,14 +22,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pyels import bench, methods, runs
 from pyels.bank import PatchBank
 from pyels.denoiser import eps_from_x0
 from pyels.engines.index import can_build
 from pyels.files import read_tensors, remove_temporary, temporary_name
 from pyels.machines import ELS
-from pyels.methods import Method, Prepared
 from pyels.sampling import Level, Step
+from pyels.studies import hardware, resumable, rivals
+from pyels.studies.rivals import Method, Prepared
 
 LEAST_SIZES = 3  # of which an exponent and its standard error can be fitted
 _PICTURES = ("x", "exact_mean")
@@ -67,7 +67,7 @@ class Plan:
     def left_out(self, method: Method, images: int, shape: tuple[int, int, int]) -> str | None:
         """Why a method is not measured on so many images (C, H, W); None: it is."""
         reasons = (
-            methods.left_out(method, images, shape, self.boundary, k, self.memory_limit) for k in sorted(self.sizes)
+            rivals.left_out(method, images, shape, self.boundary, k, self.memory_limit) for k in sorted(self.sizes)
         )
         return next((reason for reason in reasons if reason), None)
 
@@ -99,23 +99,23 @@ def grown(bank: PatchBank, images: int, seed: int) -> PatchBank:
     return PatchBank(made)
 
 
-def this_machine(threads: int) -> dict[str, Any]:
+def this_computer(threads: int) -> dict[str, Any]:
     """What timings depend on, beside what is timed."""
     version = None
     if can_build():
         import faiss
 
         version = faiss.__version__
-    return {**bench.this_machine(threads), "faiss": version}
+    return {**hardware.this_computer(threads), "faiss": version}
 
 
 # ---- Measuring -----------------------------------------------------------------------------------------------------
 
 
 def measure(
-    bank: PatchBank, plan: Plan, folder: str | Path, settings: Mapping[str, Any], progress: runs.Progress
+    bank: PatchBank, plan: Plan, folder: str | Path, settings: Mapping[str, Any], progress: resumable.Progress
 ) -> dict[str, Tensor]:
-    """Measure every method at every size and step; resumable in `folder` after every step (see `runs.resumable`).
+    """Measure every method at every size and step; resumable in `folder` after every step (see `resumable.resumable`).
 
     Parameters
     ----------
@@ -142,18 +142,18 @@ def measure(
         if study is None or len(study.bank) != images:
             if study is not None:
                 study.close()
-            study = _Study(bank[:images], plan, Path(folder) / runs.UNFINISHED)
+            study = _Study(bank[:images], plan, Path(folder) / resumable.UNFINISHED)
         if number == 0:
-            x = torch.stack([runs.noise_of_seed(seed, bank.shape) for seed in plan.seeds])
+            x = torch.stack([resumable.noise_of_seed(seed, bank.shape) for seed in plan.seeds])
         else:
-            before = read_tensors(runs.item_path(folder, i - 1))
+            before = read_tensors(resumable.item_path(folder, i - 1))
             x = _ddim(before["x"], before["exact_mean"], plan.levels[number - 1], plan.levels[number])
         return study.step(number, x, on_step)
 
-    with bench.torch_threads(plan.threads), _faiss_threads(plan.threads):
+    with hardware.torch_threads(plan.threads), _faiss_threads(plan.threads):
         ELS(bank[:1], plan.sizes[0], plan.boundary).denoise(bank.read(slice(1)), 1.0, 1.0)  # the first call loads code
         try:
-            items = runs.resumable(folder, settings, len(plan.images) * steps, one, progress)
+            items = resumable.resumable(folder, settings, len(plan.images) * steps, one, progress)
         finally:
             if study is not None:
                 study.close()
@@ -203,7 +203,7 @@ class _Study:
         plan = self.plan
         if method.kind not in self._prepared:
             assert level.patch_size is not None
-            self._prepared[method.kind] = methods.prepare(
+            self._prepared[method.kind] = rivals.prepare(
                 method.kind, self.bank, plan.boundary, level.patch_size, plan.threads, self._folder
             )
         prepared = self._prepared[method.kind]

@@ -10,41 +10,29 @@ and for a large bank there is no memory for it.
 
 from __future__ import annotations
 
-import contextlib
-import importlib
-import importlib.util
-import platform
 import statistics
-import sys
-import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from pyels import _core, plots, presets, runs
+from pyels import presets
 from pyels.bank import PatchBank
-from pyels.checks import CPU
 from pyels.machines import ELS
 from pyels.schedules import make_schedule
+from pyels.studies import plots, resumable
+from pyels.studies.alternatives import RELEASED_WAY, Alternative, Evaluation, alternatives, windows
+from pyels.studies.hardware import Ceilings, seconds_of, this_computer, torch_threads
 
-OURS, RELEASED_WAY = "pyels", "conv2d"
+OURS = "pyels"
 PRESET = "fashion-mnist-resnet-zeros"
 CHECKED_IMAGES = 8  # the oracle is slow
 OURS_WITHIN = 1e-4  # of the oracle, or there is nothing worth timing
 ALTERNATIVES_WITHIN = 1e-3  # of the oracle; what is further off is marked
 UNFOLDED_BYTES = 1 << 27
-CACHED_WEIGHTS = 1 << 18  # weights of a chunk that stay in one core's cache: larger chunks are up to twice as slow
-CACHED_QUERIES = 1 << 10
-LEAST_LOG_WEIGHT = -80.0  # below the largest; exp of less is denormal, many times slower to sum, and adds nothing
-MATERIALISED_WEIGHTS = 1 << 25
-
-Evaluation = Callable[[], Tensor]  # -> (B, C, H, W)
 
 
 @dataclass(frozen=True)
@@ -126,7 +114,7 @@ def run(bank: PatchBank, x0: Tensor, settings: Settings, progress: Callable[[], 
         bank, x0 = bank.to(device), x0.to(device)
         records = [record for k in settings.sizes for record in _measure(bank, x0, k, settings, ceilings, progress)]
     return {
-        "machine": this_machine(settings.threads, device),
+        "computer": this_computer(settings.threads, device),
         "ceilings": ceilings.rates,
         "records": [asdict(record) for record in records],
         "ratios": ratios(records),
@@ -165,7 +153,7 @@ def _measure(
     t = time_of_size(k) if settings.time is None else settings.time
     schedule = make_schedule("cosine")
     alpha, sigma = schedule.alpha(t), schedule.sigma(t)
-    noise = torch.stack([runs.noise_of_seed(settings.seed + i, bank.shape) for i in range(len(x0))])
+    noise = torch.stack([resumable.noise_of_seed(settings.seed + i, bank.shape) for i in range(len(x0))])
     x = alpha * x0 + sigma * noise.to(x0.device)
     checked = min(CHECKED_IMAGES, len(bank))
     oracle = {
@@ -182,10 +170,10 @@ def _measure(
                 f"ELS {method.boundary} with patch size {k} is {error:.1e} off the float64 oracle, more than "
                 f"{OURS_WITHIN:g}; not worth timing"
             )
-        n = min(method.most_images, max(1, int(checked * settings.seconds / _seconds(few, device=x.device))))
+        n = min(method.most_images, max(1, int(checked * settings.seconds / seconds_of(few, device=x.device))))
         evaluation = method.prepare(n)
         evaluation()  # warms up
-        calls.append(max(1, round(settings.seconds / _seconds(evaluation, device=x.device))))
+        calls.append(max(1, round(settings.seconds / seconds_of(evaluation, device=x.device))))
         errors.append(error)
         images.append(n)
         evaluations.append(evaluation)
@@ -194,7 +182,7 @@ def _measure(
     for _ in range(settings.repeats):  # in turn, so that a machine whose speed drifts treats all alike
         ceilings.measure()
         for own, evaluation, n in zip(seconds, evaluations, calls, strict=True):
-            own.append(_seconds(evaluation, n, x.device))
+            own.append(seconds_of(evaluation, n, x.device))
             progress()
     for method, n, own, error in zip(methods, images, seconds, errors, strict=True):
         pairs = ELS(bank[:n], k, method.boundary).pairs(None, batch=len(x))
@@ -238,224 +226,6 @@ def operations(k: int, boundary: str, shape: tuple[int, int, int]) -> float:
     group = 8 if k > 7 else 4 if k > 3 else 2 if k > 1 else 1
     additions = (k + 2 * group - 4) / group if k > 1 else 0.0
     return columns * (2 * channels * (k + 7) / 8 + additions) + additions + 3 + channels
-
-
-def _seconds(evaluation: Callable[[], object], calls: int = 1, device: torch.device = CPU) -> float:
-    """Of one call."""
-    if device.type == "cuda":  # by the device's own clock
-        begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
-        begin.record(torch.cuda.current_stream(device))
-        for _ in range(calls):
-            evaluation()
-        end.record(torch.cuda.current_stream(device))
-        end.synchronize()
-        return float(begin.elapsed_time(end)) / 1000 / calls
-    start = time.perf_counter()
-    for _ in range(calls):
-        evaluation()
-    return (time.perf_counter() - start) / calls
-
-
-@contextlib.contextmanager
-def torch_threads(threads: int) -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(threads)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
-
-
-# ---- The alternatives. Each prepares, from patches (P, C, k, k) and queries x (B, C, H, W), what is then timed. ------
-
-Alternative = Callable[[Tensor, Tensor, float, float], Evaluation]
-
-
-def alternatives() -> dict[str, Alternative]:
-    """By name; KeOps where it is installed."""
-    found: dict[str, Alternative] = {"SDPA": sdpa, "matmul": chunked_matmul, RELEASED_WAY: conv2d}
-    if importlib.util.find_spec("pykeops") is not None:
-        found["KeOps"] = keops
-    return found
-
-
-def windows(images: Tensor, k: int) -> Tensor:
-    """All k x k windows that lie wholly inside images (n, C, H, W): (n * (H-k+1) * (W-k+1), C, k, k)."""
-    views = images.unfold(2, k, 1).unfold(3, k, 1).permute(0, 2, 3, 1, 4, 5)
-    return views.reshape(-1, *views.shape[3:])
-
-
-def sdpa(patches: Tensor, x: Tensor, alpha: float, sigma: float) -> Evaluation:
-    """torch's scaled_dot_product_attention; an extra coordinate holds the patches' squared norms.
-
-    q.k = (alpha * x.phi - alpha^2 * ||phi||^2 / 2) / sigma^2 is log w up to a constant of the query. The values are the
-    keys once more, because the fused kernel wants both of one width; the centre pixel of the mean patch is the answer.
-    """
-    k = patches.shape[-1]
-    queries = _queries(x, k).flatten(1)
-    flat = patches.flatten(1)
-    queries = torch.cat(
-        [queries * (alpha / sigma**2), queries.new_full((len(queries), 1), -((alpha / sigma) ** 2) / 2)], 1
-    )
-    keys = torch.cat([flat, flat.square().sum(dim=1, keepdim=True)], dim=1)
-    if x.is_cuda:  # whose fused kernel wants rows of whole 32 bytes
-        queries, keys = (F.pad(rows, (0, -rows.shape[1] % 8)) for rows in (queries, keys))
-
-    def evaluate() -> Tensor:
-        mean = F.scaled_dot_product_attention(queries[None, None], keys[None, None], keys[None, None], scale=1.0)
-        return _images(mean[0, 0, :, k * k // 2 : flat.shape[1] : k * k], x)
-
-    return evaluate
-
-
-def chunked_matmul(patches: Tensor, x: Tensor, alpha: float, sigma: float) -> Evaluation:
-    """||a||^2 - 2ab + ||b||^2 by matrix products, chunk by chunk with a running softmax.
-
-    As fast as torch makes it: ||a||^2, the same for all patches, is left out, the weights of a chunk stay in cache, and
-    none is denormal.
-    """
-    queries = _queries(x, patches.shape[-1]).flatten(1)
-    weights = MATERIALISED_WEIGHTS if x.is_cuda else CACHED_WEIGHTS * torch.get_num_threads()
-    chunk = max(1, weights // min(len(queries), CACHED_QUERIES))
-    flat = torch.split(patches.flatten(1), chunk)
-    norms = [phi.square().sum(dim=1) for phi in flat]
-    centres = torch.split(_centres(patches), chunk)
-
-    def evaluate() -> Tensor:
-        means = []
-        for q in torch.split(queries, CACHED_QUERIES):
-            log_w = (
-                torch.addmm(n, q, phi.T, beta=-((alpha / sigma) ** 2) / 2, alpha=alpha / sigma**2)
-                for n, phi in zip(norms, flat, strict=True)
-            )
-            means.append(_softmax_mean(log_w, centres, LEAST_LOG_WEIGHT))
-        return _images(torch.cat(means), x)
-
-    return evaluate
-
-
-def conv2d(patches: Tensor, x: Tensor, alpha: float, sigma: float) -> Evaluation:
-    """The paper's released code's way: patches of a batch of images are filters of a convolution of the query, and
-    distances and weights are written out as whole tensors, here of up to 128 MB.
-
-    Unlike there, the softmaxes of the batches are merged, not averaged.
-    """
-    chunks = torch.split(patches, max(1, MATERIALISED_WEIGHTS // x[0, 0].numel()))
-    centres = [_centres(phi) for phi in chunks]
-    wrapped = _wrapped(x, patches.shape[-1])
-
-    def log_weights(image: Tensor, phi: Tensor) -> Tensor:
-        image_norms = F.conv2d(image.square(), torch.ones_like(phi[:1]))
-        phi_norms = phi.square().sum(dim=(1, 2, 3))[:, None, None]
-        distances = image_norms - 2 * alpha * F.conv2d(image, phi) + alpha**2 * phi_norms
-        return (-distances / (2 * sigma**2)).flatten(1).T
-
-    def evaluate() -> Tensor:
-        means = [_softmax_mean((log_weights(image, phi) for phi in chunks), centres) for image in wrapped]
-        return _images(torch.cat(means), x)
-
-    return evaluate
-
-
-def keops(patches: Tensor, x: Tensor, alpha: float, sigma: float) -> Evaluation:
-    """KeOps' symbolic matrices: squared differences and softmax in one compiled loop."""
-    with contextlib.redirect_stdout(sys.stderr):  # where it says what it found
-        importlib.import_module("pykeops").set_verbose(False)
-        lazy = importlib.import_module("pykeops.torch").LazyTensor
-    queries = _queries(x, patches.shape[-1]).flatten(1)[:, None]
-    flat, centres = alpha * patches.flatten(1)[None], _centres(patches)[None]
-
-    def evaluate() -> Tensor:
-        distances = ((lazy(queries) - lazy(flat)) ** 2).sum(-1)
-        return _images((distances / (-2 * sigma**2)).sumsoftmaxweight(lazy(centres), dim=1), x)
-
-    return evaluate
-
-
-def _softmax_mean(log_w: Iterable[Tensor], centres: Iterable[Tensor], least: float | None = None) -> Tensor:
-    """Means (Q, C) of centres (P, C) with weights from log_w (Q, P), both in chunks along P; overwrites log_w."""
-    m, s, y = torch.tensor(-torch.inf), torch.zeros(()), torch.zeros(())
-    for chunk, chunk_centres in zip(log_w, centres, strict=True):
-        higher = torch.maximum(m, chunk.amax(dim=1))
-        below = chunk.sub_(higher[:, None])
-        w = (below if least is None else below.clamp_(min=least)).exp_()
-        rescale = (m - higher).exp()
-        s = rescale * s + w.sum(dim=1)
-        y = rescale[:, None] * y + w @ chunk_centres
-        m = higher
-    return y / s[:, None]
-
-
-def _wrapped(x: Tensor, k: int) -> Tensor:
-    return F.pad(x, (k // 2,) * 4, mode="circular")
-
-
-def _queries(x: Tensor, k: int) -> Tensor:
-    """The wrapped windows of all pixels, (B * H * W, C, k, k)."""
-    return windows(_wrapped(x, k), k)
-
-
-def _centres(patches: Tensor) -> Tensor:
-    """(P, C)"""
-    r = patches.shape[-1] // 2
-    return patches[:, :, r, r].contiguous()
-
-
-def _images(means: Tensor, x: Tensor) -> Tensor:
-    """Means (B * H * W, C) as images (B, C, H, W)."""
-    batch, channels, height, width = x.shape
-    return means.reshape(batch, height, width, channels).permute(0, 3, 1, 2)
-
-
-# ---- What the machine can do at best -------------------------------------------------------------------------------
-
-
-class Ceilings:
-    """Float32 multiply-adds/s (matrix product), exponentials/s (in cache) and bytes copied/s (in memory), with torch.
-
-    They bound pairs/s: a product of matrices takes k * k * C multiply-adds a pair, and who skips none takes one
-    exponential. On a GPU, torch's exponentials are bound by its cache. `rates` holds the best seen in all calls of
-    `measure`.
-    """
-
-    def __init__(self, device: torch.device = CPU) -> None:
-        on_gpu = device.type == "cuda"
-        n, calls = (8192, 20) if on_gpu else (2048, 2000)
-        a, product = torch.rand(n, n, device=device), torch.empty(n, n, device=device)
-        cached = torch.rand(1 << 21 if on_gpu else (1 << 16) * torch.get_num_threads(), device=device)
-        exponentials = torch.empty_like(cached)
-        memory = torch.zeros(1 << (28 if on_gpu else 25), device=device)
-        copy = torch.zeros_like(memory)
-
-        def exp() -> None:
-            for _ in range(calls):
-                torch.exp(cached, out=exponentials)
-
-        self._device = device
-        self.rates: dict[str, float] = {}
-        self._work: dict[str, tuple[int, Callable[[], object]]] = {
-            "multiply_adds_per_second": (n**3, lambda: torch.mm(a, a, out=product)),
-            "exponentials_per_second": (calls * len(cached), exp),
-            "copied_bytes_per_second": (4 * len(memory), lambda: copy.copy_(memory)),
-        }
-
-    def measure(self) -> None:
-        for name, (amount, work) in self._work.items():
-            self.rates[name] = max(self.rates.get(name, 0.0), amount / _seconds(work, device=self._device))
-
-
-def this_machine(threads: int, device: torch.device = CPU) -> dict[str, Any]:
-    """What timings depend on, beside what is timed."""
-    gpu = {"gpu": torch.cuda.get_device_name(device)} if device.type == "cuda" else {}
-    return {"cpu": _cpu_model(), "isa": _core.isa_in_use(), "threads": threads, "torch": torch.__version__, **gpu}
-
-
-def _cpu_model() -> str:
-    with contextlib.suppress(OSError):
-        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
-            if line.startswith("model name"):
-                return line.split(":", 1)[1].strip()
-    return platform.processor() or platform.machine()
 
 
 # ---- Ratios --------------------------------------------------------------------------------------------------------

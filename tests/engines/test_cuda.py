@@ -10,8 +10,7 @@ import types
 
 import pytest
 import torch
-from helpers import MACHINES, WRAPPING, make_bank, noisy, run_program
-from test_engines import ALPHAS, SIGMAS, TIMES, check
+from helpers import ALPHAS, MACHINES, SIGMAS, TIMES, WRAPPING, check, make_bank, noisy, run_program
 
 import pyels
 from pyels import engines
@@ -298,5 +297,5 @@ def test_bench_runs_on_the_device(tmp_path):
     options = ("--images", 20, "--sizes", "3,9", "--repeats", 1, "--seconds", 0.01, "--engine", "cuda", "--out", out)
     assert run_program("bench", "--dataset", "fashion-mnist-6000", *options) == 0
     result = json.loads((out / "bench.json").read_text())
-    assert result["machine"]["gpu"]
+    assert result["computer"]["gpu"]
     assert all((r["ceiling_share"] is not None) == (r["method"] == "pyels") for r in result["records"])

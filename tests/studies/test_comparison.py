@@ -10,11 +10,11 @@ import torch
 from helpers import make_bank, run_program, save_random_diffusers_pipeline
 
 import pyels
-from pyels import comparison
 from pyels.adapters import NetworkDenoiser, from_pyels
-from pyels.calibration import calibrate, centre_gradient
 from pyels.files import read_tensors
 from pyels.sampling import Level
+from pyels.studies import comparison
+from pyels.studies.calibration import calibrate, centre_gradient
 
 # ---- calibration ---------------------------------------------------------------------------------------------------
 

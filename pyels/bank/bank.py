@@ -2,25 +2,21 @@
 
 from __future__ import annotations
 
-import struct
 import warnings
-import zipfile
 import zlib
-from array import array
 from collections.abc import Generator, Iterable
 from contextlib import closing
-from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from pyels.bank.archive import find_arrays, write_arrays
+from pyels.bank.file_images import DTYPES, BankFileError, FileImages, parse_bytes
+from pyels.bank.selection import Selection, select
 from pyels.checks import check_labels
-from pyels.files import replacing
-from pyels.selection import Selection, select
-from pyels.streaming import DTYPES, BankFileError, FileImages, Pixels, check_complete, parse_bytes
 
 _PIECE = 1 << 22  # bytes looked at in one go when all of a bank in memory is
 
@@ -274,23 +270,8 @@ class PatchBank:
         if Path(path).suffix != ".npz":
             raise ValueError(f"{path}: a bank is saved as .npz")
         self.check_file()  # no new checksums for what was damaged before
-        checksums = array("I")
-        with replacing(path) as temporary, zipfile.ZipFile(temporary, "w", allowZip64=True) as archive:
-            with archive.open("images.npy", "w", force_zip64=True) as member:
-                dtype = np.dtype(np.uint8 if self.dtype == torch.uint8 else np.float32)
-                header = {"descr": dtype.str, "fortran_order": False, "shape": self._shape}
-                np.lib.format.write_array_header_1_0(member, header)
-                with closing(self.pieces()) as pieces:
-                    for piece in pieces:
-                        pixels = piece.numpy()
-                        checksums.extend(map(zlib.crc32, pixels))
-                        member.write(pixels.data.cast("B"))
-            others = {"checksums": np.array(checksums, dtype=np.uint32)}
-            if self.labels is not None:
-                others["labels"] = self.labels.numpy()
-            for name, values in others.items():
-                with archive.open(f"{name}.npy", "w", force_zip64=True) as member:
-                    np.lib.format.write_array(member, values, allow_pickle=False)
+        with closing(self.pieces()) as pieces:
+            write_arrays(path, self._shape, self.dtype, pieces, self.labels)
 
     @classmethod
     def load(cls, path: str | Path, split: str = "train", memory_limit: int | str | None = None) -> PatchBank:
@@ -321,7 +302,7 @@ class PatchBank:
         if not path.is_file():
             raise FileNotFoundError(f"{path}: no such file")
         try:
-            images, labels, checksums = _find_arrays(path, split)
+            images, labels, checksums = find_arrays(path, split)
             if limit is not None and images.nbytes <= limit:
                 limit = None
             file = None
@@ -345,115 +326,6 @@ class PatchBank:
             raise
         except Exception as error:  # a damaged file can fail in any way
             raise ValueError(f"{path}: not a readable bank ({error})") from error
-
-
-# ---- Where the arrays of a file are --------------------------------------------------------------------------------
-
-
-@dataclass
-class _Array:
-    """An array in an npy file, or in the member of an npz file that is named."""
-
-    shape: tuple[int, ...]
-    dtype: np.dtype[Any]
-    fortran: bool
-    offset: int  # of its first value, in the file
-    member: str | None = None
-    compressed: bool = False
-
-    @property
-    def in_place(self) -> bool:
-        return not (self.compressed or self.fortran or self.dtype.hasobject)
-
-    @property
-    def nbytes(self) -> int:
-        return int(np.prod(self.shape, dtype=np.int64)) * self.dtype.itemsize
-
-    def read(self, path: Path, mapped: bool = True) -> Pixels:
-        if self.in_place and mapped:
-            return np.memmap(path, dtype=self.dtype, mode="r", offset=self.offset, shape=self.shape)
-        values: Pixels
-        if self.member is None:
-            values = np.load(path, allow_pickle=False)
-        else:
-            with zipfile.ZipFile(path) as archive, archive.open(self.member) as member:
-                values = np.lib.format.read_array(member, allow_pickle=False)
-        return values
-
-
-def _find_arrays(path: Path, split: str) -> tuple[_Array, Pixels | None, Pixels | None]:
-    """The images of a file, all of them there, its labels and its checksums."""
-    size = path.stat().st_size
-    if path.suffix == ".npy":
-        with open(path, "rb") as file:
-            images = _Array(*_read_header(file), offset=file.tell())
-        if images.in_place:
-            check_complete(path, images.shape, images.dtype.itemsize, size - images.offset)
-        return images, None, None
-    try:
-        archive = zipfile.ZipFile(path)
-    except zipfile.BadZipFile:
-        _check_cut_off_archive(path, size, ("images.npy", f"{split}_images.npy"))
-        raise
-    with archive:
-        names = archive.namelist()
-        prefix = "" if "images.npy" in names else f"{split}_"
-        if f"{prefix}images.npy" not in names:
-            raise ValueError(
-                f"no array 'images' or '{split}_images' in it, only {[n.removesuffix('.npy') for n in names]}"
-            )
-        images = _find_member(path, archive, f"{prefix}images.npy")
-        # These are read at once, with zip's own checksum; they are small.
-        labels, checksums = (
-            _find_member(path, archive, name).read(path, mapped=False) if name in names else None
-            for name in (f"{prefix}labels.npy", f"{prefix}checksums.npy")
-        )
-    if checksums is not None and (checksums.shape != images.shape[:1] or checksums.dtype != np.uint32):
-        raise ValueError(
-            f"'{prefix}checksums' must be CRC-32, uint32 of shape {images.shape[:1]}, "
-            f"not {checksums.dtype} of {checksums.shape}"
-        )
-    return images, labels, checksums
-
-
-def _read_header(file: IO[bytes]) -> tuple[tuple[int, ...], np.dtype[Any], bool]:
-    """Shape, dtype and whether in Fortran order, of an npy file or member."""
-    version = np.lib.format.read_magic(file)
-    read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-    shape, fortran, dtype = read(file)
-    return shape, dtype, fortran
-
-
-def _find_member(path: Path, archive: zipfile.ZipFile, name: str) -> _Array:
-    info = archive.getinfo(name)
-    if info.compress_type != zipfile.ZIP_STORED:
-        with archive.open(info) as member:
-            return _Array(*_read_header(member), offset=0, member=name, compressed=True)
-    # Not through the archive: of a small member it would compare the checksum already, which names no image.
-    with open(path, "rb") as file:
-        file.seek(info.header_offset + 26)  # the local header's name and extra field come before the data
-        start = info.header_offset + 30 + sum(struct.unpack("<2H", file.read(4)))
-        file.seek(start)
-        found = _Array(*_read_header(file), offset=file.tell(), member=name)
-    if found.in_place:
-        check_complete(path, found.shape, found.dtype.itemsize, start + info.file_size - found.offset)
-    return found
-
-
-def _check_cut_off_archive(path: Path, size: int, names: tuple[str, ...]) -> None:
-    """Name the first image missing from an npz file that has lost its end, and with it zip's directory, if what is left
-    tells: goes from one member's own header to the next."""
-    with open(path, "rb") as file:
-        while len(header := file.read(30)) == 30 and header.startswith(b"PK\3\4"):
-            method, stored, name_length, extra_length = struct.unpack("<8xH8xI4x2H", header)
-            name, extra = file.read(name_length).decode(errors="replace"), file.read(extra_length)
-            if stored == 0xFFFFFFFF and len(extra) >= 20:  # sizes of 64 bits, as numpy writes them
-                stored = struct.unpack_from("<Q", extra, 12)[0]
-            start = file.tell()
-            if name in names and method == zipfile.ZIP_STORED:
-                shape, dtype, _ = _read_header(file)
-                check_complete(path, shape, dtype.itemsize, size - file.tell())
-            file.seek(start + stored)
 
 
 def _as_tensor(name: str, values: Any) -> Tensor:

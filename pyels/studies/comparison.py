@@ -13,10 +13,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pyels import adapters, metrics, runs
+from pyels import adapters, metrics
 from pyels.bank import PatchBank
 from pyels.denoiser import Denoiser
 from pyels.sampling import Step, sample
+from pyels.studies import resumable
 
 MEASURES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "pearson_r": metrics.pearson_r,
@@ -45,16 +46,16 @@ def compare(
     schedule: str,
     folder: str | Path,
     settings: Mapping[str, Any],
-    progress: runs.Progress,
+    progress: resumable.Progress,
     jobs: int = 1,
 ) -> dict[str, Tensor]:
-    """Draw every seed with every contender from the same noise; resumable in `folder` (see `runs.resumable`).
+    """Draw every seed with every contender from the same noise; resumable in `folder` (see `resumable.resumable`).
 
     Returns `noise` and one tensor (n, C, H, W) for each contender by its name.
     """
 
     def one(i: int, on_step: Callable[[Step], None]) -> dict[str, Tensor]:
-        noise = runs.noise_of_seed(seeds[i], bank.shape)
+        noise = resumable.noise_of_seed(seeds[i], bank.shape)
         label = None if labels is None else torch.tensor([labels[i]])
         images = {"noise": noise}
         for name, contender in contenders.items():
@@ -69,7 +70,7 @@ def compare(
             )[0]
         return images
 
-    return runs.resumable(folder, settings, len(seeds), one, progress, jobs)
+    return resumable.resumable(folder, settings, len(seeds), one, progress, jobs)
 
 
 def nearest_images(bank: PatchBank, images: Tensor) -> Tensor:

@@ -36,8 +36,8 @@ MOST_LISTS = 4096
 MOST_DIRECTIONS = 48
 _LIST_DIRECTIONS = 24  # the leading ones, along which windows are sorted into lists
 MOST_WINDOWS = 2**31 - 2**20  # numbered in 32 bits, with what fills up the blocks of lists
-_LEAST_MEMBERS = 256  # of a list, on average
-_TRAINING_WINDOWS = 64  # a list
+LEAST_MEMBERS = 256  # of a list, on average
+TRAINING_WINDOWS = 64  # a list
 _AT_ONCE = 1 << 20  # windows assigned to lists
 _VALUES_AT_ONCE = 1 << 24  # of windows to learn from
 _ROOM = 1.2  # codes reach so much further than the coordinates of the windows that directions are learned from
@@ -234,9 +234,9 @@ def build(
             f"{len(which)} images have {places * len(which)} windows, and an index holds at most {MOST_WINDOWS}; "
             "search by class, or split the bank and merge the partial posteriors of its parts"
         )
-    count = max(1, min(MOST_LISTS, places * len(which) // _LEAST_MEMBERS))
+    count = max(1, min(MOST_LISTS, places * len(which) // LEAST_MEMBERS))
     generator = np.random.default_rng(_SEED)
-    windows = _some_windows(bank, which, patch_size, wraps, count * _TRAINING_WINDOWS, generator)
+    windows = _some_windows(bank, which, patch_size, wraps, count * TRAINING_WINDOWS, generator)
     origin = windows.mean(0)
     windows -= origin
     directions = torch.linalg.eigh(windows.T @ windows).eigenvectors.flip(1)[:, :MOST_DIRECTIONS]

@@ -114,7 +114,9 @@ Level level(double sigma) { return {std::sqrt(1 - sigma * sigma), sigma}; }
 // 95% intervals are missed by a few of all pixels, bounds by none.
 void errors_are_as_stated() {
   std::int64_t estimated = 0, missed = 0;
-  for (const Case& work : all_kinds({level(0.1), level(0.3), level(0.5), level(0.7), level(0.9), level(0.99)})) {
+  std::vector<Level> levels{level(0.7), level(0.99), level(0.1), level(0.3), level(0.5), level(0.9)};
+  if (!large) levels.resize(2);
+  for (const Case& work : all_kinds(levels)) {
     const Index index(work, 9);
     const std::vector<Partial> oracle = run(pyels::reference_engine, work.problem());
     on_every_isa(work.text(), [&] {
@@ -142,7 +144,7 @@ void errors_are_as_stated() {
     });
   }
   std::printf("  %lld of %lld missed\n", static_cast<long long>(missed), static_cast<long long>(estimated));
-  check(estimated > 1000, "little was estimated");
+  check(estimated > 500, "little was estimated");
   check(missed <= 0.07 * static_cast<double>(estimated), "too many");
 }
 
@@ -152,6 +154,7 @@ void threads_and_batches_change_no_bit() {
     on_every_isa(work.text(), [&] {
       const std::vector<Partial> once = search(index, work.problem(), 0.03);
       for (const int threads : {2, 5}) {
+        if (!large && threads == 2) continue;
         const std::vector<Partial> again = search(index, work.problem(), 0.03, threads);
         for (std::size_t b = 0; b < once.size(); ++b)
           check(identical(once[b], again[b]), std::to_string(threads) + " threads, query " + std::to_string(b));

@@ -26,7 +26,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from tqdm import tqdm
 
-from pyels import _core
+from pyels._core import LIST_BLOCK
 from pyels.bank import PatchBank
 from pyels.bank.selection import ALL, as_numbers
 from pyels.engines.operator import describe_lists
@@ -102,7 +102,7 @@ class Index:
         return (
             all(getattr(self, name).shape == shape for name, shape in shapes.items())
             and bool((self.begin >= ends[:-1]).all() and (self.end >= self.begin).all() and ends[-1] <= members)
-            and bool((self.begin % _core.LIST_BLOCK == 0).all())
+            and bool((self.begin % LIST_BLOCK == 0).all())
             and int(self.image.min()) >= 0
             and int(self.image.max()) < images
             and int(self.place.to(torch.int32).max()) < height * width
@@ -279,7 +279,7 @@ def _arranged(
 ) -> Index:
     """Members list by list, each list at the beginning of a block, and their descriptions."""
     channels, height, width = bank.shape
-    r, k, block = patch_size // 2, patch_size, _core.LIST_BLOCK
+    r, k, block = patch_size // 2, patch_size, LIST_BLOCK
     everywhere = np.arange(height * width, dtype=np.uint16).reshape(height, width)
     centres = (everywhere if wraps else everywhere[r : height - r, r : width - r]).ravel()
     # Random order first, which a stable sort keeps within each list: its first members are then a fair sample of it.

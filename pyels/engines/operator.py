@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pyels import _core
+import pyels._core as _core
 from pyels.bank.selection import Selection
 from pyels.checks import is_captured
 from pyels.definition import Definition, Masks, Sources, Square, WholeImage

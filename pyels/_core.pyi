@@ -1,5 +1,5 @@
-# Structs of csrc/, whose fields are set by name and stand where each is declared: pyels.h, partial.h, and the engine.h of
-# cpu, sampled and cuda. Addresses of arrays are ints, 0 where there is none.
+# Structs of csrc/, whose fields are set by name, and stand where each is declared: pyels.h, partial.h, and the engine.h
+# of cpu, sampled and cuda. Addresses of arrays are ints, 0 where there is none.
 
 class Problem: ...
 class Out: ...

@@ -50,18 +50,9 @@ def evaluate(
         "want": int(want),
         "extra": list(extra),
     }
-    order = selection.begin[:0] if selection.order is None else selection.order
-    given = (
-        images,
-        order.to(images.device),
-        selection.begin,
-        selection.end,
-        query.x,
-        query.alpha,
-        query.sigma,
-        list(extra.values()),
-    )
-    out = partial_posterior(*given, json.dumps(task))
+    order = images.new_empty(0, dtype=torch.int64) if selection.order is None else selection.order.to(images.device)
+    which, levels, beside = (order, selection.begin, selection.end), (query.alpha, query.sigma), list(extra.values())
+    out = partial_posterior(images, *which, query.x, *levels, beside, json.dumps(task))
     height, width = query.x.shape[2:]
     places = definition.places(height, width, query.x.device)
     count = _beside(query.x, selection.counts)[:, None, None] * places

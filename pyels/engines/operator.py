@@ -96,16 +96,12 @@ def partial_posterior(
             **{name: told[name] for name in ("window", "sources", "want")},
         },
     )
-    if told["engine"] == "reference":
-        _core.reference_engine(problem, to)
-        return out
-    options = _filled(_OPTIONS[told["engine"]](), told["options"])
-    if told["engine"] == "sampled":
-        _core.sampled_engine(problem, options, _lists(beside), to)
-    elif told["engine"] == "cpu":
-        _core.cpu_engine(problem, options, to)
+    options = _OPTIONS.get(told["engine"])
+    given = [] if options is None else [_filled(options(), told["options"])]
+    if not x.is_cuda:
+        getattr(_core, f"{told['engine']}_engine")(problem, *given, *([_lists(beside)] if beside else []), to)
     elif x.numel():
-        _launch(problem, options, (images, order, x), out, to)
+        _launch(problem, *given, (images, order, x), out, to)
     return out
 
 
@@ -167,7 +163,7 @@ def _names(task: Mapping[str, Any]) -> list[str]:
     names = ["m", "s", "y"]
     if Want.POSTERIOR in Want(task["want"]):
         names += ["e", "top", "source"]
-    if task["engine"] == "sampled":
+    if "code" in task["extra"]:  # of an index: sums are estimates
         names += ["ss", "sy", "yy", "chance"]
     return names
 

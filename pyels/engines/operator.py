@@ -96,12 +96,12 @@ def partial_posterior(
             **{name: told[name] for name in ("window", "sources", "want")},
         },
     )
-    options = _OPTIONS.get(told["engine"])
-    given = [] if options is None else [_filled(options(), told["options"])]
+    given = [_filled(kind(), told["options"]) for name, kind in _OPTIONS.items() if name == told["engine"]]
+    given += [_lists(beside)] if beside else []
     if not x.is_cuda:
-        getattr(_core, f"{told['engine']}_engine")(problem, *given, *([_lists(beside)] if beside else []), to)
+        getattr(_core, f"{told['engine']}_engine")(problem, *given, to)
     elif x.numel():
-        _launch(problem, *given, (images, order, x), out, to)
+        _launch(problem, given[0], (images, order, x), out, to)
     return out
 
 

@@ -112,8 +112,7 @@ __device__ PartialAt partial_at(const Task& t, const Query& query, std::int64_t 
 }
 
 constexpr double infinite = std::numeric_limits<double>::infinity();
-constexpr float headroom = 43.0f;  // log2 of what a weight may exceed its exponent by; far from overflow
-constexpr float nothing = -1e4f;   // log-weight far below any that matters
+constexpr float nothing = -1e4f;  // log-weight far below any that matters
 
 __device__ void clear_partial(const PartialAt& to, std::int64_t p, int first_channel, int channel_count, bool full) {
   to.m(p) = -infinite, to.s(p) = 0.0;

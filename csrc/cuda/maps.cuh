@@ -17,7 +17,6 @@
 namespace pyels::cuda {
 namespace {
 
-constexpr float stands_out = 0.25f;  // of the weight gathered so far
 constexpr double exact_float = 1e5;  // exponents above -1e5 are float32 numbers, which spares a rounding
 constexpr float empty = 3e38f;       // -m of no weights: as good as infinite, but not NaN less the infinite distance of
                                      // what is no source

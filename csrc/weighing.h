@@ -4,14 +4,12 @@
 #include <algorithm>
 #include <cmath>
 
+#include "float_sums.h"
 #include "pyels.h"
 
 namespace pyels {
 
 constexpr double ln2 = 0.693147180559945309417232121458;
-
-// About so many float32 terms may meet in one sum before it is moved into double.
-constexpr int max_float_terms = 128;
 
 struct Weighing {
   double scale;              // log2 w = -scale * squared distance; log2(e) / (2 sigma^2)

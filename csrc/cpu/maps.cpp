@@ -14,17 +14,16 @@
 // moves the state into double before rounding of long sums could show.
 //
 // Weights are summed relative to `reference`, which follows the running maximum lazily: it is raised only when a
-// log-weight exceeds it by more than `kHeadroom`, so sums stay below 2^kHeadroom * terms, far from overflow.
+// log-weight exceeds it by more than `headroom`, so sums stay below 2^headroom * terms, far from overflow.
 #include "cpu/maps.h"
 
 #include "cpu/vec.h"
+#include "float_sums.h"
 
 namespace pyels::PYELS_ISA_NAME {
 namespace {
 
-constexpr float kHeadroom = 43.0f;   // 2^43 is far from overflow
-constexpr float kStandsOut = 0.25f;  // of the weight that the lane has gathered so far
-constexpr int kChunk = 4;            // vectors weighed together, so that their latencies overlap
+constexpr int kChunk = 4;  // vectors weighed together, so that their latencies overlap
 
 // ---- Distances ---------------------------------------------------------------------------------------------------
 
@@ -203,13 +202,13 @@ PYELS_INLINE bool weigh(const KernelTask& t, const State& state, std::int32_t at
       const Vec relative = narrow(-t.scale * distances - t.reference[p]);
       const Vec most = Vec{} + 120.0f;
       const Vec weight = exp2(relative < most ? relative : most);
-      exact &= (weight > kStandsOut * load(t.s + p * kLanes)) | (distance > t.always_exact_above);
+      exact &= (weight > stands_out * load(t.s + p * kLanes)) | (distance > t.always_exact_above);
     }
     if (any(exact)) distances = choose(exact, exact_distance(t, window), distances);
   }
   const DoubleVec log_w = -t.scale * distances;
   Vec relative = narrow(log_w - t.reference[p]);
-  if (any(matters & (relative > kHeadroom))) {
+  if (any(matters & (relative > headroom))) {
     double top = t.reference[p], lanes[kLanes];
     __builtin_memcpy(lanes, &log_w, sizeof lanes);
     for (int i = 0; i < kLanes; ++i)
@@ -232,11 +231,11 @@ PYELS_INLINE bool weigh(const KernelTask& t, const State& state, std::int32_t at
 
 // Consecutive outputs of a row, whose pixels p lie side by side.
 struct Run {
-  std::int64_t p;          // of the first output
-  const float* distances;  // (outputs)[L]
-  const float* centres;    // (outputs)[L] of channel 0
-  std::int32_t at;         // number of its source pixel
-  MapWindow window;        // its window
+  std::int64_t p;            // of the first output
+  const float* distances;    // (outputs)[L]
+  const float* centres;      // (outputs)[L] of channel 0
+  std::int32_t at;           // number of its source pixel
+  MapWindow window;          // its window
   const float* const* rows;  // (window.rows) sums along the rows of the windows
   std::int64_t first;        // place of the first output in these
 };
@@ -253,7 +252,7 @@ PYELS_INLINE bool weigh_near(const KernelTask& t, const Run& run, std::int64_t j
   Vec top = relative[0];
   for (int u = 1; u < n; ++u) top = top > relative[u] ? top : relative[u];
   if (!any_above(top, least_weight)) return true;
-  if (__builtin_expect(any_above(top, Vec{} + kHeadroom), false)) return false;
+  if (__builtin_expect(any_above(top, Vec{} + headroom), false)) return false;
   for (int u = 0; u < n; ++u) w[u] = exp2(relative[u]);
   float* s = t.s + p * kLanes;
   for (int u = 0; u < n; ++u) store(s + u * kLanes, load(s + u * kLanes) + w[u]);
@@ -447,8 +446,8 @@ PYELS_INLINE void transpose(Row (&rows)[n]) {
 #pragma GCC unroll 16
     for (int i = 0; i < n / 2; ++i) {
       if constexpr (n == 16) {
-        next[2 * i] = __builtin_shufflevector(rows[i], rows[i + n / 2], 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6,
-                                              22, 7, 23);
+        next[2 * i] =
+            __builtin_shufflevector(rows[i], rows[i + n / 2], 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23);
         next[2 * i + 1] = __builtin_shufflevector(rows[i], rows[i + n / 2], 8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13,
                                                   29, 14, 30, 15, 31);
       } else if constexpr (n == 8) {

@@ -124,7 +124,8 @@ inline void extreme_noise() {
         levels.push_back(level(sigma));
       }
       for (const double grain : {0.0, 40.0})
-        if (large || (grain == 0) == (k == 3)) compare_with_oracle(Case(machine, {1, 7, 10}, large ? 18 : 5, k, levels, grain));
+        if (large || (grain == 0) == (k == 3))
+          compare_with_oracle(Case(machine, {1, 7, 10}, large ? 18 : 5, k, levels, grain));
     }
 }
 

@@ -60,7 +60,8 @@ void on_device(const Problem& a, const pyels::CudaOptions& options, pyels::Sink&
   (a.pixels_uint8 ? void(there.pixels_uint8 = bytes.get()) : void(there.pixels_float = floats.get()));
   there.order = a.order ? order.get() : nullptr, there.x = x.get();
   const OnDevice<std::uint8_t> workspace(size(pyels::cuda_workspace(there, options, 0)));
-  const pyels::Out out{.m = m.get(), .s = s.get(), .y = y.get(), .e = e.get(), .top = top.get(), .source = source.get()};
+  const pyels::Out out{
+      .m = m.get(), .s = s.get(), .y = y.get(), .e = e.get(), .top = top.get(), .source = source.get()};
   pyels::cuda_engine(there, options, out, workspace.get(), 0, nullptr);
   check_cuda(cudaDeviceSynchronize());
   for (std::int64_t b = 0; b < a.queries; ++b) {
@@ -279,22 +280,24 @@ int main(int count, char** arguments) {
     context += ", tensor cores", bounds = &tensor_core_bounds;
     body(with_tensor_cores);
   };
-  return run_tests(count, arguments,
-                   {{"bank sizes and classes", bank_sizes_and_classes},
-                    {"every source counts once", every_source_counts_once},
-                    {"every window size", every_window_size},
-                    {"extreme noise", extreme_noise},
-                    {"the lowest image is the source", the_lowest_image_is_the_source},
-                    {"parts of a bank merge to the whole", parts_of_a_bank_merge_to_the_whole},
-                    {"several tiles, channels and launches", several_tiles_channels_and_launches},
-                    {"exponents are raised", exponents_are_raised},
+  return run_tests(
+      count, arguments,
+      {
+        {"bank sizes and classes", bank_sizes_and_classes}, {"every source counts once", every_source_counts_once},
+            {"every window size", every_window_size}, {"extreme noise", extreme_noise},
+            {"the lowest image is the source", the_lowest_image_is_the_source},
+            {"parts of a bank merge to the whole", parts_of_a_bank_merge_to_the_whole},
+            {"several tiles, channels and launches", several_tiles_channels_and_launches},
+            {"exponents are raised", exponents_are_raised},
 #if defined(PYELS_EMULATED)
-                    {"little shared memory", little_shared_memory},
-                    {"errors of the device are thrown", errors_of_the_device_are_thrown},
+            {"little shared memory", little_shared_memory},
+            {"errors of the device are thrown", errors_of_the_device_are_thrown},
 #endif
-                    {"plans keep within bounds", plans_keep_within_bounds},
-                    {"tensor cores are chosen", tensor_cores_are_chosen},
-                    {"tensor cores at their limit", tensor_cores_at_their_limit},
-                    {"more images than distances are kept", more_images_than_distances_are_kept, true}},
-                   [] { exact_bounds.report(), tensor_core_bounds.report(); });
+            {"plans keep within bounds", plans_keep_within_bounds},
+            {"tensor cores are chosen", tensor_cores_are_chosen},
+            {"tensor cores at their limit", tensor_cores_at_their_limit}, {
+          "more images than distances are kept", more_images_than_distances_are_kept, true
+        }
+      },
+      [] { exact_bounds.report(), tensor_core_bounds.report(); });
 }

@@ -43,8 +43,8 @@ struct Index {
               sum += value(work, i, (y + shape.height) % shape.height, (x + shape.width) % shape.width);
           const double bright = 0.5 + 0.5 * sum / static_cast<double>(work.k * work.k);
           const auto list = static_cast<std::int64_t>(bright * static_cast<double>(count - 1));
-          windows.push_back({std::clamp<std::int64_t>(list, 0, count - 2), i, row * shape.width + column,
-                             random.bits()});
+          windows.push_back(
+              {std::clamp<std::int64_t>(list, 0, count - 2), i, row * shape.width + column, random.bits()});
         }
     std::sort(windows.begin(), windows.end(), [](const Window& a, const Window& b) {
       return a.list < b.list || (a.list == b.list && a.dice < b.dice);
@@ -82,8 +82,8 @@ struct Index {
     step.assign(static_cast<std::size_t>(even), static_cast<float>(2 * std::sqrt(dims) / 127));
     mean.resize(static_cast<std::size_t>(count * even)), spread.resize(static_cast<std::size_t>(count));
     code.resize(image.size() * static_cast<std::size_t>(even)), norm.resize(image.size()), rest.resize(image.size());
-    lists = {count, begin.data(), end.data(), image.data(), place.data(), mean.data(), spread.data(), even,
-             origin.data(), directions.data(), step.data(), code.data(), norm.data(), rest.data()};
+    lists = {count, begin.data(),  end.data(),        image.data(), place.data(), mean.data(), spread.data(),
+             even,  origin.data(), directions.data(), step.data(),  code.data(),  norm.data(), rest.data()};
     describe_lists(work.problem(), {}, lists);
   }
 
@@ -94,8 +94,11 @@ struct Index {
 };
 
 std::vector<Partial> search(const Index& index, const Problem& problem, double tolerance, int threads = 1) {
-  return run([&](const Problem& a, pyels::Sink& sink) { sampled_engine(a, {threads, tolerance}, index.lists, sink); },
-             problem);
+  return run(
+      [&](const Problem& a, pyels::Sink& sink) {
+        sampled_engine(a, {threads, tolerance}, index.lists, sink);
+      },
+      problem);
 }
 
 // Where windows have no lists there is nothing to estimate: the border of a case with zeros.

@@ -1,0 +1,127 @@
+// Which lists can matter; see prospects.h.
+#include "sampled/prospects.h"
+
+#include <cmath>
+
+namespace pyels {
+namespace {
+
+// A window that lies far off the directions may be nearer than it seems: `beta` times that squared length is taken off
+// its squared distance.
+constexpr double beta = 0.2;
+// The model of a list: its windows spread alike in so many directions. Of the descriptions in lists whose weights it
+// predicts to be less than 2^-reach of the whole none is looked at.
+constexpr double directions = 32, reach = 20;
+// Beyond so many nats float32 distances spoil the weights.
+constexpr double most_nats = 3000;
+// So many windows, a part of every list, are weighed by description at first.
+constexpr double pilot_members = 5e4;
+
+// From the query's own pixels, so that others do not matter to it.
+std::uint32_t seed(const Pixel& q) {
+  std::uint32_t hash = 2166136261u;
+  for (std::int16_t value : q.z) hash = (hash ^ static_cast<std::uint16_t>(value)) * 16777619u;
+  return hash;
+}
+
+}  // namespace
+
+Prospects::Prospects(const Problem& a, const Lists& lists)
+    : lists_(lists), kernel_(kernel_in_use()), layout_(a), k_(a.patch_size), dims_(a.channels * k_ * k_) {
+  for (std::int64_t l = 0; l < lists.count; ++l) {
+    const double members = std::max(1.0, static_cast<double>(size(l)));
+    sizes_.push_back({std::log2(members), std::sqrt(2 * std::log(members))});
+    windows_ += static_cast<double>(size(l));
+  }
+  // Directions turned, so that coordinates are summed side by side.
+  const std::int64_t lanes = kernel_.lanes, n = lists_.directions_count;
+  turned_.resize(static_cast<std::size_t>(dims_ * n));
+  for (std::int64_t i = 0; i < n; ++i)
+    for (std::int64_t j = 0; j < dims_; ++j) turned_[j * n + i] = lists_.directions[i * dims_ + j];
+  means_ = aligned<float>((lists_.count + lanes - 1) / lanes * lanes * n);
+  for (std::int64_t l = 0; l < lists_.count; ++l)
+    for (std::int64_t i = 0; i < n; ++i)
+      means_[(l / lanes * n + i) * lanes + l % lanes] = static_cast<float>(layout_.unit) * lists_.mean[l * n + i];
+}
+
+// The query along the principal directions; the squared length of what they leave.
+double Prospects::describe(Pixel& q, std::vector<float>& z) const {
+  const std::int64_t n = lists_.directions_count, k = k_;
+  z.assign(static_cast<std::size_t>(n), 0.0f);
+  double whole = 0, inside = 0;
+  for (std::int64_t j = 0; j < dims_; ++j) {
+    const float pixel = q.x[j / (k * k) * layout_.channel + j / k % k * layout_.row + j % k];
+    const float value = pixel - static_cast<float>(layout_.unit * static_cast<double>(lists_.origin[j]) + layout_.zero);
+    const float* along = turned_.data() + j * n;
+    for (std::int64_t i = 0; i < n; ++i) z[static_cast<std::size_t>(i)] += value * along[i];
+    whole += static_cast<double>(value) * static_cast<double>(value);
+  }
+  double largest = 1e-30;
+  for (float value : z) inside += static_cast<double>(value) * static_cast<double>(value);
+  for (std::int64_t i = 0; i < n; ++i) largest = std::max(largest, std::abs(scaled(z, i)));
+  const double step = largest / 16000;
+  for (std::int64_t i = 0; i < n; ++i) q.z.push_back(static_cast<std::int16_t>(std::lround(scaled(z, i) / step)));
+  ScanQuery& s = q.scan;
+  s.z = q.z.data();
+  s.base = static_cast<float>(-tempering * q.scale * inside);
+  s.norm_scale = static_cast<float>(tempering * q.scale * layout_.unit * layout_.unit);
+  s.rest_scale = static_cast<float>(tempering * beta * q.scale * layout_.unit * layout_.unit);
+  s.dot_scale = static_cast<float>(tempering * 2 * q.scale * step * layout_.unit);
+  s.seed = seed(q);
+  return std::max(0.0, whole - inside);
+}
+
+// A coordinate in units of the steps of codes.
+double Prospects::scaled(const std::vector<float>& z, std::int64_t i) const {
+  return static_cast<double>(z[static_cast<std::size_t>(i)]) * static_cast<double>(lists_.step[i]);
+}
+
+// Squared distances of a query window to the windows of a list have the mean D + spread, D being that to the list's
+// mean, and are close to normal, so weights are close to log-normal.
+Model Prospects::model(const Pixel& q, std::int64_t l, double distance) const {
+  const double v = static_cast<double>(lists_.spread[l]) * layout_.unit * layout_.unit;
+  const double n = std::min(directions, static_cast<double>(dims_));
+  const double variance = 4 * distance / static_cast<double>(dims_) * v + 2 * v * v / n;
+  const Size& size = sizes_[static_cast<std::size_t>(l)];
+  return {-q.scale * (distance + v), q.scale * ln2 * std::sqrt(variance), size.furthest, size.log2};
+}
+
+void Prospects::begin(Pixel& q, Room& room) const {
+  const std::int64_t lanes = kernel_.lanes, n = lists_.directions_count;
+  const double outside = describe(q, room.z);
+  room.distances.resize(static_cast<std::size_t>(lists_.count + lanes));
+  for (std::int64_t l = 0; l < lists_.count; l += lanes)
+    kernel_.point_distances(means_.get() + l * n, room.z.data(), n, room.distances.data() + l);
+  room.models.clear();
+  double least = -infinity, nearest = infinity;
+  for (std::int64_t l = 0; l < lists_.count; ++l) {
+    const double distance = outside + static_cast<double>(room.distances[static_cast<std::size_t>(l)]);
+    room.models.push_back(model(q, l, distance));
+    if (size(l) == 0) continue;
+    // There is at least so much: the mean of weights is above the weight of the mean.
+    least = std::max(least, room.models.back().mean + room.models.back().log2_n);
+    nearest = std::min(nearest, distance);
+  }
+  if (q.scale * nearest * ln2 > most_nats) return;
+
+  double total = 0;  // of tempered weights, relative to 2^(tempering * least)
+  for (std::int64_t l = 0; l < lists_.count; ++l) {
+    const Model& m = room.models[static_cast<std::size_t>(l)];
+    if (size(l) == 0) continue;
+    if (m.sum() > least - reach) {
+      const Model t = m.tempered();
+      q.entries.push_back({.list = static_cast<std::int32_t>(l),
+                           .part = 1,
+                           .largest = static_cast<float>(m.largest()),
+                           .typical = static_cast<float>(t.typical())});
+      q.members += static_cast<double>(size(l));
+      total += std::exp2(t.sum() - tempering * least);
+    }
+  }
+  for (Entry& e : q.entries) {
+    e.part = static_cast<float>(std::min(1.0, pilot_members / q.members));
+    e.typical -= static_cast<float>(tempering * least + std::log2(total));
+  }
+}
+
+}  // namespace pyels

@@ -1,0 +1,115 @@
+// Which lists can matter to a pixel of a query, and about how much: by a model of their windows.
+#pragma once
+
+#include <algorithm>
+#include <cstdint>
+#include <limits>
+#include <vector>
+
+#include "cpu/maps.h"
+#include "sampled/engine.h"
+#include "threads.h"
+#include "weighing.h"
+
+namespace pyels {
+
+constexpr double infinity = std::numeric_limits<double>::infinity();
+
+constexpr double first_picks = 2500;  // windows that are weighed for a pixel in the first round
+// Windows are picked in proportion to their tempered weight, (weight by description) ^ tempering.
+constexpr double tempering = 0.75;
+
+struct Place {
+  std::int64_t row, column;
+};
+
+// Queries as they are kept: over alpha and wrapped around, (C, H + k - 1, W + k - 1), in the bank's units, in which a
+// pixel is unit * value + zero. Distances are then between their windows and the bank's.
+struct QueryLayout {
+  std::int64_t row, channel;  // from one to the next
+  double unit, zero;
+
+  explicit QueryLayout(const Problem& a)
+      : row(a.width + a.patch_size - 1),
+        channel(row * (a.height + a.patch_size - 1)),
+        unit(a.pixels_uint8 ? 127.5 : 1.0),
+        zero(a.pixels_uint8 ? 127.5 : 0.0) {}
+};
+
+// What a query pixel knows of a list.
+struct Entry {
+  std::int32_t list;
+  float part;                  // of its members, that is looked at
+  float largest;               // by the model, log2
+  float typical;               // by the model, log2 of a pick's probability, were there one pick in all
+  float top = -1e30f;          // log2 of the largest tempered weight by description
+  float sum = 0, squares = 0;  // of these weights and of their squares, relative to 2^top
+};
+
+struct Pixel {
+  std::int64_t b;  // query
+  Place place;
+  const float* x;  // its window, C * k * k of the query's pixels over alpha, in the bank's units
+  double scale;    // log2 w = -scale * squared distance, in these units
+  bool done = false;
+  bool search = false;  // one window weighs more than `heavy`
+  std::vector<Entry> entries{};
+  std::vector<std::int16_t> z{};
+  ScanQuery scan{};
+  double members = 0, picks = first_picks, error = 0;
+  double log_total = -infinity;  // log2 of the sum of tempered weights
+  double log_sum = 0;            // where `search`: log2 of the sum of weights, as estimated first
+};
+
+// What the model says of the weights of a list's windows: they are log-normal.
+struct Model {
+  double mean, sd;          // of log2 w; and in nats
+  double furthest, log2_n;  // standard deviations to the furthest of n windows; log2 n
+
+  Model tempered() const { return {tempering * mean, tempering * sd, furthest, log2_n}; }
+  // log2 of the sum of weights: carried by windows as many standard deviations above the mean as there are nats in one,
+  // or by the furthest.
+  double sum() const {
+    return std::min(log2_n, mean + (furthest < sd ? sd * furthest / ln2 : sd * sd / 2 / ln2 + log2_n));
+  }
+  // No weight is above 1.
+  double largest() const { return std::min(0.0, mean + sd * furthest / ln2); }
+  double typical() const { return std::min(0.0, mean + std::min(1.5 * sd, furthest) * sd / ln2); }  // by weight
+};
+
+class Prospects {
+ public:
+  Prospects(const Problem& a, const Lists& lists);
+
+  // What a thread works in.
+  struct Room {
+    std::vector<float> z{}, distances{};
+    std::vector<Model> models{};
+  };
+
+  // Describes the pixel and fills in its entries, the lists that can matter; none where float32 distances would spoil
+  // the weights, which is then left to the exact engine.
+  void begin(Pixel& q, Room& room) const;
+
+  std::int64_t size(std::int64_t l) const { return lists_.end[l] - lists_.begin[l]; }
+  double windows() const { return windows_; }  // of all lists
+
+ private:
+  double describe(Pixel& q, std::vector<float>& z) const;
+  double scaled(const std::vector<float>& z, std::int64_t i) const;
+  Model model(const Pixel& q, std::int64_t l, double distance) const;
+
+  const Lists& lists_;
+  const Kernel& kernel_;
+  const QueryLayout layout_;
+  const std::int64_t k_, dims_;
+  struct Size {
+    double log2, furthest;  // of n members; standard deviations to the furthest of n normal ones
+  };
+  std::vector<Size> sizes_;  // (lists)
+  double windows_ = 0;
+  std::vector<float> turned_;  // (dims, directions)
+  Aligned<float> means_;       // (blocks, directions)[L] of lists
+};
+
+}  // namespace pyels

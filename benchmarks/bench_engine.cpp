@@ -86,7 +86,7 @@ struct Work {
       const Level level = calibrated(machine->whole_image() ? 17 : k);
       made.emplace(*machine, Shape{channels, kHeight, kWidth}, images(), k, std::vector<Level>(4, level), 10);
     }
-    return made->problem(false, threads());
+    return made->problem(false);
   }
 
   // The first query over two images: enough to find an engine that computes something else, and still fast.
@@ -95,7 +95,7 @@ struct Work {
     pyels::Problem a = only(problem(), 0);
     a.end = &few;
     if (oracle.empty()) oracle = run(pyels::reference_engine, a);
-    return mean_error(run(pyels::cpu_engine, a)[0], oracle[0]);
+    return mean_error(run(cpu_engine(threads()), a)[0], oracle[0]);
   }
 
   double pairs() {
@@ -115,9 +115,10 @@ void time_engine(benchmark::State& state, Work& work, const char* isa) {
     void take(std::int64_t, const pyels::Partial& partial) override { benchmark::DoNotOptimize(partial.s.data()); }
   } sink;
   const pyels::Problem a = work.problem();
-  pyels::cpu_engine(a, sink);  // warm up
+  const Engine engine = cpu_engine(threads());
+  engine(a, sink);  // warm up
   const auto start = std::chrono::steady_clock::now();
-  for (auto _ : state) pyels::cpu_engine(a, sink);
+  for (auto _ : state) engine(a, sink);
   const std::chrono::duration<double> seconds = std::chrono::steady_clock::now() - start;
 
   const double pairs_per_second = work.pairs() * static_cast<double>(state.iterations()) / seconds.count();

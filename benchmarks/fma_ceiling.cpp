@@ -1,5 +1,5 @@
 // How many float32 multiply-adds a core can do: twelve vectors that stay in registers, enough to hide the latency of
-// two pipes. Compiled once per instruction set, like csrc/kernel.cpp; x86-64-v2 multiplies and adds apart.
+// two pipes. Compiled once per instruction set, like csrc/cpu/maps.cpp; x86-64-v2 multiplies and adds apart.
 #include "fma_ceiling.h"
 
 namespace pyels_benchmarks::PYELS_ISA_NAME {

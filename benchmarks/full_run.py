@@ -62,8 +62,8 @@ def main():
     print(
         json.dumps(
             {
-                "engine": machine.engine,
-                "device": torch.cuda.get_device_name(machine.device) if machine.engine == "cuda" else "cpu",
+                "engine": machine.engine.name,
+                "device": torch.cuda.get_device_name(machine.device) if machine.engine.name == "cuda" else "cpu",
                 "bank": repr(bank),
                 "batch": given.batch,
                 "median_step_seconds": statistics.median(seconds),

@@ -1,6 +1,5 @@
 // Merging of partial posteriors.
-#include "merge.h"
-#include "pyels.h"
+#include "partial.h"
 
 namespace pyels {
 

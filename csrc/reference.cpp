@@ -62,7 +62,7 @@ void add(const Problem& a, Partial& total, std::int64_t p, double log_w, std::in
   const std::int64_t source = (image * a.height + q.row) * a.width + q.column;
   if (log_w > total.m[p]) {
     const double scale = std::exp(total.m[p] - log_w);
-    if (a.full && total.s[p] > 0.0) total.e[p] = scale * (total.e[p] + total.s[p] * (total.m[p] - log_w));
+    if (a.full() && total.s[p] > 0.0) total.e[p] = scale * (total.e[p] + total.s[p] * (total.m[p] - log_w));
     total.s[p] *= scale;
     for (std::int64_t c = 0; c < a.channels; ++c) total.y[c * total.pixels + p] *= scale;
     total.m[p] = log_w;
@@ -70,11 +70,31 @@ void add(const Problem& a, Partial& total, std::int64_t p, double log_w, std::in
   const double w = std::exp(log_w - total.m[p]);
   total.s[p] += w;
   for (std::int64_t c = 0; c < a.channels; ++c) total.y[c * total.pixels + p] += w * bank_pixel(a, image, c, q);
-  if (!a.full) return;
+  if (!a.full()) return;
   total.e[p] += w * (log_w - total.m[p]);
   if (log_w > total.top[p]) {  // the first of equals
     total.top[p] = log_w;
     total.source[p] = source;
+  }
+}
+
+// One mask for every pixel p: the weights of the squared differences from the image at the same position.
+void masked_windows(const Problem& a, std::int64_t b, Partial& total) {
+  const std::int64_t size = a.channels * total.pixels;
+  const float* x = a.x + b * size;
+  for (std::int64_t p = 0; p < total.pixels; ++p) {
+    if (a.interrupted && a.interrupted()) throw Interrupted();
+    const double* mask = a.masks + p * size;
+    for (std::int64_t n = a.begin[b]; n < a.end[b]; ++n) {
+      const std::int64_t image = a.order ? a.order[n] : n;
+      double distance = 0.0;
+      for (std::int64_t z = 0; z < size; ++z) {
+        const Place at{z / a.width % a.height, z % a.width};
+        const double difference = x[z] - a.alpha[b] * bank_pixel(a, image, z / total.pixels, at);
+        distance += mask[z] * difference * difference;
+      }
+      add(a, total, p, -distance / (2.0 * a.sigma[b] * a.sigma[b]), image, {p / a.width, p % a.width});
+    }
   }
 }
 
@@ -124,11 +144,12 @@ void square_windows(const Problem& a, std::int64_t b, Partial& total) {
 
 void reference_engine(const Problem& a, Sink& sink) {
   for (std::int64_t b = 0; b < a.queries; ++b) {
-    Partial total(a.height * a.width, a.channels, a.full);
-    if (a.window == Window::image)
-      whole_image_windows(a, b, total);
-    else
-      square_windows(a, b, total);
+    Partial total(a.height * a.width, a.channels, a.full());
+    switch (a.window) {
+      case Window::image: whole_image_windows(a, b, total); break;
+      case Window::square: square_windows(a, b, total); break;
+      case Window::masks: masked_windows(a, b, total); break;
+    }
     sink.take(b, total);
   }
 }

@@ -8,10 +8,12 @@ from importlib.metadata import version
 from pyels import adapters, datasets, distributed, metrics, presets
 from pyels.adapters import NetworkDenoiser
 from pyels.bank import PatchBank
-from pyels.denoiser import Denoiser
+from pyels.bank.selection import Selection
+from pyels.definition import Definition, Masks, Square, WholeImage
+from pyels.denoiser import Denoiser, Query
 from pyels.machines import ELS, ES, IS, LS, Machine
-from pyels.nets import ResNet, UNet
-from pyels.posterior import PartialPosterior, Posterior
+from pyels.networks import ResNet, UNet
+from pyels.posterior import PartialPosterior, Posterior, Want
 from pyels.sampling import sample
 from pyels.schedules import make_schedule
 
@@ -22,14 +24,21 @@ __all__ = [
     "ES",
     "IS",
     "LS",
+    "Definition",
     "Denoiser",
     "Machine",
+    "Masks",
     "NetworkDenoiser",
     "PartialPosterior",
     "PatchBank",
     "Posterior",
+    "Query",
     "ResNet",
+    "Selection",
+    "Square",
     "UNet",
+    "Want",
+    "WholeImage",
     "adapters",
     "datasets",
     "distributed",

@@ -1,34 +1,113 @@
-"""What machines and networks have in common: a posterior mean, and all that follows from it."""
+"""What machines and networks have in common: what they are asked, a posterior mean, and all that follows from it."""
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, fields, replace
+from typing import Any
 
 import torch
 from torch import Tensor
 
-# Beyond these, squared distances of float32 pixels leave no digits for the weights.
-LARGEST_PIXEL = 1e6
-LARGEST_ALPHA = 1e6
-SMALLEST_SIGMA = 1e-9
-CPU = torch.device("cpu")
+from pyels.bank.selection import Selection, check_selection
+from pyels.checks import CPU, check_images, check_labels, check_level, check_tolerance
 
 
-class Denoiser(ABC):
+def _wish(check: Callable[[Any], Any]) -> Any:
+    """A field of `Query` that a caller may leave out; `check` gives it its type, or says what is wrong with it."""
+    return field(default=None, metadata={"check": check})
+
+
+@dataclass(frozen=True)
+class Query:
+    """Noisy images x = alpha * x0 + sigma * noise, and what is known of them and wished for.
+
+    Made and checked in one place, `Denoiser.query`; whatever gets one relies on it.
+
+    Attributes
+    ----------
+    x           (B, C, H, W) float32, contiguous, in CPU memory or on the denoiser's device
+    alpha       (B,) float64 signal levels >= 0, in CPU memory
+    sigma       (B,) float64 noise levels > 0, in CPU memory
+    labels      (B,) int64 classes of the images, in CPU memory; None: of any class
+    patch_size  window size in pixels; None: the denoiser has none
+    tolerance   a wish: how far the mean of a pixel may be from the exact one (half a 95% interval) for its search to
+                end, instead of the engine's own; engine "sampled" alone takes notice, the others are exact
+    selection   a wish: which images of a machine's bank count (see `PatchBank.select`), instead of those of the labels
+    """
+
+    x: Tensor
+    alpha: Tensor
+    sigma: Tensor
+    labels: Tensor | None = None
+    patch_size: int | None = None
+    tolerance: float | None = _wish(check_tolerance)
+    selection: Selection | None = _wish(check_selection)
+
+    def __len__(self) -> int:
+        return len(self.x)
+
+    def of(self, queries: Sequence[int]) -> Query:
+        """Some of the queries."""
+        which = torch.tensor(queries, dtype=torch.int64)
+        labels = None if self.labels is None else self.labels[which]
+        return replace(self, x=self.x[which], alpha=self.alpha[which], sigma=self.sigma[which], labels=labels)
+
+
+_WISHES = {f.name: f.metadata["check"] for f in fields(Query) if "check" in f.metadata}
+
+
+class Denoiser:
     """Anything that estimates the clean image x0 from x = alpha * x0 + sigma * noise.
+
+    One of your own implements `estimate`.
 
     Attributes
     ----------
     device  where it works: x may be there, or in CPU memory, and the estimate is where x is
+    wishes  the fields of a `Query` beyond its images, levels, labels and patch size that it takes notice of
     """
 
     device = CPU
+    wishes: tuple[str, ...] = ()
+
+    def estimate(self, query: Query) -> Tensor:
+        """The estimate x0_hat (B, C, H, W) float32, where query.x is."""
+        raise TypeError(f"{type(self).__name__} must define estimate(query), which returns x0_hat (B, C, H, W)")
 
     def check_size(self, patch_size: int | None) -> int:
         """The patch size as an int, if this denoiser can take it; raises TypeError or ValueError if it cannot."""
         raise ValueError(f"patch_size {patch_size} was given, but {type(self).__name__} has none; leave it out")
 
-    @abstractmethod
+    def check_images(self, x: Tensor) -> Tensor:
+        """x as the denoiser takes it; raises TypeError or ValueError if it cannot."""
+        return check_images(x, device=self.device)
+
+    def query(
+        self,
+        x: Tensor,
+        alpha: float | Tensor,
+        sigma: float | Tensor,
+        labels: Tensor | None = None,
+        patch_size: int | None = None,
+        **wishes: Any,
+    ) -> Query:
+        """The arguments of `denoise`, checked."""
+        x = self.check_images(x)
+        batch = len(x)
+        for name in wishes:
+            if name not in self.wishes:
+                allowed = ", ".join(self.wishes) or "none"
+                raise TypeError(f"{type(self).__name__} has no argument {name!r}; beyond patch_size it has {allowed}")
+        return Query(
+            x,
+            check_level("alpha", alpha, batch),
+            check_level("sigma", sigma, batch),
+            check_labels(labels, batch),
+            None if patch_size is None else self.check_size(patch_size),
+            **{name: None if value is None else _WISHES[name](value) for name, value in wishes.items()},
+        )
+
     def denoise(
         self,
         x: Tensor,
@@ -36,8 +115,30 @@ class Denoiser(ABC):
         sigma: float | Tensor,
         labels: Tensor | None = None,
         patch_size: int | None = None,
+        **wishes: Any,
     ) -> Tensor:
-        """The estimate x0_hat (B, C, H, W) float32."""
+        """The estimate x0_hat: of a machine the posterior mean.
+
+        Parameters
+        ----------
+        x           (B, C, H, W) float32 noisy images alpha * x0 + sigma * noise; in CPU memory or on `device`
+        alpha       signal level >= 0, a number or (B,)
+        sigma       noise level > 0, a number or (B,)
+        labels      (B,) integers, classes of the images: a machine restricts each query to the bank images of its
+                    class, a class-conditional network is told. None: all images
+        patch_size  odd window size in pixels, instead of the machine's own; networks have none
+        wishes      further fields of `Query`, by name, such as tolerance=0.03 to a machine with engine "sampled"
+
+        Returns
+        -------
+        (B, C, H, W) float32 (float64 from engine "reference"), where x is; each image as if it had been computed alone
+
+        Raises
+        ------
+        TypeError, ValueError  wrong dtype or shape, NaN or infinite pixels, sigma <= 0, alpha < 0, a class without
+                               images, a patch size that is even, not positive, or larger than the boundary allows
+        """
+        return self.estimate(self.query(x, alpha, sigma, labels, patch_size, **wishes))
 
     def eps(
         self,
@@ -46,9 +147,10 @@ class Denoiser(ABC):
         sigma: float | Tensor,
         labels: Tensor | None = None,
         patch_size: int | None = None,
+        **wishes: Any,
     ) -> Tensor:
         """The estimated noise (x - alpha * x0_hat) / sigma, (B, C, H, W) float32; arguments as in `denoise`."""
-        return eps_from_x0(self.denoise(x, alpha, sigma, labels, patch_size), x, alpha, sigma)
+        return eps_from_x0(self.denoise(x, alpha, sigma, labels, patch_size, **wishes), x, alpha, sigma)
 
     def score(
         self,
@@ -57,9 +159,10 @@ class Denoiser(ABC):
         sigma: float | Tensor,
         labels: Tensor | None = None,
         patch_size: int | None = None,
+        **wishes: Any,
     ) -> Tensor:
         """The estimated score (alpha * x0_hat - x) / sigma^2, (B, C, H, W) float32; arguments as in `denoise`."""
-        return -self.eps(x, alpha, sigma, labels, patch_size) / _column(sigma, x)
+        return -self.eps(x, alpha, sigma, labels, patch_size, **wishes) / _column(sigma, x)
 
 
 def eps_from_x0(x0: Tensor, x: Tensor, alpha: float | Tensor, sigma: float | Tensor) -> Tensor:
@@ -71,111 +174,3 @@ def _column(level: float | Tensor, x: Tensor) -> float | Tensor:
     if isinstance(level, Tensor) and level.dim() == 1:
         return level.to(x.device, torch.float32)[:, None, None, None]
     return float(level)
-
-
-# ---- Checks shared by machines and networks. Each says what was given, what is allowed, and what to do. -------------
-
-
-def check_query(
-    x: Tensor,
-    shape: tuple[int, int, int] | None = None,
-    channels: int | None = None,
-    device: torch.device = CPU,
-) -> Tensor:
-    """x as a contiguous (B, C, H, W) float32 tensor, in CPU memory or on `device`, where the denoiser works."""
-    if not isinstance(x, Tensor):
-        raise TypeError(f"x must be a torch.Tensor, got {type(x).__name__}; use torch.from_numpy for arrays")
-    if x.dtype != torch.float32:
-        raise TypeError(f"x must be float32, got {x.dtype}; convert it with x.float()")
-    if x.device.type != "cpu" and (x.device.type != device.type or device.index not in (None, x.device.index)):
-        where = "in CPU memory" if device == CPU else f"in CPU memory or on {device}"
-        raise ValueError(f"x must be {where}, got device {x.device}; use x.cpu()")
-    x = x.detach()
-    if x.dim() != 4:
-        raise ValueError(f"x must have shape (B, C, H, W), got {tuple(x.shape)}")
-    if shape is not None and tuple(x.shape[1:]) != shape:
-        raise ValueError(f"x has images of shape {tuple(x.shape[1:])}, but the bank's are {shape}")
-    if channels is not None and x.shape[1] != channels:
-        raise ValueError(f"x has {x.shape[1]} channels, but the network takes {channels}")
-    if is_captured(x):  # to look at the pixels would be to wait for them
-        return x.contiguous()
-    if not torch.isfinite(x).all():
-        raise ValueError("x holds NaN or infinite pixels")
-    if x.numel() and float(x.abs().max()) > LARGEST_PIXEL:
-        raise ValueError(
-            f"x reaches {float(x.abs().max()):.3g}; allowed is up to {LARGEST_PIXEL:g} "
-            "(images lie in [-1, 1], noise a few sigma beyond)"
-        )
-    return x.contiguous()
-
-
-def is_captured(x: Tensor) -> bool:
-    """Whether what is done with x is being recorded in a CUDA graph, not done."""
-    return x.is_cuda and torch.cuda.is_current_stream_capturing()
-
-
-def check_level(name: str, value: float | Tensor, batch: int) -> Tensor:
-    """alpha or sigma as a (B,) float64 tensor."""
-    try:
-        if isinstance(value, (bool, str)):
-            raise TypeError
-        levels = torch.as_tensor(value, dtype=torch.float64).detach().cpu()
-    except (TypeError, ValueError, RuntimeError):
-        raise TypeError(f"{name} must be a number or a tensor of shape (B,), got {type(value).__name__}") from None
-    if levels.dim() == 0:
-        levels = levels.expand(batch)
-    if levels.shape != (batch,):
-        raise ValueError(f"{name} must be a number or have shape ({batch},), got {tuple(levels.shape)}")
-    if not torch.isfinite(levels).all():
-        raise ValueError(f"{name} must be finite, got {value}")
-    if name == "sigma" and not (levels > 0).all():
-        raise ValueError(f"sigma must be positive, got {float(levels.min()):g}")
-    if name == "sigma" and not (levels >= SMALLEST_SIGMA).all():
-        raise ValueError(f"sigma must be at least {SMALLEST_SIGMA:g}, got {float(levels.min()):g}")
-    if name == "alpha" and not (levels >= 0).all():
-        raise ValueError(f"alpha must not be negative, got {float(levels.min()):g}")
-    if name == "alpha" and not (levels <= LARGEST_ALPHA).all():
-        raise ValueError(f"alpha must be at most {LARGEST_ALPHA:g}, got {float(levels.max()):g}")
-    return levels.contiguous()
-
-
-def check_labels(labels: Tensor | None, batch: int) -> Tensor | None:
-    """labels as a (B,) int64 tensor."""
-    if labels is None:
-        return None
-    try:
-        labels = torch.as_tensor(labels)
-    except (TypeError, ValueError, RuntimeError):
-        raise TypeError(f"labels must be integers of shape (B,), got {labels!r}") from None
-    if labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool:
-        raise TypeError(f"labels must be integers, got {labels.dtype}")
-    if labels.shape != (batch,):
-        raise ValueError(f"labels must have shape ({batch},), one for each image of x, got {tuple(labels.shape)}")
-    return labels.to(device="cpu", dtype=torch.int64).contiguous()
-
-
-def check_patch_size(k: int | None, height: int, width: int, wraps: bool) -> int:
-    """k as an odd positive int that the boundary allows."""
-    if k is None:
-        raise ValueError("patch_size is missing: give it to the machine or to the call (an odd number of pixels)")
-    if isinstance(k, bool) or not hasattr(k, "__index__"):
-        raise TypeError(f"patch_size must be an int, got {type(k).__name__}")
-    k = k.__index__()
-    if k < 1 or k % 2 == 0:
-        raise ValueError(f"patch_size must be odd and positive, got {k}")
-    if wraps and k > min(height, width):
-        raise ValueError(
-            f"patch_size {k} is larger than the {height}x{width} image, which boundaries 'circular' and 'interior' "
-            f"do not allow; use at most {min(height, width)}, or boundary 'zeros'"
-        )
-    if k > 2**31 - 1:
-        raise ValueError(f"patch_size must be at most {2**31 - 1}, got {k}")
-    return k
-
-
-def check_tolerance(tolerance: float) -> float:
-    if isinstance(tolerance, bool) or not isinstance(tolerance, (int, float)):
-        raise TypeError(f"tolerance must be a number, got {type(tolerance).__name__}")
-    if not 0 < tolerance < float("inf"):
-        raise ValueError(f"tolerance must be positive and finite, got {tolerance}")
-    return float(tolerance)

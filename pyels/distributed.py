@@ -16,9 +16,9 @@ import functools
 import json
 import os
 import queue
-from collections.abc import Callable, Generator, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import fields
+from dataclasses import dataclass, fields
 from datetime import timedelta
 from typing import Any
 
@@ -26,8 +26,13 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from pyels.machines import Machine, Part
-from pyels.posterior import PartialPosterior
+from pyels.bank import PatchBank
+from pyels.bank.selection import Selection
+from pyels.definition import Definition
+from pyels.denoiser import Query
+from pyels.engines import Engine, Sampled
+from pyels.machines import Machine
+from pyels.posterior import PartialPosterior, Want
 from pyels.sampling import Step
 
 if dist.is_available():
@@ -114,6 +119,48 @@ def agree(settings: Mapping[str, Any], but: tuple[str, ...] = ()) -> None:
                 )
 
 
+@dataclass(eq=False)
+class _Together(Engine):
+    """An engine of all processes: each has its share of every query's images evaluated, by an engine of its own."""
+
+    own: Engine
+
+    def __post_init__(self) -> None:
+        self.name, self.dtype, self.device = self.own.name, self.own.dtype, self.own.device  # type: ignore[misc]
+
+    def cannot(self, definition: Definition, bank: PatchBank) -> str | None:
+        return self.own.cannot(definition, bank)
+
+    def settings(self) -> dict[str, Any]:
+        return self.own.settings()
+
+    def evaluate(
+        self, definition: Definition, bank: PatchBank, selection: Selection, query: Query, want: Want
+    ) -> PartialPosterior:
+        mine = self.own.evaluate(definition, bank, selection.share(rank(), size()), query, want)
+        if size() == 1:
+            return mine
+        names = [field.name for field in fields(mine) if getattr(mine, field.name) is not None]
+        tensors = [_digest(query, selection, definition), *(getattr(mine, name) for name in names)]
+        # One message for a batch: image numbers are exact in float64. All processes get all parts and merge them in the
+        # order of the bank, by the one merge there is, rather than reduce them on the way: torch.distributed has no
+        # reductions of one's own, and like this all get the same bits.
+        packed = torch.cat([tensor.double().flatten() for tensor in tensors])
+        everyones = [torch.empty_like(packed) for _ in range(size())]
+        with _lost():
+            dist.all_gather(everyones, packed)
+        parts = []
+        for received in everyones:
+            pieces = torch.split(received, [tensor.numel() for tensor in tensors])
+            digest, *values = (
+                piece.reshape(tensor.shape).to(tensor.dtype) for piece, tensor in zip(pieces, tensors, strict=True)
+            )
+            if not torch.allclose(digest, tensors[0], rtol=1e-3, atol=1e-3):
+                raise ValueError("the processes passed different queries; give all of them the same x, labels and size")
+            parts.append(PartialPosterior(**dict(zip(names, values, strict=True))))
+        return functools.reduce(PartialPosterior.merge, parts)
+
+
 class Sharded(Machine):
     """A machine whose work is shared by all processes of the group: each goes through its part of the bank.
 
@@ -138,60 +185,18 @@ class Sharded(Machine):
     def __init__(self, machine: Machine) -> None:
         if not isinstance(machine, Machine):
             raise TypeError(f"machine must be a pyels.Machine, got {type(machine).__name__}")
-        if machine.engine == "faiss":
-            raise ValueError("engine 'faiss' has an index over the whole bank; let processes share seeds instead")
-        self.__dict__.update(machine.__dict__)  # shared, whatever it holds, and not built a second time
-        self.window, self.sources = machine.window, machine.sources
+        if isinstance(machine.engine, Sampled):
+            raise ValueError("engine 'sampled' has an index over the whole bank; let processes share seeds instead")
+        super().__init__(machine.bank, machine.definition, _Together(machine.engine))
         self.machine = machine
 
     def __repr__(self) -> str:
         return f"Sharded({self.machine!r}, process {rank()} of {size()})"
 
-    def check_size(self, patch_size: int | None) -> int:
-        return self.machine.check_size(patch_size)
-
-    def partial(
-        self,
-        x: Tensor,
-        alpha: float | Tensor,
-        sigma: float | Tensor,
-        labels: Tensor | None = None,
-        patch_size: int | None = None,
-        full: bool = True,
-        tolerance: float | None = None,
-    ) -> PartialPosterior:
-        # Bad arguments raise here, in all processes alike: none is left waiting for the others.
-        mine = super().partial(x, alpha, sigma, labels, patch_size, full, tolerance)
-        if size() == 1:
-            return mine
-        names = [field.name for field in fields(mine) if getattr(mine, field.name) is not None]
-        tensors = [_digest(x, labels, self._size(patch_size)), *(getattr(mine, name) for name in names)]
-        # One message for a batch: image numbers are exact in float64. All processes get all parts and merge them in the
-        # order of the bank, by the one merge there is, rather than reduce them on the way: torch.distributed has no
-        # reductions of one's own, and like this all get the same bits.
-        packed = torch.cat([tensor.double().flatten() for tensor in tensors])
-        everyones = [torch.empty_like(packed) for _ in range(size())]
-        with _lost():
-            dist.all_gather(everyones, packed)
-        parts = []
-        for received in everyones:
-            pieces = torch.split(received, [tensor.numel() for tensor in tensors])
-            digest, *values = (
-                piece.reshape(tensor.shape).to(tensor.dtype) for piece, tensor in zip(pieces, tensors, strict=True)
-            )
-            if not torch.allclose(digest, tensors[0], rtol=1e-3, atol=1e-3):
-                raise ValueError("the processes passed different queries; give all of them the same x, labels and size")
-            parts.append(PartialPosterior(**dict(zip(names, values, strict=True))))
-        return functools.reduce(PartialPosterior.merge, parts)
-
-    def _parts(self, labels: Tensor | None, begin: Tensor, end: Tensor) -> Generator[Part, None, None]:
-        images = end - begin
-        return super()._parts(labels, begin + images * rank() // size(), begin + images * (rank() + 1) // size())
-
 
 @contextmanager
 def lead(compute: Compute, shard: str) -> Iterator[Compute]:
-    """For process 0: `compute` as `runs.resumable` takes it, worked off with the processes that `follow`.
+    """For process 0: `compute` as `resumable` takes it, worked off with the processes that `follow`.
 
     Parameters
     ----------
@@ -256,12 +261,12 @@ def _lost() -> Iterator[None]:
         raise Lost from error
 
 
-def _digest(x: Tensor, labels: Tensor | None, size: int) -> Tensor:
+def _digest(query: Query, selection: Selection, definition: Definition) -> Tensor:
     """What tells queries apart. Not to the last bit: CPUs of different kinds round differently."""
-    pixels = x.double().flatten(1)
-    classes = torch.full((len(x),), -1) if labels is None else torch.as_tensor(labels)
-    told = torch.cat([classes.double().cpu(), torch.tensor([float(size)], dtype=torch.float64)])
-    return torch.cat([pixels.sum(1), pixels.square().sum(1), told.to(x.device)])
+    pixels = query.x.double().flatten(1)
+    k = torch.tensor([definition.patch_size or 0])
+    told = torch.cat([selection.begin, selection.end, k]).double()
+    return torch.cat([pixels.sum(1), pixels.square().sum(1), told.to(query.x.device)])
 
 
 def _tell(process: int, i: int) -> None:

@@ -3,17 +3,29 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
+from enum import IntFlag
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from pyels import _core
-from pyels.denoiser import is_captured
+from pyels.checks import is_captured
 
 # What the exact engines' means are off by at most: the bound that they are tested against.
 ROUNDING = 1e-4
+
+
+class Want(IntFlag):
+    """What is wanted of a posterior; bits as in csrc/pyels.h.
+
+    MEAN       the posterior mean, and the log-evidence
+    POSTERIOR  also the entropy and the heaviest source
+    """
+
+    MEAN = 1
+    POSTERIOR = 3
 
 
 @dataclass(frozen=True)
@@ -50,8 +62,8 @@ class PartialPosterior:
     """Posterior of every pixel over part of a bank: sums of w_i = exp(log w_i), relative to exp(m).
 
     Partial posteriors of disjoint parts of a bank merge to that of their union, in any grouping: they form a monoid
-    whose neutral element has m = -inf, s = 0, y = 0. `e`, `top` and `source` are None unless the machine was asked for
-    the full posterior; `ss`, `sy`, `yy` and `chance` are None unless s and y are estimates, made by engine "faiss".
+    whose neutral element has m = -inf, s = 0, y = 0. `e`, `top` and `source` are None unless `Want.POSTERIOR` was
+    asked for; `ss`, `sy`, `yy` and `chance` are None unless s and y are estimates, made by engine "sampled".
 
     Attributes
     ----------
@@ -97,6 +109,14 @@ class PartialPosterior:
             value = getattr(self, field.name)
             moved[field.name] = None if value is None else value.to(device)
         return PartialPosterior(**moved)
+
+    def renumbered(self, numbers: Tensor) -> PartialPosterior:
+        """The same, of images that are counted by their place in `numbers`, (n,) int64."""
+        if self.source is None:
+            return self
+        pixels = self.m.shape[1] * self.m.shape[2]
+        image = numbers.to(self.source.device)[self.source.clamp(min=0) // pixels]
+        return replace(self, source=torch.where(self.source < 0, self.source, image * pixels + self.source % pixels))
 
     def merge(self, other: PartialPosterior) -> PartialPosterior:
         """The partial posterior of both parts together. Of two equally heavy patches that in the lower image is the
@@ -159,14 +179,14 @@ class PartialPosterior:
             return torch.full_like(self.s, ROUNDING), torch.ones_like(self.s, dtype=torch.bool)
         mean = self.mean(torch.float64)
         variance = (self.yy - 2 * mean * self.sy + mean**2 * self.ss[:, None]).clamp(min=0).amax(dim=1)
-        estimated = _core.LIST_INTERVAL * variance.sqrt() / self.s
+        estimated = _core.INTERVAL * variance.sqrt() / self.s
         certified = self.chance == 0
         return torch.where(certified, 0.0, estimated) + ROUNDING, certified
 
     def finish(self, dtype: torch.dtype = torch.float32) -> Posterior:
         """All fields of the posterior. Needs a full partial posterior."""
         if self.e is None or self.top is None or self.source is None:
-            raise ValueError("this partial posterior holds only the mean; ask the machine for a full one")
+            raise ValueError("this partial posterior holds only the mean; ask the machine for Want.POSTERIOR")
         mean = self.mean(dtype)
         log_s = self.s.log()
         height, width = self.m.shape[1:]

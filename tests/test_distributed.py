@@ -18,9 +18,10 @@ from helpers import MACHINES, make_bank, noisy
 from helpers import run_program as run
 
 import pyels
+from pyels.bank.file_images import FileImages
 from pyels.cli import program
 from pyels.files import read_tensors
-from pyels.streaming import FileImages
+from pyels.studies import resumable
 
 PYELS = ("-m", "pyels")
 LONG = timedelta(seconds=120)
@@ -47,7 +48,7 @@ class Processes:
             "LOCAL_WORLD_SIZE": size,
             "TORCHELASTIC_RUN_ID": "test",
             "TORCHELASTIC_USE_AGENT_STORE": "True",
-            "PYTHONPATH": Path(__file__).parent,
+            "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), *filter(None, [os.environ.get("PYTHONPATH")])]),
         }
         environment = {**os.environ, **{name: str(value) for name, value in group.items()}}
         with open(self.folder / f"out-{rank}", "wb") as out, open(self.folder / f"err-{rank}", "wb") as err:
@@ -264,8 +265,8 @@ def test_sharded_machine_without_a_group_is_the_machine():
 
 
 def check_stopped(out, of):
-    """Some of the samples are kept, and nothing else was written."""
-    assert [p.name for p in out.iterdir()] == ["unfinished"]
+    """Some of the samples are kept, and nothing else was written, but for the lock of a process that was killed."""
+    assert {p.name for p in out.iterdir()} - {".pyels-lock"} == {"unfinished"}
     kept = list((out / "unfinished").glob("[0-9]*.safetensors"))
     assert 1 <= len(kept) < of
     return {p: p.stat().st_mtime_ns for p in kept}
@@ -337,6 +338,18 @@ def test_terminated_process_says_how_to_go_on(tmp_path):
             f"pyels: error: another process of this run ended, or it was stopped from outside; {GO_ON}"
         ]
     check_stopped(out, of=6)
+
+
+def test_a_folder_in_use_is_said_once(tmp_path):
+    out = tmp_path / "out"
+    line = (*PYELS, *SMALL, "--shard", "bank", "--out", out)
+    with resumable.result_folder(out, "train"):
+        with Processes(tmp_path, line, line) as processes:
+            assert processes.codes() == [2, 2]
+            (said,) = processes.printed()
+        assert said.startswith(f"pyels: error: {out} is in use by pyels train, process {os.getpid()} on ")
+        assert [path.name for path in out.iterdir()] == [".pyels-lock"]
+    assert not out.exists()
 
 
 def test_bad_input_is_said_once(tmp_path):

@@ -11,8 +11,8 @@ import tempfile
 from pathlib import Path
 
 import pyels
-from pyels import comparison, plots
 from pyels.cli.common import StepBar, sizes_of_file
+from pyels.studies import comparison, plots
 
 ROOT = Path(__file__).parent.parent
 NETWORK = ROOT / "results" / "fashion-resnet-zeros"

@@ -12,7 +12,7 @@ import click
 from tqdm import tqdm
 
 import pyels
-from pyels import bench, datasets, plots, runs
+from pyels.bank import datasets
 from pyels.cli.common import (
     check_precision,
     dataset_option,
@@ -23,10 +23,12 @@ from pyels.cli.common import (
     out_option,
     precision_option,
     threads_option,
+    work_in,
 )
 from pyels.engines import default_threads
 from pyels.files import write_json
 from pyels.machines import ELS
+from pyels.studies import bench, plots, resumable
 
 
 @click.command("bench")
@@ -96,7 +98,7 @@ def bench_command(
     if not 0 < seconds <= 3600:
         raise ValueError(f"--seconds must be above 0 and at most 3600, got {seconds}")
     check_precision("els", engine, precision)
-    runs.check_seeds(seed, batch)
+    resumable.check_seeds(seed, batch)
     settings = bench.Settings(
         sizes=sorted(set(integers("--sizes", sizes))),
         boundaries=list(dict.fromkeys(boundaries or ELS.boundaries)),
@@ -115,10 +117,8 @@ def bench_command(
         )
     bank, x0 = loaded[:images], loaded.read(slice(images, images + batch))
     bench.check(bank, settings)
-    with (
-        runs.result_folder(out),
-        tqdm(total=bench.steps(settings), desc="measuring", unit="step", file=sys.stderr) as bar,
-    ):
+    work_in(out)
+    with tqdm(total=bench.steps(settings), desc="measuring", unit="step", file=sys.stderr) as bar:
         result = {
             "command": "bench",
             "version": pyels.__version__,
@@ -129,13 +129,13 @@ def bench_command(
             **bench.run(bank, x0, settings, bar.update),
         }
         write_json(out / "bench.json", result)
-        machine = result["machine"]
+        computer = result["computer"]
         channels, height, width = bank.shape
         plots.draw_rates(
             out / "bench.png",
             bench.curves(result, channels),
             f"{images} images of {channels}x{height}x{width}, batch {batch}; "
-            + machine.get("gpu", f"{machine['cpu']}, threads: {machine['threads']}"),
+            + computer.get("gpu", f"{computer['cpu']}, threads: {computer['threads']}"),
         )
     if as_json:
         click.echo(json.dumps(result, indent=2))

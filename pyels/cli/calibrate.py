@@ -9,8 +9,6 @@ from pathlib import Path
 import click
 import torch
 
-from pyels import plots, runs
-from pyels.calibration import Calibration, calibrate
 from pyels.cli.common import (
     StepBar,
     boundary_of,
@@ -28,11 +26,14 @@ from pyels.cli.common import (
     seeds_labels_option,
     split_threads,
     threads_option,
+    work_in,
 )
 from pyels.files import write_json, write_tensors
 from pyels.machines import ELS
 from pyels.sampling import Step
 from pyels.schedules import SCHEDULES
+from pyels.studies import plots, resumable
+from pyels.studies.calibration import Calibration, calibrate
 
 
 @click.command("calibrate")
@@ -81,7 +82,7 @@ def calibrate_command(
     pixel, and the calibrated size), calibration.safetensors (each sample's scores and gradients) and run.json. A run
     that was stopped goes on after its last finished trajectory when the command is repeated.
     """
-    runs.check_seeds(seed, num)
+    resumable.check_seeds(seed, num)
     if kind != "els" and boundary is not None:
         raise ValueError(f"--boundary {boundary} was given, but only machine els has one")
     if steps < 1:
@@ -92,7 +93,7 @@ def calibrate_command(
     machine = make_machine(kind, bank, boundary, engine, each)
     if sizes is None:
         largest = 27 if record.get("kind") == "UNet" else 17
-        tried = list(range(3, 1 + (min(largest, *bank.shape[1:]) if machine.sources.wraps else largest), 2))
+        tried = list(range(3, 1 + (min(largest, *bank.shape[1:]) if machine.definition.wraps else largest), 2))
     else:
         tried = sorted(set(integers("--sizes", sizes)))
     check_sizes(machine, tried)
@@ -112,7 +113,7 @@ def calibrate_command(
     }
 
     def one(i: int, on_step: Callable[[Step], None]) -> dict[str, torch.Tensor]:
-        noise = runs.noise_of_seed(seeds[i], bank.shape)[None]
+        noise = resumable.noise_of_seed(seeds[i], bank.shape)[None]
         label = None if classes is None else torch.tensor([classes[i]])
         found = calibrate(denoiser, machine, noise, label, tried, steps, schedule, on_step)
         tensors = {"times": torch.tensor(found.times, dtype=torch.float64), "cosines": found.cosines[0]}
@@ -121,9 +122,10 @@ def calibrate_command(
             tensors["gradients"] = found.gradients[0]
         return tensors
 
-    runs.check_finished(out, settings)
+    work_in(out)
+    resumable.check_finished(out, settings)
     with StepBar(num, steps, "calibrating") as bar:
-        samples = runs.resumable(out, settings, num, one, bar, jobs)
+        samples = resumable.resumable(out, settings, num, one, bar, jobs)
     write_tensors(out / "calibration.safetensors", samples)
     times = samples.pop("times")[0].tolist()
     calibration = Calibration(times, tried, **samples)
@@ -137,7 +139,7 @@ def calibrate_command(
         plots.draw_receptive_field(pictures[-1], calibration.gradients.mean(dim=0), times, calibration.patch_sizes)
     else:
         click.echo("no receptive_field.png: torch cannot differentiate this network", err=True)
-    runs.finished(out)
+    resumable.finished(out)
     if as_json:
         click.echo(json.dumps(result, indent=2))
         return

@@ -16,11 +16,14 @@ import torch
 from tqdm import tqdm
 
 import pyels
-from pyels import _core, adapters, datasets, distributed, presets
+from pyels import adapters, distributed, presets
+from pyels.bank import datasets
 from pyels.denoiser import Denoiser
-from pyels.engines import ENGINES, default_threads
-from pyels.machines import ELS, ES, IS, LS, PRECISIONS, Machine
+from pyels.engines import NAMES, default_threads
+from pyels.engines.cuda import PRECISIONS
+from pyels.machines import ELS, ES, IS, LS, Machine
 from pyels.sampling import Step
+from pyels.studies import resumable
 
 F = TypeVar("F", bound=Callable[..., Any])
 GO_ON = "finished samples are kept: repeat the command to go on"
@@ -29,7 +32,7 @@ _MOST_JOBS = 8  # each holds its own part of a posterior, up to 130 MB
 dataset_option = click.option(
     "--dataset", default=datasets.EMBEDDED, show_default=True, help="A name (see `pyels info`) or a path."
 )
-engine_option = click.option("--engine", type=click.Choice(ENGINES), default="auto", show_default=True)
+engine_option = click.option("--engine", type=click.Choice(NAMES), default="auto", show_default=True)
 precision_option = click.option(
     "--precision",
     type=click.Choice(PRECISIONS),
@@ -43,13 +46,13 @@ threads_option = click.option(
 tolerance_option = click.option(
     "--tolerance",
     type=float,
-    help="Of engine faiss: how far a pixel's mean may be from the exact one (half a 95% interval).  [default: 0.01]",
+    help="Of engine sampled: how far a pixel's mean may be from the exact one, half a 95% interval.  [default: 0.01]",
 )
 index_option = click.option(
     "--index",
     type=click.Path(path_type=Path, file_okay=False),
-    help="Of engine faiss: the folder of its indexes, built when first needed.  [default: beside the file of the data "
-    "set, or in the user's cache]",
+    help="Of engine sampled: the folder of its indexes, built when first needed.  [default: beside the file of the "
+    "data set, or in the user's cache]",
 )
 json_option = click.option("--json", "as_json", is_flag=True, help="Print the result as JSON on standard output.")
 limit_option = click.option("--limit", type=int, help="Use only the first so many images.")
@@ -73,6 +76,12 @@ seeds_labels_option = click.option(
 
 def out_option(default: str) -> Callable[[F], F]:
     return click.option("--out", type=click.Path(path_type=Path), default=Path(default), show_default=True)
+
+
+def work_in(out: Path) -> None:
+    """Hold the output folder until the command ends."""
+    context = click.get_current_context()
+    context.with_resource(resumable.result_folder(out, str(context.command.name)))
 
 
 def network_options(command: F) -> F:
@@ -164,12 +173,11 @@ def make_machine(
     index: Path | None = None,
     precision: str = PRECISIONS[0],
 ) -> Machine:
-    if (kind, engine) != ("els", "faiss") and (tolerance is not None or index is not None):
-        raise ValueError("--tolerance and --index are for --machine els with --engine faiss; the rest is exact")
+    if (kind != "els" or engine not in ("sampled", "faiss")) and (tolerance is not None or index is not None):
+        raise ValueError("--tolerance and --index are for --machine els with --engine sampled; the rest is exact")
     check_precision(kind, engine, precision)
     if kind == "els":
-        tolerance = ELS.tolerance if tolerance is None else tolerance
-        return ELS(bank, None, boundary, engine, threads, tolerance, index, precision)
+        return ELS(bank, None, boundary, engine, threads, tolerance=tolerance, index=index, precision=precision)
     if kind == "ls":
         return LS(bank, engine=engine, threads=threads)
     return (IS if kind == "is" else ES)(bank, engine=engine, threads=threads)
@@ -182,11 +190,7 @@ def check_precision(kind: str, engine: str, precision: str) -> None:
 
 def engine_settings(machine: Machine) -> dict[str, Any]:
     """What the bits of a result depend on, beside its inputs."""
-    settings: dict[str, Any] = {"engine": machine.engine, "isa": _core.isa_in_use()}
-    if machine.engine == "cuda":
-        settings |= {"gpu": torch.cuda.get_device_name(machine.device), "precision": machine.precision}
-    if machine.engine == "faiss":
-        settings["tolerance"] = machine.tolerance
+    settings = machine.engine.settings()
     return settings if machine.bank.memory_limit is None else {**settings, "memory_limit": machine.bank.memory_limit}
 
 

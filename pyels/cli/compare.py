@@ -10,7 +10,7 @@ import click
 import torch
 from torch import Tensor
 
-from pyels import comparison, plots, presets, runs
+from pyels import presets
 from pyels.bank import PatchBank
 from pyels.cli.common import (
     StepBar,
@@ -29,10 +29,12 @@ from pyels.cli.common import (
     seeds_labels_option,
     split_threads,
     threads_option,
+    work_in,
 )
 from pyels.files import write_json, write_tensors
 from pyels.machines import ELS, LS, Machine
 from pyels.schedules import SCHEDULES
+from pyels.studies import comparison, plots, resumable
 
 _MACHINES = ("is", "es", "ls", "els", *(f"els:{boundary}" for boundary in ELS.boundaries))
 _MOST_PAIRS = 100  # in the picture
@@ -91,7 +93,7 @@ def compare_command(
     figure 10), pairs.png (the network's and the first machine's pictures, best to worst), comparison.safetensors and
     run.json. A run that was stopped goes on after its last finished seed when the command is repeated.
     """
-    runs.check_seeds(seed, num)
+    resumable.check_seeds(seed, num)
     denoiser, bank, record, settings = load_network_and_bank(source, dataset, limit, size, memory_limit)
     jobs, each = split_threads(jobs, threads, num, bank)
     if steps is not None and steps < 1:
@@ -120,11 +122,12 @@ def compare_command(
         "labels": classes,
         **engine_settings(next(iter(built.values()))),
     }
-    runs.check_finished(out, settings)
+    work_in(out)
+    resumable.check_finished(out, settings)
     images, report = run_comparison(contenders, bank, seeds, classes, schedule, out, settings, jobs)
     write_tensors(out / "comparison.safetensors", images)
     pictures = _draw(out, images, report)
-    runs.finished(out)
+    resumable.finished(out)
     if as_json:
         click.echo(json.dumps(report, indent=2))
         return

@@ -8,7 +8,7 @@ from pathlib import Path
 import click
 
 import pyels
-from pyels import comparison, datasets, plots, runs
+from pyels.bank import datasets
 from pyels.cli.common import (
     describe,
     engine_option,
@@ -19,9 +19,11 @@ from pyels.cli.common import (
     out_option,
     split_threads,
     threads_option,
+    work_in,
 )
 from pyels.cli.compare import print_report, run_comparison
 from pyels.files import write_tensors
+from pyels.studies import comparison, plots, resumable
 
 
 @click.command("demo")
@@ -40,7 +42,7 @@ def demo_command(
     Uses the Fashion-MNIST images and the small ResNet that come with the package; needs no network and no training.
     Writes demo.png, report.json, demo.safetensors and run.json to the output folder.
     """
-    runs.check_seeds(seed, num)
+    resumable.check_seeds(seed, num)
     bank = datasets.load(datasets.EMBEDDED)
     network, record = comparison.load_demo_network()
     sizes = record["calibration"]["patch_sizes"]
@@ -61,6 +63,7 @@ def demo_command(
         "patch_sizes": sizes,
         **engine_settings(machines["els"]),
     }
+    work_in(out)
     images, report = run_comparison(contenders, bank, seeds, labels, "cosine", out, settings, jobs)
     images["nearest"] = comparison.nearest_images(bank, images[comparison.NETWORK])
     write_tensors(out / "demo.safetensors", images)
@@ -77,7 +80,7 @@ def demo_command(
         ],
         [f"seed {s}" for s in seeds],
     )
-    runs.finished(out)
+    resumable.finished(out)
     if as_json:
         click.echo(json.dumps(report, indent=2))
         return

@@ -10,9 +10,10 @@ import click
 import torch
 
 import pyels
-from pyels import _core, datasets, index, presets
+from pyels import _core, presets
+from pyels.bank import datasets
 from pyels.cli.common import json_option
-from pyels.engines import available_engines, cuda, default_threads
+from pyels.engines import available_engines, cuda, default_threads, index
 
 
 @click.command("info")

@@ -12,7 +12,8 @@ import click
 import torch
 
 import pyels
-from pyels import datasets, distributed, plots, presets, runs
+from pyels import distributed, presets
+from pyels.bank import datasets
 from pyels.cli.common import (
     StepBar,
     check_sizes,
@@ -33,11 +34,14 @@ from pyels.cli.common import (
     precision_option,
     threads_option,
     tolerance_option,
+    work_in,
 )
+from pyels.engines import default_threads
 from pyels.files import write_json, write_tensors
 from pyels.machines import ELS, ES, IS, Machine
 from pyels.sampling import SOLVERS, Step, noise_levels
 from pyels.schedules import SCHEDULES, make_schedule
+from pyels.studies import plots, resumable
 
 
 @click.command("sample")
@@ -106,7 +110,7 @@ def sample_command(
             "draw different samples with --shard seeds"
         )
     join_processes()  # before the data is looked at: if that fails on one machine, the others notice
-    runs.check_seeds(seed, num)
+    resumable.check_seeds(seed, num)
     classes = None if labels is None else integers("--labels", labels)
     if kind != "els" and boundary is not None:
         raise ValueError(f"--boundary {boundary} was given, but only machine els has one")
@@ -142,7 +146,7 @@ def sample_command(
         return None if per_sample is None else torch.tensor([per_sample[i]])
 
     def one(i: int, on_step: Callable[[Step], None]) -> dict[str, torch.Tensor]:
-        noise = runs.noise_of_seed(seed + i, bank.shape)
+        noise = resumable.noise_of_seed(seed + i, bank.shape)
         drawn = pyels.sample(machine, noise[None], labels=label_of(i), solver=solver, callback=on_step, **stepping)
         return {"noise": noise, "samples": drawn[0]}
 
@@ -150,6 +154,7 @@ def sample_command(
     if distributed.rank() > 0:
         distributed.follow(one, shard or "bank")
         return
+    work_in(out)
     with StepBar(num, len(levels)) as bar, distributed.lead(one, shard or "bank") as compute:
 
         def counted(i: int, on_step: Callable[[Step], None]) -> dict[str, torch.Tensor]:
@@ -157,18 +162,22 @@ def sample_command(
             computed.append(i)
             return item
 
-        images = runs.resumable(out, settings, num, counted, bar, jobs=processes if shard == "seeds" else 1)
+        images = resumable.resumable(out, settings, num, counted, bar, jobs=processes if shard == "seeds" else 1)
     seconds = time.perf_counter() - started
     pairs = sum(machine.pairs(label_of(i), level.patch_size) for i in computed for level in evaluations)
     if per_sample is not None:
         images["labels"] = torch.tensor(per_sample)
     captions = [f"seed {seed + i}" + (f", class {per_sample[i]}" if per_sample else "") for i in range(num)]
-    shared = {"shard": shard, "processes": processes}  # no settings: a run may go on with other numbers of them
-    result = {**settings, **shared, "threads": machine.threads, "seconds": round(seconds, 3), "pairs": pairs}
+    shared: dict[str, Any] = {
+        "shard": shard,
+        "processes": processes,
+    }  # no settings: a run may go on with other numbers of them
+    shared["threads"] = default_threads() if threads is None else threads
+    result = {**settings, **shared, "seconds": round(seconds, 3), "pairs": pairs}
     write_tensors(out / "samples.safetensors", images)
     write_json(out / "run.json", result)
     plots.draw_grid(out / "samples.png", images["samples"], captions)
-    runs.finished(out)
+    resumable.finished(out)
     if as_json:
         click.echo(json.dumps(result, indent=2))
     else:

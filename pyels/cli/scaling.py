@@ -10,7 +10,8 @@ from typing import Any
 import click
 
 import pyels
-from pyels import datasets, plots, runs, scaling
+from pyels.bank import datasets
+from pyels.bank.file_images import parse_bytes
 from pyels.cli.common import (
     StepBar,
     check_sizes,
@@ -22,14 +23,15 @@ from pyels.cli.common import (
     named_sizes,
     out_option,
     threads_option,
+    work_in,
 )
 from pyels.engines import default_threads
 from pyels.files import write_json, write_tensors
 from pyels.machines import ELS
-from pyels.methods import Method
 from pyels.sampling import noise_levels
 from pyels.schedules import make_schedule
-from pyels.streaming import parse_bytes
+from pyels.studies import plots, resumable, scaling
+from pyels.studies.rivals import Method
 
 _SCHEDULE = "cosine"
 _IMAGES = (1000, 3000, 10_000, 30_000)  # and all
@@ -43,7 +45,7 @@ _MOST_METHODS_OF_A_KIND = 4  # that the picture tells apart
     help="Sizes of the bank; beyond the data set's it is filled up with synthetic images made of its own.  [default: "
     "1000,3000,10000,30000 as far as the data set goes, and all of it]",
 )
-@click.option("--tolerance", default="0.03,0.06,0.12", show_default=True, help="Of engine faiss; or none.")
+@click.option("--tolerance", default="0.03,0.06,0.12", show_default=True, help="Of engine sampled; or none.")
 @click.option("--subset", default="0.1,0.01", show_default=True, help="Shares of the images; or none.")
 @click.option("--top", default="100", show_default=True, help="Numbers of nearest windows; or none.")
 @click.option("--boundary", type=click.Choice(ELS.boundaries), default="zeros", show_default=True)
@@ -81,7 +83,7 @@ def scaling_command(
 ) -> None:
     """Time, memory and error of a sample by ELS against the size of the bank.
 
-    The exact machine draws samples at every size. At each of their steps engine faiss, the exact engine on a random
+    The exact machine draws samples at every size. At each of their steps engine sampled, the exact engine on a random
     share of the images, and a search for the nearest windows (IVF over principal directions in 8 bits) alone are given
     the same noisy image, timed, and compared with the exact mean.
 
@@ -89,7 +91,7 @@ def scaling_command(
     bank: exponents with their standard errors), cost.png, error.png, scaling.safetensors (every measurement) and
     run.json. A run that was stopped goes on after its last finished step when the command is repeated.
     """
-    runs.check_seeds(seed, num)
+    resumable.check_seeds(seed, num)
     threads = default_threads() if threads is None else threads
     loaded = datasets.load(dataset)
     used = named_sizes(default_preset(dataset, boundary) if patch_sizes is None else patch_sizes, steps, _SCHEDULE)
@@ -98,7 +100,7 @@ def scaling_command(
         images=_sizes(images, len(loaded)),
         methods=[
             Method("exact"),
-            *_methods("faiss", "--tolerance", tolerance),
+            *_methods("sampled", "--tolerance", tolerance),
             *_methods("subset", "--subset", subset),
             *_methods("top", "--top", top),
         ],
@@ -111,11 +113,11 @@ def scaling_command(
     largest = plan.images[-1] * loaded.nbytes // len(loaded)
     if largest > plan.memory_limit:
         raise ValueError(f"--images {plan.images[-1]} takes {largest} bytes, more than the {plan.memory_limit} allowed")
-    machine = scaling.this_machine(threads)
+    computer = scaling.this_computer(threads)
     settings = {
         "command": "scaling",
         "version": pyels.__version__,
-        "machine": machine,
+        "computer": computer,
         "data": data_settings(dataset, None, None, loaded),
         "images": plan.images,
         "methods": [method.name for method in plan.methods],
@@ -125,7 +127,8 @@ def scaling_command(
         "seeds": plan.seeds,
         "memory_limit": plan.memory_limit,
     }
-    runs.check_finished(out, settings)
+    work_in(out)
+    resumable.check_finished(out, settings)
     bank = scaling.grown(loaded, plan.images[-1], seed)
     with StepBar(len(plan.images) * len(used), len(plan.methods), "measuring") as bar:
         measured = scaling.measure(bank, plan, out, settings, bar)
@@ -135,11 +138,11 @@ def scaling_command(
     write_json(out / "report.json", result)
     channels, height, width = bank.shape
     title = f"{Path(dataset).name} {channels}x{height}x{width}, ELS {boundary}, {len(used)} steps"
-    title += f"; {machine['cpu']}, threads: {threads}" + "; top: inner pixels alone" * _leaves_out_the_border(result)
+    title += f"; {computer['cpu']}, threads: {threads}" + "; top: inner pixels alone" * _leaves_out_the_border(result)
     pictures = out / "cost.png", out / "error.png"
     plots.draw_costs(pictures[0], result, title)
     plots.draw_errors(pictures[1], result, title)
-    runs.finished(out)
+    resumable.finished(out)
     if as_json:
         click.echo(json.dumps(result, indent=2))
         return
@@ -167,7 +170,7 @@ def _methods(kind: str, option: str, text: str) -> list[Method]:
     except ValueError:
         raise ValueError(f"{option} must be none or numbers separated by commas, got {text!r}") from None
     for value in values:
-        if kind == "faiss" and not 0 < value < float("inf"):
+        if kind == "sampled" and not 0 < value < float("inf"):
             raise ValueError(f"--tolerance must be positive and finite, got {value:g}")
         if kind == "subset" and not 0 < value < 1:
             raise ValueError(f"--subset must be above 0 and below 1, got {value:g}")

@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import click
 import torch
 
 import pyels
-from pyels import datasets, plots, runs
+from pyels.bank import datasets
 from pyels.cli.common import (
     data_settings,
     dataset_option,
@@ -20,14 +20,15 @@ from pyels.cli.common import (
     out_option,
     size_option,
     threads_option,
+    work_in,
 )
 from pyels.engines import default_threads
 from pyels.files import write_json
-from pyels.nets import NETWORKS
+from pyels.networks import NETWORKS
+from pyels.networks.convolutional import Padding
+from pyels.networks.training import CHECKPOINT, Recipe, bfloat16_is_faster, train
 from pyels.schedules import SCHEDULES
-from pyels.training import CHECKPOINT, Recipe, bfloat16_is_faster, train
-
-_DEPTHS = {"resnet": 6, "unet": 1}
+from pyels.studies import plots, resumable
 
 
 @click.command("train")
@@ -36,8 +37,12 @@ _DEPTHS = {"resnet": 6, "unet": 1}
 @size_option
 @click.option("--net", "kind", type=click.Choice(list(NETWORKS)), default="resnet", show_default=True)
 @click.option("--width", type=int, default=64, show_default=True, help="Channels (256 in the paper's ResNet).")
-@click.option("--depth", type=int, help="Residual layers of a ResNet, blocks a scale of a UNet.  [default: 6; 1]")
-@click.option("--padding", type=click.Choice(["zeros", "circular"]), default="zeros", show_default=True)
+@click.option(
+    "--depth",
+    type=int,
+    help="; ".join(f"{net.__name__}: {net.DEPTH_COUNTS}, {net.DEPTH} by default" for net in NETWORKS.values()) + ".",
+)
+@click.option("--padding", type=click.Choice(get_args(Padding)), default="zeros", show_default=True)
 @click.option("--unconditional", is_flag=True, help="Do not tell the network the classes, where there are some.")
 @click.option("--steps", type=int, help="Optimiser steps.  [default: 10000]")
 @click.option("--epochs", type=float, help="Passes over the data, instead of --steps (300 in the paper).")
@@ -56,11 +61,12 @@ _DEPTHS = {"resnet": 6, "unet": 1}
 @click.option("--ema", type=float, default=0.999, show_default=True, help="Averaging of the weights, a step; 0: none.")
 @click.option("--schedule", type=click.Choice(SCHEDULES), default="cosine", show_default=True, help="Noise schedule.")
 @click.option(
-    "--precision",
+    "--arithmetic",
     type=click.Choice(["auto", "float32", "bfloat16"]),
     default="auto",
     show_default=True,
-    help="Of the network's arithmetic; auto: bfloat16 where the processor has instructions for it.",
+    help="Of the network's layers in training (weights, optimiser and loss stay float32); auto: bfloat16 where the "
+    "processor has instructions for it.",
 )
 @click.option("--seed", type=int, default=0, show_default=True)
 @click.option("--device", help="cpu, cuda, cuda:1 ..  [default: cuda where there is one]")
@@ -87,7 +93,7 @@ def train_command(
     decay: float,
     ema: float,
     schedule: str,
-    precision: str,
+    arithmetic: str,
     seed: int,
     device: str | None,
     threads: int | None,
@@ -104,7 +110,7 @@ def train_command(
     learning rate and batch are the paper's; for an hour on a CPU rather take --optimizer adamw --learning-rate 1e-3
     --anneal cosine --batch-size 32.
     """
-    runs.check_seeds(seed, 1)
+    resumable.check_seeds(seed, 1)
     if steps is not None and epochs is not None:
         raise ValueError("give either --steps or --epochs, not both")
     if epochs is not None and not 0 < epochs < 1e9:
@@ -126,38 +132,39 @@ def train_command(
         ema=ema,
         schedule=schedule,
         seed=seed,
-        bfloat16=precision == "bfloat16" or (precision == "auto" and bfloat16_is_faster(where)),
+        bfloat16=arithmetic == "bfloat16" or (arithmetic == "auto" and bfloat16_is_faster(where)),
     )
     classes = None if unconditional or bank.labels is None else bank.classes[-1] + 1
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        network = NETWORKS[kind](bank.shape[0], width, _DEPTHS[kind] if depth is None else depth, classes, padding)
-    runs.check_command(out, "train")
+        net = NETWORKS[kind]
+        network = net(bank.shape[0], width, net.DEPTH if depth is None else depth, classes, padding=padding)
+    work_in(out)
+    resumable.check_command(out, "train")
     checkpoint, finished = out / CHECKPOINT, out / "network.safetensors"
     if checkpoint.exists() and not resume:
         raise ValueError(f"{out} holds a training that was stopped: add --resume to go on, or choose another folder")
     if finished.exists() and not checkpoint.exists():
         raise ValueError(f"{finished} is a finished network: choose another folder, or delete it to train anew")
     data = data_settings(dataset, limit, size, bank)
-    with runs.result_folder(out):
-        trained, log = train(network, bank, recipe, out, where)
-        training = {
-            "version": pyels.__version__,
-            "torch": torch.__version__,
-            "data": data,
-            "recipe": asdict(recipe),
-            "epochs": round(steps * batch_size / len(bank), 3),
-            "seconds": round(log.seconds, 1),
-            "device": torch.cuda.get_device_name(where) if where.type == "cuda" else "cpu",
-            "threads": torch.get_num_threads(),
-        }
-        trained.save(finished, {"training": training}, half)
-        weights = sum(p.numel() for p in trained.parameters())
-        config = {"net": kind, **trained.config, "weights": weights}
-        result = {"command": "train", "network": config, **training, "losses": [round(v, 6) for v in log.losses]}
-        write_json(out / "run.json", result)
-        plots.draw_losses(out / "loss.png", log.losses, steps)
-        checkpoint.unlink(missing_ok=True)
+    trained, log = train(network, bank, recipe, out, where)
+    training = {
+        "version": pyels.__version__,
+        "torch": torch.__version__,
+        "data": data,
+        "recipe": asdict(recipe),
+        "epochs": round(steps * batch_size / len(bank), 3),
+        "seconds": round(log.seconds, 1),
+        "device": torch.cuda.get_device_name(where) if where.type == "cuda" else "cpu",
+        "threads": torch.get_num_threads(),
+    }
+    trained.save(finished, {"training": training}, half)
+    weights = sum(p.numel() for p in trained.parameters())
+    config = {"net": kind, **trained.config, "weights": weights}
+    result = {"command": "train", "network": config, **training, "losses": [round(v, 6) for v in log.losses]}
+    write_json(out / "run.json", result)
+    plots.draw_losses(out / "loss.png", log.losses, steps)
+    checkpoint.unlink(missing_ok=True)
     if as_json:
         click.echo(json.dumps(result, indent=2))
     else:

@@ -1,63 +1,113 @@
-"""Choosing the engine that evaluates a machine."""
+"""The engines, and which one evaluates a machine."""
 
 from __future__ import annotations
 
-import importlib.util
 import logging
-import os
+from dataclasses import fields
+from typing import Any
 
-import torch
+from pyels.bank import PatchBank
+from pyels.checks import CPU
+from pyels.definition import Definition
+from pyels.engines.cuda import Cuda
+from pyels.engines.engine import Engine, default_threads
+from pyels.engines.exact import Cpu, Reference
+from pyels.engines.sampled import Sampled
 
-from pyels.engines import cuda
-from pyels.engines.native import partial_posterior
+__all__ = [
+    "ENGINES",
+    "NAMES",
+    "Cpu",
+    "Cuda",
+    "Engine",
+    "Reference",
+    "Sampled",
+    "available_engines",
+    "choose_engine",
+    "default_threads",
+    "find_engine",
+]
 
-__all__ = ["ENGINES", "available_engines", "choose_engine", "default_threads", "partial_posterior"]
-
-ENGINES = ("auto", "reference", "cpu", "cuda", "faiss")
+ENGINES: dict[str, type[Engine]] = {kind.name: kind for kind in (Reference, Cpu, Cuda, Sampled)}
+_ALIASES = {"faiss": "sampled"}
+NAMES = ("auto", *ENGINES, *_ALIASES)
+_AUTO = (Cuda, Cpu, Reference)  # the fastest first
+# Options by name, of whichever engine.
+_OPTIONS = {f.name: f.metadata["check"] for kind in ENGINES.values() for f in fields(kind) if "check" in f.metadata}
 _log = logging.getLogger("pyels")
 
 
-def choose_engine(name: str, device: torch.device | None = None) -> str:
-    """The engine that `name` stands for, for a bank on `device` (None: in CPU memory); logs why at level INFO.
+def choose_engine(engine: str | Engine, definition: Definition, bank: PatchBank, **options: Any) -> Engine:
+    """The engine that evaluates a definition over a bank; logs which and why at level INFO.
 
-    "auto"       the fastest exact engine for the bank's device: "cuda" on a GPU, else "cpu"
-    "cpu"        exact, float32, multi-threaded
-    "cuda"       exact, float32, on an NVIDIA GPU; a bank in CPU memory is brought there
-    "faiss"      approximate, with an error it knows, for large banks; needs `pip install pyels[faiss]`
-    "reference"  the definition in float64, single-threaded and slow: the oracle the others are tested against
+    Parameters
+    ----------
+    engine   "auto"       the fastest exact engine that can: "cuda" where the bank is on a GPU, else "cpu", else
+                          "reference"
+             "cpu"        exact, float32, multi-threaded
+             "cuda"       exact, float32, on an NVIDIA GPU; a bank in CPU memory is brought there
+             "sampled"    approximate, with an error it knows, for large banks ("faiss" is another name of it); needs
+                          `pip install pyels[faiss]` to build an index, but not to use one
+             "reference"  the definition in float64, single-threaded and slow: the oracle the others are tested against
+             or an `Engine` itself
+    options  fields of the engines, such as threads=2; those of other engines are checked, and have no effect
 
-    Raises ValueError for an unknown name, or for an engine that does not work where the bank is; ImportError for an
-    engine that this installation lacks.
+    Raises
+    ------
+    ValueError   an unknown name; a definition or bank that the engine cannot do; options that may not be
+    TypeError    an option that no engine has
+    ImportError  an engine that this installation lacks
     """
-    if name not in ENGINES:
-        raise ValueError(f"engine must be one of {', '.join(ENGINES)}, got {name!r}")
-    on_gpu = device is not None and device.type == "cuda"
-    if name == "auto":
-        name = "cuda" if on_gpu else "cpu"
-        why = f"the bank is on {device}" if on_gpu else "the bank is in CPU memory"
+    for name, value in options.items():
+        if name not in _OPTIONS:
+            raise TypeError(f"unknown argument {name!r}; engines have the options {', '.join(_OPTIONS)}")
+        _OPTIONS[name](value)
+    if isinstance(engine, Engine):
+        if options:
+            raise TypeError(f"{', '.join(options)}: options are given to the engine, {type(engine).__name__}(..)")
+        chosen, why = engine, "given"
+    elif engine == "auto":
+        chosen, why = _fastest(definition, bank, options)
     else:
-        why = "asked for"
-    if name == "faiss" and name not in available_engines():
-        raise ImportError("engine 'faiss' needs faiss, which is not installed: pip install pyels[faiss]")
-    if name == "cuda" and (missing := cuda.missing()) is not None:
-        raise ImportError(f"engine 'cuda' is not available: {missing}; or use engine='cpu'")
-    if on_gpu and name != "cuda":
-        raise ValueError(f"engine {name!r} needs the bank in CPU memory, but it is on {device}; use bank.to('cpu')")
-    _log.info("engine %s: %s", name, why)
-    return name
+        chosen, why = _made(find_engine(engine), bank, options), "asked for"
+    if (cannot := chosen.cannot(definition, bank)) is not None:
+        raise ValueError(f"engine {chosen.name!r} {cannot}")
+    _log.info("engine %s: %s", chosen.name, why)
+    return chosen
+
+
+def find_engine(name: str) -> type[Engine]:
+    """The engine of this name. Raises ValueError for an unknown one, ImportError where it is not available."""
+    if not isinstance(name, str) or name not in NAMES:
+        raise ValueError(f"engine must be one of {', '.join(NAMES)}, got {name!r}")
+    kind = ENGINES[_ALIASES.get(name, name)]
+    if (missing := kind.missing()) is not None:
+        raise ImportError(f"engine {name!r} is not available: {missing}; or use engine='cpu'")
+    return kind
 
 
 def available_engines() -> list[str]:
     """The engines that this installation has, on this machine."""
-    names = ["cpu", "reference"]
-    if cuda.missing() is None:
-        names.append("cuda")
-    if importlib.util.find_spec("faiss"):
-        names.append("faiss")
-    return names
+    return [name for name, kind in ENGINES.items() if kind.missing() is None]
 
 
-def default_threads() -> int:
-    """The number of CPUs that this process may use: its share, where torchrun started several on this machine."""
-    cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, cpus // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+def _fastest(definition: Definition, bank: PatchBank, options: dict[str, Any]) -> tuple[Engine, str]:
+    """The first of the exact engines that can; with why the others cannot."""
+    why: list[str] = []
+    for kind in _AUTO:
+        if (kind is Cuda) != (bank.device != CPU):  # images stay where they are
+            continue
+        missing = kind.missing()
+        engine = _made(kind, bank, options) if missing is None else None
+        cannot = f"is not available: {missing}" if engine is None else engine.cannot(definition, bank)
+        if engine is not None and cannot is None:
+            return engine, "; ".join([*why, f"the bank is on {bank.device}"])
+        why.append(f"engine {kind.name!r} {cannot}")
+    raise ValueError("; ".join(why))
+
+
+def _made(kind: type[Engine], bank: PatchBank, options: dict[str, Any]) -> Engine:
+    own = {name: value for name, value in options.items() if name in {f.name for f in fields(kind)}}
+    if kind is Cuda and bank.device != CPU:
+        own["device"] = bank.device
+    return kind(**own)

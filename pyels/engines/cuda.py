@@ -1,23 +1,114 @@
 """Engine "cuda": where the images lie that a GPU works on.
 
-The kernels are reached by the same operator as the cpu engine's (`native.partial_posterior`), which runs where its
-tensors are. What is left to do here is to bring the images there: all of them, once, where they fit; else a part at a
-time, the next one on its way while the GPU works on the one before.
+The kernels are reached by the same operator as the cpu engine's, which runs where its tensors are. What is left to do
+here is to bring the images there: all of them, once, where they fit; else a part at a time, the next one on its way
+while the GPU works on the one before.
 """
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Generator, Iterable
+from contextlib import closing
+from dataclasses import dataclass, field, replace
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
 from pyels import _core
+from pyels.bank import PatchBank
+from pyels.bank.selection import Selection
+from pyels.checks import CPU, is_captured
+from pyels.definition import Definition
+from pyels.denoiser import Query
+from pyels.engines.engine import option
+from pyels.engines.exact import Exact, Part
+from pyels.engines.operator import evaluate
+from pyels.posterior import PartialPosterior, Want
 
 OLDEST = 8, 0  # compute capability
 # Of the memory that is free on the device, what the images may take; more is left to networks and to results.
 SHARE = 0.6
 CHUNK_BYTES = 1 << 27
+PRECISIONS = ("highest", "high")
+_bringing = threading.Lock()
+
+
+def check_precision(precision: str) -> str:
+    if precision not in PRECISIONS:
+        raise ValueError(f"precision must be one of {', '.join(PRECISIONS)}, got {precision!r}")
+    return precision
+
+
+@dataclass(eq=False)
+class Cuda(Exact):
+    """Exact, float32, on an NVIDIA GPU; a bank in CPU memory is brought there.
+
+    Parameters
+    ----------
+    precision  "highest"  exact to float32 rounding
+               "high"     inner products of small windows (k * k * C <= 80) of a uint8 bank may be taken on tensor
+                          cores: means keep to the same bound, 1e-4, but log-weights err by up to 2e-3, mostly all of a
+                          pixel alike, if x = alpha * x0 + sigma * noise with x0 within [-1, 1]; where they would err by
+                          more, the same as "highest"
+    device     the GPU; by default the one that torch uses in this thread
+    """
+
+    name: ClassVar[str] = "cuda"
+    precision: str = option(PRECISIONS[0], check_precision)
+    device: torch.device = field(default_factory=lambda: default_device())
+    # The last bank of which all images were brought to the device, and there its images and their order by class.
+    _brought: tuple[PatchBank, Tensor, Tensor] | None = field(default=None, init=False, repr=False)
+
+    @classmethod
+    def missing(cls) -> str | None:
+        return missing()
+
+    def cannot(self, definition: Definition, bank: PatchBank) -> str | None:
+        if bank.device not in (CPU, self.device):
+            return f"works on {self.device}, but the bank is on {bank.device}; use bank.to('{self.device}')"
+        return self.lacks(definition)
+
+    def evaluate(
+        self, definition: Definition, bank: PatchBank, selection: Selection, query: Query, want: Want
+    ) -> PartialPosterior:
+        if is_captured(query.x) and (self._brought is None or self._brought[0] is not bank):
+            raise RuntimeError("call the machine once before a CUDA graph captures it: then its bank is on the GPU")
+        there = replace(query, x=query.x.to(self.device))
+        return super().evaluate(definition, bank, selection, there, want).to(query.x.device)
+
+    def evaluate_part(
+        self, definition: Definition, images: Tensor, selection: Selection, query: Query, want: Want
+    ) -> PartialPosterior:
+        options = {"tensor_cores": self.precision == "high"}
+        return evaluate("cuda", options, definition, images, selection, query, want)
+
+    def parts(self, bank: PatchBank, selection: Selection) -> Generator[Part, None, None]:
+        if not bank.streamed:
+            bank.check_selected(selection)
+            if self._bring(bank) and self._brought is not None:
+                _, images, order = self._brought
+                yield images, selection if selection.order is not bank.order else replace(selection, order=order), None
+                return
+        which = selection.images()
+        some = bank.stream(which) if bank.streamed else chunks(bank.images, which)
+        with closing(upload(some, self.device)) as parts:
+            for numbers, images in parts:
+                yield images, selection.among(numbers), numbers
+
+    def settings(self) -> dict[str, Any]:
+        return {**super().settings(), "gpu": torch.cuda.get_device_name(self.device), "precision": self.precision}
+
+    def _bring(self, bank: PatchBank) -> bool:
+        """Bring all images of a bank to the device, where they fit and are not there yet; whether they are there."""
+        with _bringing:  # several threads may use one machine
+            if self._brought is not None and self._brought[0] is bank:
+                return True
+            if fits(bank.images, self.device):
+                self._brought = bank, bank.images.to(self.device), bank.order.to(self.device)
+                return True
+        return False
 
 
 def missing() -> str | None:

@@ -7,10 +7,12 @@
 #include <cmath>
 #include <cstdint>
 #include <cstdlib>
+#include <functional>
 #include <string>
 #include <utility>
 #include <vector>
 
+#include "cpu/engine.h"
 #include "pyels.h"
 
 namespace cases {
@@ -157,15 +159,15 @@ struct Case {
     return *this;
   }
 
-  pyels::Problem problem(bool full = true, int threads = 1) const {
+  pyels::Problem problem(bool full = true) const {
     pyels::Problem a;
     (bytes.empty() ? void(a.pixels_float = floats.data()) : void(a.pixels_uint8 = bytes.data()));
-    a.channels = shape.channels, a.height = shape.height, a.width = shape.width;
+    a.images = n, a.channels = shape.channels, a.height = shape.height, a.width = shape.width;
     a.order = order.empty() ? nullptr : order.data();
     a.queries = static_cast<std::int64_t>(alpha.size());
     a.x = x.data(), a.alpha = alpha.data(), a.sigma = sigma.data(), a.begin = begin.data(), a.end = end.data();
     a.window = machine.window, a.sources = machine.sources, a.patch_size = k;
-    a.threads = threads, a.full = full;
+    a.want = full ? pyels::want_posterior : pyels::want_mean;
     return a;
   }
 
@@ -192,9 +194,14 @@ struct Collect : pyels::Sink {
   }
 };
 
-using Engine = void (*)(const pyels::Problem&, pyels::Sink&);
+// An engine with the options that it is to have.
+using Engine = std::function<void(const pyels::Problem&, pyels::Sink&)>;
 
-inline std::vector<pyels::Partial> run(Engine engine, const pyels::Problem& a) {
+inline Engine cpu_engine(int threads = 1) {
+  return [=](const pyels::Problem& a, pyels::Sink& sink) { pyels::cpu_engine(a, {.threads = threads}, sink); };
+}
+
+inline std::vector<pyels::Partial> run(const Engine& engine, const pyels::Problem& a) {
   Collect sink;
   engine(a, sink);
   if (static_cast<std::int64_t>(sink.partials.size()) != a.queries) throw std::logic_error("queries left out");

@@ -13,6 +13,7 @@ namespace checks {
 
 inline std::string context;  // what is being looked at
 inline int failures = 0;
+inline bool large = false;   // all cases, not only a choice of these
 
 inline void check(bool holds, const std::string& what) {
   if (holds) return;
@@ -57,16 +58,35 @@ inline void on_every_isa(const std::string& what, const std::function<void()>& b
 struct Test {
   const char* name;
   void (*body)();
+  bool only_large = false;
 };
 
-// Runs and reports; the number of tests that failed.
-inline int run_tests(const std::vector<Test>& tests) {
+// The main function of a test program. Runs and reports the tests whose names hold the word given, or all.
+//
+//     PROGRAM [--large] [NAME-PART]     --large: with all cases, and the tests that take long; else a choice of these
+//     PROGRAM --list
+inline int run_tests(int count, char** arguments, const std::vector<Test>& tests, void (*report)() = nullptr) {
   std::setvbuf(stdout, nullptr, _IOLBF, BUFSIZ);
+  std::string part;
+  for (int i = 1; i < count; ++i) {
+    const std::string argument = arguments[i];
+    if (argument == "--list") {
+      for (const Test& test : tests) std::printf("%s%s\n", test.name, test.only_large ? " (large)" : "");
+      return 0;
+    }
+    if (argument == "--large")
+      large = true;
+    else if (part.empty() && argument[0] != '-')
+      part = argument;
+    else
+      return std::fprintf(stderr, "usage: %s [--list] [--large] [NAME-PART]\n", arguments[0]), 2;
+  }
   std::printf("instruction sets:");
   for (const char* isa : pyels::available_isas()) std::printf(" %s", isa);
   std::printf("\n");
-  int failed = 0;
+  int passed = 0, failed = 0;
   for (const Test& test : tests) {
+    if (std::string(test.name).find(part) == std::string::npos || (test.only_large && !large)) continue;
     const int failures_before = failures;
     const auto start = std::chrono::steady_clock::now();
     try {
@@ -76,10 +96,12 @@ inline int run_tests(const std::vector<Test>& tests) {
     }
     const std::chrono::duration<double> seconds = std::chrono::steady_clock::now() - start;
     std::printf("%s  %s (%.1f s)\n", failures == failures_before ? "ok    " : "FAILED", test.name, seconds.count());
-    failed += failures != failures_before;
+    ++(failures == failures_before ? passed : failed);
   }
-  std::printf("%d passed, %d failed\n", static_cast<int>(tests.size()) - failed, failed);
-  return failed;
+  if (passed + failed == 0) return std::fprintf(stderr, "no test of that name; see --list\n"), 2;
+  if (report) report();
+  std::printf("%d passed, %d failed\n", passed, failed);
+  return failed != 0;
 }
 
 }  // namespace checks

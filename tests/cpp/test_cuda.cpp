@@ -1,13 +1,9 @@
 // The CUDA engine against the definition in double precision, and what it plans on the host. Built twice: for a GPU,
-// and without one, the very same kernels on an emulation of blocks and threads (emulated/cuda_runtime.h).
-//
-//     test_cuda, test_gpu  everything but the next; also the program to run under sanitizers
-//     test_cuda --large    more images than the engine keeps distances of
-#include <cstring>
-
+// as test_gpu, and without one, as test_cuda, the very same kernels on an emulation of blocks and threads
+// (emulated/cuda_runtime.h).
 #include <cuda_runtime.h>
 
-#include "cuda_plan.h"
+#include "cuda/plan.h"
 #include "exact.h"
 
 using namespace exact;
@@ -46,7 +42,7 @@ class OnDevice {
 };
 
 // As an engine whose arrays are all on the host, and that writes into a sink.
-void cuda_engine(const Problem& a, pyels::Sink& sink) {
+void on_device(const Problem& a, const pyels::CudaOptions& options, pyels::Sink& sink) {
   const auto size = [](std::int64_t n) { return static_cast<std::size_t>(n); };
   const std::int64_t pixels = a.height * a.width;
   std::int64_t images = 0, ordered = 0;
@@ -57,28 +53,27 @@ void cuda_engine(const Problem& a, pyels::Sink& sink) {
   const OnDevice<float> floats(a.pixels_float, a.pixels_float ? values : 0);
   const OnDevice<std::int64_t> order(a.order, a.order ? size(ordered) : 0);
   const OnDevice<float> x(a.x, size(a.queries * a.channels * pixels));
-  const std::size_t all = size(a.queries * pixels), extra = a.full ? all : 0;
+  const std::size_t all = size(a.queries * pixels), extra = a.full() ? all : 0;
   const OnDevice<double> m(all), s(all), y(all * size(a.channels)), e(extra), top(extra);
   const OnDevice<std::int64_t> source(extra);
   Problem there = a;
   (a.pixels_uint8 ? void(there.pixels_uint8 = bytes.get()) : void(there.pixels_float = floats.get()));
   there.order = a.order ? order.get() : nullptr, there.x = x.get();
-  const OnDevice<std::uint8_t> workspace(size(pyels::cuda_workspace(there, 0)));
-  pyels::cuda_engine(there, {m.get(), s.get(), y.get(), e.get(), top.get(), source.get()}, workspace.get(), 0, nullptr);
+  const OnDevice<std::uint8_t> workspace(size(pyels::cuda_workspace(there, options, 0)));
+  const pyels::Out out{.m = m.get(), .s = s.get(), .y = y.get(), .e = e.get(), .top = top.get(), .source = source.get()};
+  pyels::cuda_engine(there, options, out, workspace.get(), 0, nullptr);
   check_cuda(cudaDeviceSynchronize());
   for (std::int64_t b = 0; b < a.queries; ++b) {
-    Partial partial(pixels, a.channels, a.full);
+    Partial partial(pixels, a.channels, a.full());
     m.copy(b, partial.m), s.copy(b, partial.s), y.copy(b, partial.y);
-    if (a.full) e.copy(b, partial.e), top.copy(b, partial.top), source.copy(b, partial.source);
+    if (a.full()) e.copy(b, partial.e), top.copy(b, partial.top), source.copy(b, partial.source);
     sink.take(b, partial);
   }
 }
 
-void with_tensor_cores(const Problem& a, pyels::Sink& sink) {
-  Problem there = a;
-  there.tensor_cores = true;
-  cuda_engine(there, sink);
-}
+void cuda_engine(const Problem& a, pyels::Sink& sink) { on_device(a, {}, sink); }
+void with_tensor_cores(const Problem& a, pyels::Sink& sink) { on_device(a, {.tensor_cores = true}, sink); }
+
 // Behind each bound the worst seen.
 Bounds tensor_core_bounds{{"tensor cores: mean", 1e-4},                     // 3.0e-5
                           {"tensor cores: entropy", 3e-4},                  // 6.0e-5
@@ -104,7 +99,7 @@ void several_tiles_channels_and_launches() {
     const Case work = Case(machine, {1, 5, 6}, 20, 3, levels).with_classes(2);
     compare_with_oracle(work);
     for (const bool full : {false, true})
-      for (const Engine engine : {Engine(cuda_engine), Engine(with_tensor_cores)}) {
+      for (const Engine& engine : {Engine(cuda_engine), Engine(with_tensor_cores)}) {
         const std::vector<Partial> together = run(engine, work.problem(full));
         for (const std::int64_t b : {0, 17, 34})
           check(identical(together[b], run(engine, only(work.problem(full), b))[0]), "a query alone is another");
@@ -145,7 +140,7 @@ void little_shared_memory() {
       const Case work(machine, {channels, 9, 14}, 4, 9, {level(0.1), level(0.9), level(1e-3)});
       context = work.text();
       if (!machine.whole_image())
-        check(pyels::cuda::make_plan(work.problem(), emulated::shared_bytes).method == pyels::cuda::Method::direct,
+        check(pyels::cuda::make_plan(work.problem(), {}, emulated::shared_bytes).method == pyels::cuda::Method::direct,
               "not the kernel without shared memory");
       compare_with_oracle(work);
     }
@@ -160,7 +155,7 @@ void errors_of_the_device_are_thrown() {
   emulated::launches = 0;
   run(cuda_engine, a);
   check(emulated::launches == 0, "work for no query");
-  pyels::cuda::Plan plan = pyels::cuda::make_plan(work.problem(false), 227 * 1024);
+  pyels::cuda::Plan plan = pyels::cuda::make_plan(work.problem(false), {}, 227 * 1024);
   check(plan.method == pyels::cuda::Method::maps, "not by maps");
   emulated::fails = true;
   check_throws<std::runtime_error>([&] { run(cuda_engine, work.problem(false)); }, "the error of a launch");
@@ -182,7 +177,7 @@ void plans_keep_within_bounds() {
               work.end.assign(20, 1'000'000);
               Problem a = work.problem(full);
               a.channels = channels, a.height = side, a.width = side + 3;
-              const Plan plan = make_plan(a, shared);
+              const Plan plan = make_plan(a, {.tensor_cores = true}, shared);
               context = work.text() + " side " + std::to_string(side) + " channels " + std::to_string(channels);
               const std::int64_t partial = side * (side + 3) * plan.fields * 8;
               check(plan.workspace <= std::max(2 * workspace_bytes, 2 * partial), "a large workspace");
@@ -191,10 +186,10 @@ void plans_keep_within_bounds() {
               if (plan.method != Method::maps) continue;
               check(std::max(plan.layout.floats * 4, plan.product_shared) <= shared, "too much shared memory");
               check(plan.layout.threads <= most_threads && plan.layout.threads % 32 == 0, "threads");
-              const auto covered = [&](const AxisPlan& axis) {
+              const auto covered = [&](const pyels::SourceAxis& axis) {
                 std::int32_t next = 0, seen = 0;
                 for (int tile = 0; tile < tiles_of(axis); ++tile) {
-                  const Span span = tile_of(axis, tile);
+                  const pyels::Span span = tile_of(axis, tile);
                   check(span.count >= 1 && span.count <= tile_side, "a tile of no or too many pixels");
                   seen += span.count, next = std::max(next, span.first + span.count);
                 }
@@ -206,7 +201,7 @@ void plans_keep_within_bounds() {
   const Case usual(machines[5], {3, 32, 32}, 1, 17, {level(0.9)});
   context = usual.text();
   for (const std::int64_t shared : {99 * 1024, 227 * 1024})
-    check(make_plan(usual.problem(), shared).method == Method::maps, "a usual size is not worked off by maps");
+    check(make_plan(usual.problem(), {}, shared).method == Method::maps, "a usual size is not worked off by maps");
 }
 
 // Tensor cores are used where they are exact enough, and may be faster.
@@ -219,10 +214,9 @@ void tensor_cores_are_chosen() {
         Case work(machine, {channels, 32, 32}, 1, k, {level(1e-3), level(0.0775), level(0.232), level(0.985)});
         if (floats) work.to_float();
         context = work.text();
-        Problem a = work.problem(false);
+        const Problem a = work.problem(false);
         for (const bool asked : {false, true}) {
-          a.tensor_cores = asked;
-          const Plan plan = make_plan(a, 99 * 1024);
+          const Plan plan = make_plan(a, {.tensor_cores = asked}, 99 * 1024);
           const bool everywhere = !machine.whole_image() && machine.sources != pyels::Sources::same_position;
           const bool able = asked && everywhere && channels * k * k <= 80 && !floats;
           check(!by_products(a, plan, 0), "used where the noise is too low");
@@ -247,9 +241,8 @@ void tensor_cores_at_their_limit() {
         while (high / low > 1.001) {
           const double sigma = std::sqrt(low * high);
           const Case work = case_of(sigma);
-          Problem a = work.problem();
-          a.tensor_cores = true;
-          const pyels::cuda::Plan plan = pyels::cuda::make_plan(a, 227 * 1024);
+          const Problem a = work.problem();
+          const pyels::cuda::Plan plan = pyels::cuda::make_plan(a, {.tensor_cores = true}, 227 * 1024);
           (pyels::cuda::by_products(a, plan, 0) ? high : low) = sigma;
         }
         Case work = case_of(high);
@@ -276,33 +269,29 @@ void tensor_cores_at_their_limit() {
 }  // namespace
 
 int main(int count, char** arguments) {
-  on_every_engine = [](const std::string& what, const std::function<void(Engine)>& body) {
+  on_every_engine = [](const std::string& what, const std::function<void(const Engine&)>& body) {
     context = what, bounds = &exact_bounds;
     body(cuda_engine);
     if (what.rfind("els", 0) != 0) return;  // the other machines have no use for them
     context += ", tensor cores", bounds = &tensor_core_bounds;
     body(with_tensor_cores);
   };
-  std::vector<Test> tests{{"bank sizes and classes", bank_sizes_and_classes},
-                          {"every source counts once", every_source_counts_once},
-                          {"every window size", every_window_size},
-                          {"extreme noise", extreme_noise},
-                          {"the lowest image is the source", the_lowest_image_is_the_source},
-                          {"parts of a bank merge to the whole", parts_of_a_bank_merge_to_the_whole},
-                          {"several tiles, channels and launches", several_tiles_channels_and_launches},
-                          {"exponents are raised", exponents_are_raised},
+  return run_tests(count, arguments,
+                   {{"bank sizes and classes", bank_sizes_and_classes},
+                    {"every source counts once", every_source_counts_once},
+                    {"every window size", every_window_size},
+                    {"extreme noise", extreme_noise},
+                    {"the lowest image is the source", the_lowest_image_is_the_source},
+                    {"parts of a bank merge to the whole", parts_of_a_bank_merge_to_the_whole},
+                    {"several tiles, channels and launches", several_tiles_channels_and_launches},
+                    {"exponents are raised", exponents_are_raised},
 #if defined(PYELS_EMULATED)
-                          {"little shared memory", little_shared_memory},
-                          {"errors of the device are thrown", errors_of_the_device_are_thrown},
+                    {"little shared memory", little_shared_memory},
+                    {"errors of the device are thrown", errors_of_the_device_are_thrown},
 #endif
-                          {"plans keep within bounds", plans_keep_within_bounds},
-                          {"tensor cores are chosen", tensor_cores_are_chosen},
-                          {"tensor cores at their limit", tensor_cores_at_their_limit}};
-  if (count == 2 && std::strcmp(arguments[1], "--large") == 0)
-    tests = {{"more images than distances are kept", more_images_than_distances_are_kept}};
-  else if (count != 1)
-    return std::fprintf(stderr, "usage: %s [--large]\n", arguments[0]), 2;
-  const int failed = run_tests(tests);
-  exact_bounds.report(), tensor_core_bounds.report();
-  return failed != 0;
+                    {"plans keep within bounds", plans_keep_within_bounds},
+                    {"tensor cores are chosen", tensor_cores_are_chosen},
+                    {"tensor cores at their limit", tensor_cores_at_their_limit},
+                    {"more images than distances are kept", more_images_than_distances_are_kept, true}},
+                   [] { exact_bounds.report(), tensor_core_bounds.report(); });
 }

@@ -1,7 +1,5 @@
-// The CPU engine against the definition in double precision, on every instruction set that this CPU runs.
-//
-//     test_engine            everything but the next; also the program to run under sanitizers
-//     test_engine --large    sums over 1e8 patches
+// The CPU engine against the definition in double precision, on every instruction set that this CPU runs; and what of
+// the reference engine no other has.
 #include <atomic>
 #include <cstring>
 #include <thread>
@@ -9,7 +7,6 @@
 #include "exact.h"
 
 using namespace exact;
-using pyels::cpu_engine;
 
 namespace {
 
@@ -23,18 +20,63 @@ void threads_and_batches_change_no_bit() {
     for (const Case& work : {many_queries, many_images})
       on_every_isa(work.text(), [&] {
         for (const bool full : {false, true}) {
-          const std::vector<Partial> once = run(cpu_engine, work.problem(full));
+          const std::vector<Partial> once = run(cpu_engine(), work.problem(full));
           for (const int threads : {2, 3, 5}) {
-            const std::vector<Partial> again = run(cpu_engine, work.problem(full, threads));
+            const std::vector<Partial> again = run(cpu_engine(threads), work.problem(full));
             for (std::size_t b = 0; b < once.size(); ++b)
               check(identical(once[b], again[b]), std::to_string(threads) + " threads, query " + std::to_string(b));
           }
           for (std::size_t b = 0; b < once.size(); b += b < 5 ? 1 : 29) {
-            const Problem one = only(work.problem(full, 2), static_cast<std::int64_t>(b));
-            check(identical(once[b], run(cpu_engine, one)[0]), "query " + std::to_string(b) + " alone");
+            const Problem one = only(work.problem(full), static_cast<std::int64_t>(b));
+            check(identical(once[b], run(cpu_engine(2), one)[0]), "query " + std::to_string(b) + " alone");
           }
         }
       });
+  }
+}
+
+// Of the reference engine: masks of ones are IS, and of the squares around the pixels LS, to the last bit; weights of
+// any size are those of the formula.
+void masks_weigh_every_pixel() {
+  for (const std::int64_t channels : {1, 3}) {
+    const Shape shape{channels, 5, 7};
+    const std::vector<Level> levels{level(0.1), level(0.5), level(0.9)};
+    const auto masked = [&](const Case& work, const auto& weight) {
+      std::vector<double> masks;
+      for (std::int64_t p = 0; p < shape.pixels(); ++p)
+        for (std::int64_t z = 0; z < shape.size(); ++z) masks.push_back(weight(p, z));
+      Problem a = work.problem();
+      a.window = pyels::Window::masks, a.sources = pyels::Sources::same_position, a.masks = masks.data();
+      return run(reference_engine, a);
+    };
+    const auto same = [&](const std::vector<Partial>& a, const std::vector<Partial>& b, const char* what) {
+      for (std::size_t i = 0; i < a.size(); ++i) check(identical(a[i], b[i]), what);
+    };
+    context = "masks, C = " + std::to_string(channels);
+    const Case is = Case(machines[0], shape, 9, 3, levels).with_classes(2), ls(machines[2], shape, 9, 3, levels);
+    same(masked(is, [](auto, auto) { return 1.0; }), run(reference_engine, is.problem()), "ones are not IS");
+    const auto square = [&](std::int64_t p, std::int64_t z) {
+      return std::abs(p / shape.width - z / shape.width % shape.height) <= 1 &&
+             std::abs(p % shape.width - z % shape.width) <= 1;
+    };
+    same(masked(ls, square), run(reference_engine, ls.problem()), "squares are not LS");
+    const auto weight = [](std::int64_t p, std::int64_t z) { return 0.01 * static_cast<double>((7 * p + 3 * z) % 11); };
+    const std::vector<Partial> ours = masked(ls, weight);
+    for (std::size_t b = 0; b < levels.size(); ++b)
+      for (std::int64_t p = 0; p < shape.pixels(); ++p) {
+        double s = 0, y = 0;
+        for (std::int64_t n = 0; n < ls.n; ++n) {
+          double log_w = 0;
+          const auto phi = [&](std::int64_t z) { return ls.bytes[n * shape.size() + z] / 127.5 - 1; };
+          for (std::int64_t z = 0; z < shape.size(); ++z) {
+            const double x = ls.x[static_cast<std::int64_t>(b) * shape.size() + z];
+            log_w -= weight(p, z) * std::pow((x - ls.alpha[b] * phi(z)) / ls.sigma[b], 2) / 2;
+          }
+          s += std::exp(log_w - ours[b].m[p]), y += std::exp(log_w - ours[b].m[p]) * phi(p);
+        }
+        check(std::abs(s / ours[b].s[p] - 1) < 1e-9 && std::abs(y / s - ours[b].y[p] / ours[b].s[p]) < 1e-9,
+              "not the weights of the formula");
+      }
   }
 }
 
@@ -55,7 +97,7 @@ struct FailingSink : pyels::Sink {
 // Interruption, and errors: whatever is thrown reaches the caller, with no thread left behind (which would terminate).
 void work_stops_when_asked() {
   caller = std::this_thread::get_id();
-  const auto asked_to_stop = [](Engine engine, Problem a) {
+  const auto asked_to_stop = [](const Engine& engine, Problem a) {
     times_asked = 0, asked_elsewhere = false;
     a.interrupted = stop_now;
     check_throws<pyels::Interrupted>([&] { run(engine, a); }, "Interrupted");
@@ -67,9 +109,9 @@ void work_stops_when_asked() {
   context = "reference";
   asked_to_stop(reference_engine, quick.problem());
   on_every_isa("long work", [&] {
-    for (const int threads : {1, 3}) asked_to_stop(cpu_engine, lengthy.problem(false, threads));
+    for (const int threads : {1, 3}) asked_to_stop(cpu_engine(threads), lengthy.problem(false));
     FailingSink sink;
-    check_throws<std::length_error>([&] { cpu_engine(quick.problem(false, 2), sink); }, "the sink's exception");
+    check_throws<std::length_error>([&] { cpu_engine(2)(quick.problem(false), sink); }, "the sink's exception");
   });
 }
 
@@ -110,7 +152,7 @@ void long_sums_keep_their_digits() {
   Bounded bank_mean{"mean of the bank", 1e-5};            // worst seen 1.3e-7
   Bounded all_counted{"log-evidence of the bank", 1e-5};  // worst seen 5.2e-7
   on_every_isa(work.text(), [&] {
-    const Partial partial = run(cpu_engine, work.problem(false, 2))[0];
+    const Partial partial = run(cpu_engine(2), work.problem(false))[0];
     for (std::size_t p = 0; p < partial.s.size(); ++p) {
       bank_mean.see(std::abs(partial.y[p] / partial.s[p] - sum / count));
       all_counted.see(std::abs(partial.m[p] + std::log(partial.s[p]) - evidence_expected));
@@ -122,23 +164,20 @@ void long_sums_keep_their_digits() {
 }  // namespace
 
 int main(int count, char** arguments) {
-  on_every_engine = [](const std::string& what, const std::function<void(Engine)>& body) {
-    on_every_isa(what, [&] { body(cpu_engine); });
+  on_every_engine = [](const std::string& what, const std::function<void(const Engine&)>& body) {
+    on_every_isa(what, [&] { body(cpu_engine()); });
   };
-  std::vector<Test> tests{{"every window size", every_window_size},
-                          {"bank sizes and classes", bank_sizes_and_classes},
-                          {"extreme noise", extreme_noise},
-                          {"every source counts once", every_source_counts_once},
-                          {"threads and batches change no bit", threads_and_batches_change_no_bit},
-                          {"the lowest image is the source", the_lowest_image_is_the_source},
-                          {"parts of a bank merge to the whole", parts_of_a_bank_merge_to_the_whole},
-                          {"work stops when asked", work_stops_when_asked},
-                          {"the instruction set can be chosen", instruction_set_can_be_chosen}};
-  if (count == 2 && std::strcmp(arguments[1], "--large") == 0)
-    tests = {{"long sums keep their digits", long_sums_keep_their_digits}};
-  else if (count != 1)
-    return std::fprintf(stderr, "usage: %s [--large]\n", arguments[0]), 2;
-  const int failed = run_tests(tests);
-  exact_bounds.report();
-  return failed != 0;
+  return run_tests(count, arguments,
+                   {{"every window size", every_window_size},
+                    {"bank sizes and classes", bank_sizes_and_classes},
+                    {"extreme noise", extreme_noise},
+                    {"every source counts once", every_source_counts_once},
+                    {"threads and batches change no bit", threads_and_batches_change_no_bit},
+                    {"the lowest image is the source", the_lowest_image_is_the_source},
+                    {"parts of a bank merge to the whole", parts_of_a_bank_merge_to_the_whole},
+                    {"masks weigh every pixel", masks_weigh_every_pixel},
+                    {"work stops when asked", work_stops_when_asked},
+                    {"the instruction set can be chosen", instruction_set_can_be_chosen},
+                    {"long sums keep their digits", long_sums_keep_their_digits, true}},
+                   [] { exact_bounds.report(); });
 }

@@ -1,2 +1,2 @@
 // The GPU engine, for the CPU.
-#include "../../../csrc/cuda.cu"
+#include "../../../csrc/cuda/engine.cu"

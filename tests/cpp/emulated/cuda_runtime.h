@@ -1,4 +1,4 @@
-// As much of CUDA as csrc/cuda.cu needs, on the CPU: compiled against this header, the very source of the GPU engine
+// As much of CUDA as csrc/cuda/engine.cu needs, on the CPU: compiled against this header, the very source of the GPU engine
 // runs in the tests. Blocks are worked off one after the other. The threads of a block take turns, each until it waits
 // for the others, in ascending or descending order by turns: who reads what another thread has yet to write gets
 // something else than where blocks are right. What a kernel takes of memory is the sanitizers' to watch.

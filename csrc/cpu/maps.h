@@ -1,0 +1,142 @@
+// The interface of the hot loop, compiled once per instruction set from maps.cpp and chosen at run time by dispatch.cpp.
+// No std templates here: inline functions of units built for different instruction sets would be merged by the linker.
+#pragma once
+
+#include <cstdint>
+
+namespace pyels {
+
+// One axis of one displacement d = q - p of query pixels p against source pixels q, for windows of k = 2 r + 1 places.
+// The map of squared differences has outputs + 2 r places; place i compares query coordinate query + i with source
+// coordinate source + i. Output j is the window of places j .. j + 2 r: pixels p = query + r + j, q = source + r + j.
+// Coordinates beyond the image wrap around, or lie outside a clipped window and count as zero (KernelTask::wraps).
+struct Axis {
+  std::int32_t outputs, query, source;
+};
+
+// One query against `lanes` bank images at all displacements. Lanes are images: every array that ends in [L] holds one
+// float for each of them, so no step ever shuffles. The state is carried from call to call. Logarithms are to base 2.
+struct KernelTask {
+  std::int64_t channels, height, width;
+  bool wraps;
+
+  // Rows are widened so that places of a map lie side by side in memory: by what wraps around, or by zeros.
+  const float* x;      // (C, H, x_width), column 0 at x_margin
+  const float* panel;  // (C, H, panel_width)[L] bank pixels in units that make them exact, column 0 at panel_margin
+  std::int64_t x_width, x_margin, panel_width, panel_margin;
+  double alpha;  // signal level, times the value of one panel unit
+
+  double scale;              // log w = -scale * squared distance; log2(e) / (2 sigma^2)
+  float least_scale;         // the same, less what a float32 distance may be too large by
+  float skip;                // weights below 2^-skip of the running maximum are taken as zero
+  float wide_above;          // squared distances beyond this are summed over rows in double,
+  float exact_above;         // beyond this found again in double where the weight stands out,
+  float always_exact_above;  // and beyond this wherever the weight may matter
+
+  bool whole_image;                // one weight for all outputs of a displacement, from the sum over the whole map
+  std::int32_t k_rows, k_columns;  // odd; they differ only where a window reaches beyond the image
+  const Axis *rows, *columns;
+  std::int32_t n_rows, n_columns;  // displacements along each axis; all combinations are evaluated
+
+  bool full;        // also keep entropy and heaviest source
+  std::int32_t at;  // number of this panel's first source pixel, for `near_at` and `far_at`
+
+  // State: weights refer to 2^reference. With whole_image, all but y have a single entry instead of (H, W).
+  double* reference;      // (H, W)
+  float* offset;          // (H, W) -reference, as it enters log-weights in float32
+  float* s;               // (H, W)[L]
+  float* y;               // (C, H, W)[L]
+  float* e;               // (H, W)[L] sum of w * (log w - reference)
+  // The least squared distance, and its source pixel counted from the panel where `at` was 0: of those that were good
+  // enough in float32, and of the others.
+  float* near;            // (H, W)[L]
+  std::int32_t* near_at;  // (H, W)[L]
+  double* far;            // (H, W)[L]
+  std::int32_t* far_at;   // (H, W)[L]
+
+  float* scratch;          // kernel_scratch(...)[L], zero at first
+  const float** map_rows;  // (kernel_map_rows(...)), each of which may be read
+};
+
+// Windows are summed in bands of so many neighbours, of which those at an end may lie outside.
+static constexpr std::int32_t kernel_band = 8;
+static constexpr std::int64_t kernel_row(std::int64_t width) { return width + kernel_band; }
+static constexpr std::int64_t kernel_map_rows(std::int64_t height, std::int64_t k_rows) {
+  return height + k_rows - 1 + 2 * kernel_band;
+}
+// A band of distances, a row of zeros, the sums of the last rows of the map or of all, and a row of the map.
+static constexpr std::int64_t kernel_scratch(std::int64_t height, std::int64_t width, std::int64_t k_rows,
+                                      std::int64_t k_columns) {
+  const std::int64_t last = k_rows + kernel_band - 1, kept = height > last ? height : last;
+  return (kernel_band + 1 + kept) * kernel_row(width) + width + k_columns - 1 + 3 * kernel_band;
+}
+
+// A query against the descriptions of blocks of 16 windows (Lists in sampled/engine.h):
+// log2 w is about base - norm_scale * norm + rest_scale * rest + dot_scale * (z . code).
+struct ScanQuery {
+  const std::int16_t* z;  // (directions)
+  float base, norm_scale, rest_scale, dot_scale;
+  float rate;             // log2 of how often a window of log2 w = 0 is to be picked
+  float least;            // log2 of how often every window is at least
+  std::uint32_t seed;
+  // The sum of these w, and of their squares, relative to 2^top, where top is the largest so far.
+  float top;
+  double sum, squares;
+};
+struct Pick {
+  std::int32_t member;  // of the blocks
+  float probability;
+};
+struct ScanTask {
+  const std::int8_t* code;  // (blocks, directions / 2, 16, 2)
+  const float *norm, *rest; // (blocks, 16)
+  std::int64_t directions;
+  std::int64_t members;     // of the blocks, those behind are not there
+  std::uint32_t first;      // number of the first member, for the dice
+};
+
+// Two windows in memory: of x, and of a bank. Rows are read in steps of up to 16 pixels.
+struct WindowPair {
+  std::int64_t channels, k, x_row, x_channel, row, channel;
+};
+
+struct Kernel {
+  const char* isa;
+  int lanes;
+  void (*accumulate)(const KernelTask&);
+  // Spreads a row of `width` pixels of L images, `images`, over the lanes. uint8 v becomes v - 127.5.
+  void (*spread_uint8)(const std::uint8_t* const* images, std::int64_t width, float* panel);
+  void (*spread_float)(const float* const* images, std::int64_t width, float* panel);
+  // Sums the first `live` lanes of each of n vectors, in double.
+  void (*sum_lanes)(const float* v, std::int64_t n, int live, double* sums);
+  void (*scan_sum)(const ScanTask&, ScanQuery&);
+  // Returns the number of picks, up to `members` of them.
+  std::int64_t (*scan_pick)(const ScanTask&, const ScanQuery&, Pick* picks);
+  // Squared distances of x, (dims), to L points, (dims)[L].
+  void (*point_distances)(const float* panel, const float* x, std::int64_t dims, float* distances);
+  // The squared distance of two windows.
+  float (*distance_uint8)(const WindowPair&, const float* x, const std::uint8_t* window);
+  float (*distance_float)(const WindowPair&, const float* x, const float* window);
+};
+
+const Kernel& kernel_in_use();
+
+#if defined(PYELS_ISA_NAME)
+namespace PYELS_ISA_NAME {  // from sampled/scan.cpp into maps.cpp
+void scan_sum(const ScanTask&, ScanQuery&);
+std::int64_t scan_pick(const ScanTask&, const ScanQuery&, Pick* picks);
+void point_distances(const float* panel, const float* x, std::int64_t dims, float* out);
+float distance_uint8(const WindowPair&, const float* x, const std::uint8_t* window);
+float distance_float(const WindowPair&, const float* x, const float* window);
+}
+#endif
+
+#if defined(__x86_64__)
+namespace x86_64_v2 { extern const Kernel kernel; }
+namespace x86_64_v3 { extern const Kernel kernel; }
+namespace x86_64_v4 { extern const Kernel kernel; }
+#else
+namespace generic { extern const Kernel kernel; }
+#endif
+
+}  // namespace pyels

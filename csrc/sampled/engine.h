@@ -1,0 +1,49 @@
+// The approximate engine: the posterior by importance sampling of windows that an index sorts into lists.
+#pragma once
+
+#include "cpu/engine.h"
+#include "pyels.h"
+
+namespace pyels {
+
+// The windows of some images of the bank in lists of similar ones, each with a short description that tells about how
+// far a query is from it: its coordinates along the leading principal directions of all windows.
+struct Lists {
+  std::int64_t count = 0;
+  // Members are numbered through all lists; a list begins at a multiple of list_block, and is filled up behind `end`.
+  const std::int64_t* begin = nullptr;   // (lists) first member of each list
+  const std::int64_t* end = nullptr;     // (lists) behind its last
+  const std::int32_t* image = nullptr;   // (members) image of the window
+  const std::uint16_t* place = nullptr;  // (members) and its centre: row * W + column
+  float* mean = nullptr;                 // (lists, directions) of the coordinates of the windows
+  float* spread = nullptr;               // (lists) mean squared distance of the windows from that point
+  // Descriptions. A window less `origin` has coordinates along `directions` of about `code` * step; `norm` is the
+  // squared length of these, and `rest` that of what lies in no direction.
+  std::int64_t directions_count = 0;  // even
+  const float* origin = nullptr;      // (C, k, k)
+  const float* directions = nullptr;  // (directions, C, k, k), orthonormal; rows of zeros may fill up
+  const float* step = nullptr;        // (directions)
+  std::int8_t* code = nullptr;        // (members / list_block, directions / 2, list_block, 2)
+  float* norm = nullptr;              // (members)
+  float* rest = nullptr;              // (members)
+};
+constexpr std::int64_t list_block = 16;
+
+// Describes every member: fills in mean, spread, code, norm and rest. Of `problem`, the bank and the window size count.
+void describe_lists(const Problem& problem, const CpuOptions& options, const Lists& lists);
+
+// Standard errors to either side that make an interval of 95%. 1.96 would do for a normal distribution; sums of few
+// heavy weights have longer tails, and a search that ends when its error seems small ends too early more often than too
+// late.
+constexpr double interval = 2.3;
+
+struct SampledOptions {
+  int threads = 1;
+  double tolerance = 0.01;  // looks on until the error of every pixel's mean, `interval` standard errors, is below
+};
+
+// The lists are of the images order[begin[b]] .. order[end[b] - 1] for every query b. Exact, by cpu_engine, for pixels
+// whose windows overhang the border, and for all of a query where that costs less.
+void sampled_engine(const Problem& problem, const SampledOptions& options, const Lists& lists, Sink& sink);
+
+}  // namespace pyels

@@ -1,0 +1,126 @@
+"""What arguments may be. Each check says what was given, what is allowed, and what to do."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+# Beyond these, squared distances of float32 pixels leave no digits for the weights.
+LARGEST_PIXEL = 1e6
+LARGEST_ALPHA = 1e6
+SMALLEST_SIGMA = 1e-9
+MOST_THREADS = 4096
+CPU = torch.device("cpu")
+
+
+def check_images(
+    x: Tensor,
+    shape: tuple[int, int, int] | None = None,
+    channels: int | None = None,
+    device: torch.device = CPU,
+) -> Tensor:
+    """x as a contiguous (B, C, H, W) float32 tensor, in CPU memory or on `device`, where the denoiser works."""
+    if not isinstance(x, Tensor):
+        raise TypeError(f"x must be a torch.Tensor, got {type(x).__name__}; use torch.from_numpy for arrays")
+    if x.dtype != torch.float32:
+        raise TypeError(f"x must be float32, got {x.dtype}; convert it with x.float()")
+    if x.device.type != "cpu" and (x.device.type != device.type or device.index not in (None, x.device.index)):
+        where = "in CPU memory" if device == CPU else f"in CPU memory or on {device}"
+        raise ValueError(f"x must be {where}, got device {x.device}; use x.cpu()")
+    x = x.detach()
+    if x.dim() != 4:
+        raise ValueError(f"x must have shape (B, C, H, W), got {tuple(x.shape)}")
+    if shape is not None and tuple(x.shape[1:]) != shape:
+        raise ValueError(f"x has images of shape {tuple(x.shape[1:])}, but the bank's are {shape}")
+    if channels is not None and x.shape[1] != channels:
+        raise ValueError(f"x has {x.shape[1]} channels, but the network takes {channels}")
+    if is_captured(x):  # to look at the pixels would be to wait for them
+        return x.contiguous()
+    if not torch.isfinite(x).all():
+        raise ValueError("x holds NaN or infinite pixels")
+    if x.numel() and float(x.abs().max()) > LARGEST_PIXEL:
+        raise ValueError(
+            f"x reaches {float(x.abs().max()):.3g}; allowed is up to {LARGEST_PIXEL:g} "
+            "(images lie in [-1, 1], noise a few sigma beyond)"
+        )
+    return x.contiguous()
+
+
+def is_captured(x: Tensor) -> bool:
+    """Whether what is done with x is being recorded in a CUDA graph, not done."""
+    return x.is_cuda and torch.cuda.is_current_stream_capturing()
+
+
+def check_level(name: str, value: float | Tensor, batch: int) -> Tensor:
+    """alpha or sigma as a (B,) float64 tensor."""
+    try:
+        if isinstance(value, (bool, str)):
+            raise TypeError
+        levels = torch.as_tensor(value, dtype=torch.float64).detach().cpu()
+    except (TypeError, ValueError, RuntimeError):
+        raise TypeError(f"{name} must be a number or a tensor of shape (B,), got {type(value).__name__}") from None
+    if levels.dim() == 0:
+        levels = levels.expand(batch)
+    if levels.shape != (batch,):
+        raise ValueError(f"{name} must be a number or have shape ({batch},), got {tuple(levels.shape)}")
+    if not torch.isfinite(levels).all():
+        raise ValueError(f"{name} must be finite, got {value}")
+    if name == "sigma" and not (levels > 0).all():
+        raise ValueError(f"sigma must be positive, got {float(levels.min()):g}")
+    if name == "sigma" and not (levels >= SMALLEST_SIGMA).all():
+        raise ValueError(f"sigma must be at least {SMALLEST_SIGMA:g}, got {float(levels.min()):g}")
+    if name == "alpha" and not (levels >= 0).all():
+        raise ValueError(f"alpha must not be negative, got {float(levels.min()):g}")
+    if name == "alpha" and not (levels <= LARGEST_ALPHA).all():
+        raise ValueError(f"alpha must be at most {LARGEST_ALPHA:g}, got {float(levels.max()):g}")
+    return levels.contiguous()
+
+
+def check_labels(labels: Tensor | None, batch: int) -> Tensor | None:
+    """labels as a (B,) int64 tensor."""
+    if labels is None:
+        return None
+    try:
+        labels = torch.as_tensor(labels)
+    except (TypeError, ValueError, RuntimeError):
+        raise TypeError(f"labels must be integers of shape (B,), got {labels!r}") from None
+    if labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool:
+        raise TypeError(f"labels must be integers, got {labels.dtype}")
+    if labels.shape != (batch,):
+        raise ValueError(f"labels must have shape ({batch},), one for each image of x, got {tuple(labels.shape)}")
+    return labels.to(device="cpu", dtype=torch.int64).contiguous()
+
+
+def check_patch_size(k: int | None, height: int, width: int, wraps: bool) -> int:
+    """k as an odd positive int that the boundary allows."""
+    if k is None:
+        raise ValueError("patch_size is missing: give it to the machine or to the call (an odd number of pixels)")
+    if isinstance(k, bool) or not hasattr(k, "__index__"):
+        raise TypeError(f"patch_size must be an int, got {type(k).__name__}")
+    k = k.__index__()
+    if k < 1 or k % 2 == 0:
+        raise ValueError(f"patch_size must be odd and positive, got {k}")
+    if wraps and k > min(height, width):
+        raise ValueError(
+            f"patch_size {k} is larger than the {height}x{width} image, which boundaries 'circular' and 'interior' "
+            f"do not allow; use at most {min(height, width)}, or boundary 'zeros'"
+        )
+    if k > 2**31 - 1:
+        raise ValueError(f"patch_size must be at most {2**31 - 1}, got {k}")
+    return k
+
+
+def check_tolerance(tolerance: float) -> float:
+    if isinstance(tolerance, bool) or not isinstance(tolerance, (int, float)):
+        raise TypeError(f"tolerance must be a number, got {type(tolerance).__name__}")
+    if not 0 < tolerance < float("inf"):
+        raise ValueError(f"tolerance must be positive and finite, got {tolerance}")
+    return float(tolerance)
+
+
+def check_threads(threads: int | None) -> int | None:
+    if threads is not None and (isinstance(threads, bool) or not isinstance(threads, int)):
+        raise TypeError(f"threads must be an int, got {type(threads).__name__}")
+    if threads is not None and not 1 <= threads <= MOST_THREADS:
+        raise ValueError(f"threads must be between 1 and {MOST_THREADS}, got {threads}")
+    return threads

@@ -1,0 +1,94 @@
+"""What an engine is."""
+
+from __future__ import annotations
+
+import os
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass, field, fields
+from typing import Any, ClassVar
+
+import torch
+
+from pyels import _core
+from pyels.bank import PatchBank
+from pyels.bank.selection import Selection
+from pyels.checks import CPU
+from pyels.definition import Definition, Square, WholeImage
+from pyels.denoiser import Query
+from pyels.posterior import PartialPosterior, Want
+
+
+def option(default: Any, check: Callable[[Any], Any]) -> Any:
+    """A field of an engine that the caller may set; `check` gives a value its type, or says what is wrong with it."""
+    return field(default=default, metadata={"check": check})
+
+
+@dataclass(eq=False)
+class Engine(ABC):
+    """Evaluates definitions over banks. Its fields are its options.
+
+    Attributes
+    ----------
+    name     as `engine=` and the command line know it
+    windows  the kinds of window that it takes
+    dtype    of the posterior means that it gives
+    device   where it works
+    """
+
+    name: ClassVar[str]
+    windows: ClassVar[tuple[type, ...]] = (WholeImage, Square)
+    dtype: ClassVar[torch.dtype] = torch.float32
+    device = CPU
+
+    def __post_init__(self) -> None:
+        for one in fields(self):
+            if "check" in one.metadata:
+                setattr(self, one.name, one.metadata["check"](getattr(self, one.name)))
+
+    @classmethod
+    def missing(cls) -> str | None:
+        """What this installation or machine lacks for it; None: nothing."""
+        return None
+
+    def cannot(self, definition: Definition, bank: PatchBank) -> str | None:
+        """Why it does not evaluate the definition over the bank, as what follows its name; None: it does."""
+        if bank.device != CPU:
+            return f"needs the bank in CPU memory, but it is on {bank.device}; use bank.to('cpu')"
+        return self.lacks(definition)
+
+    def lacks(self, definition: Definition) -> str | None:
+        """`cannot`, for any bank."""
+        if not isinstance(definition.window, self.windows):
+            taken = " and ".join(kind.__name__ for kind in self.windows)
+            return f"takes windows {taken}, not {type(definition.window).__name__}; use engine='reference'"
+        if definition.fold is not None:
+            return f"does not fold windows, but fold is {definition.fold!r}; leave it out"
+        if definition.mirror:
+            return "does not look at mirror images; add them to the bank, or leave out mirror=True"
+        return None
+
+    @abstractmethod
+    def evaluate(
+        self, definition: Definition, bank: PatchBank, selection: Selection, query: Query, want: Want
+    ) -> PartialPosterior:
+        """The partial posterior of every pixel over the selected images, where query.x is.
+
+        Parameters
+        ----------
+        definition  one that it can evaluate, with the size of its window
+        selection   as many queries as there are
+        want        what has to be in it
+
+        Image numbers in `source` are those of the bank.
+        """
+
+    def settings(self) -> dict[str, Any]:
+        """What the bits of a result depend on, beside its inputs."""
+        return {"engine": self.name, "isa": _core.isa_in_use()}
+
+
+def default_threads() -> int:
+    """The number of CPUs that this process may use: its share, where torchrun started several on this machine."""
+    cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, cpus // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))

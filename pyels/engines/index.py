@@ -1,0 +1,333 @@
+"""Lists of similar windows: what engine "sampled" looks into.
+
+Every window of a bank belongs to one inverted list, that of the nearest of some thousand centres, which k-means finds
+among the coordinates of windows along their leading principal directions (faiss, Douze et al., arXiv 2401.08281). The
+index holds no pixels. Of each window it holds the image, the place, and those coordinates in 8 bits: enough to tell
+about how far a query is from it. Exact distances are computed from the images.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import platformdirs
+import safetensors
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from tqdm import tqdm
+
+from pyels import _core
+from pyels.bank import PatchBank
+from pyels.bank.selection import ALL, as_numbers
+from pyels.engines.operator import describe_lists
+from pyels.files import write_tensors
+
+MOST_LISTS = 4096
+MOST_DIRECTIONS = 48
+_LIST_DIRECTIONS = 24  # the leading ones, along which windows are sorted into lists
+MOST_WINDOWS = 2**31 - 2**20  # numbered in 32 bits, with what fills up the blocks of lists
+_LEAST_MEMBERS = 256  # of a list, on average
+_TRAINING_WINDOWS = 64  # a list
+_AT_ONCE = 1 << 20  # windows assigned to lists
+_VALUES_AT_ONCE = 1 << 24  # of windows to learn from
+_ROOM = 1.2  # codes reach so much further than the coordinates of the windows that directions are learned from
+_SEED = 20250713
+_VERSION = 3
+_KEY = "pyels-index"
+
+
+@dataclass(frozen=True)
+class Index:
+    """The lists over the k x k windows of some images of a bank: struct Lists of csrc/sampled/engine.h, which see.
+
+    Attributes
+    ----------
+    begin, end  (L)           int64    first member of each list, and the one behind its last
+    image       (M)           int32    image of the window, numbered as in the bank
+    place       (M)           uint16   its centre, row * W + column
+    origin      (C, k, k)     float32  mean window
+    directions  (D, C, k, k)  float32  leading principal directions
+    mean        (L, D)        float32  mean coordinates of the windows of each list
+    spread      (L)           float32  mean squared distance of its windows from that point
+    code        (M * D)       int8     coordinates of the windows along the directions, in units of `step`
+    norm, rest  (M)           float32  squared length of these, and of what lies in no direction
+    step        (D)           float32
+    """
+
+    begin: Tensor
+    end: Tensor
+    image: Tensor
+    place: Tensor
+    origin: Tensor
+    directions: Tensor
+    mean: Tensor
+    spread: Tensor
+    code: Tensor
+    norm: Tensor
+    rest: Tensor
+    step: Tensor
+
+    def __len__(self) -> int:
+        return len(self.begin)
+
+    @property
+    def nbytes(self) -> int:
+        return sum(getattr(self, f.name).nbytes for f in fields(self))
+
+    def is_sound(self, images: int, height: int, width: int) -> bool:
+        """Whether the compiled engine, which trusts it, would read only what there is."""
+        members, lists, (directions, *window) = len(self.image), len(self), self.directions.shape
+        shapes = {
+            "end": (lists,),
+            "place": (members,),
+            "origin": tuple(window),
+            "mean": (lists, directions),
+            "spread": (lists,),
+            "code": (members * directions,),
+            "norm": (members,),
+            "rest": (members,),
+            "step": (directions,),
+        }
+        ends = torch.cat([torch.zeros(1, dtype=torch.int64), self.end])
+        return (
+            all(getattr(self, name).shape == shape for name, shape in shapes.items())
+            and bool((self.begin >= ends[:-1]).all() and (self.end >= self.begin).all() and ends[-1] <= members)
+            and bool((self.begin % _core.LIST_BLOCK == 0).all())
+            and int(self.image.min()) >= 0
+            and int(self.image.max()) < images
+            and int(self.place.to(torch.int32).max()) < height * width
+        )
+
+    def tensors(self) -> dict[str, Tensor]:
+        return {f.name: getattr(self, f.name) for f in fields(self)}
+
+
+def open_index(
+    bank: PatchBank,
+    patch_size: int,
+    wraps: bool,
+    name: str,
+    images: range | Tensor,
+    folder: str | Path | None = None,
+    threads: int = 1,
+) -> Index:
+    """The index over a bank's windows: mapped from its file, or built first, with a progress bar, and saved.
+
+    Parameters
+    ----------
+    patch_size  window size k, odd
+    wraps       all H * W windows, wrapped around; otherwise those that lie wholly inside
+    name        of the set of images, as `Selection.names`
+    images      (n,) numbers of its images
+    folder      where indexes are kept, see `default_folder`
+
+    Raises
+    ------
+    ValueError   the file is damaged, or was built from another bank
+    ImportError  it has to be built, and faiss is not installed
+    """
+    folder = default_folder(bank) if folder is None else Path(folder)
+    path = folder / f"k{patch_size}{'-wrapped' if wraps else ''}{'' if name == ALL else f'-{name}'}.safetensors"
+    about = {
+        "version": _VERSION,
+        "bank_crc32": bank.fingerprint(),
+        "bank_shape": [len(bank), *bank.shape],
+        "patch_size": patch_size,
+        "wraps": wraps,
+        "images": name,
+    }
+    if not path.exists():
+        which = as_numbers(images)
+        started = time.perf_counter()
+        with tqdm(total=len(which), desc=f"index k={patch_size}", unit="image", leave=False) as bar:
+            index = build(bank, which, patch_size, wraps, threads, bar.update)
+        built = {"seconds": round(time.perf_counter() - started, 1), "megabytes": round(index.nbytes / 1e6, 1)}
+        folder.mkdir(parents=True, exist_ok=True)
+        write_tensors(path, index.tensors(), {_KEY: json.dumps({**about, "lists": len(index), **built})})
+    return _load(path, about)
+
+
+def can_build() -> bool:
+    """Whether faiss, which finds the lists, is installed. Using an index takes none."""
+    return importlib.util.find_spec("faiss") is not None
+
+
+def default_folder(bank: PatchBank) -> Path:
+    """Beside the file of a bank that was loaded from one; else in the user's cache, by the bank's checksum."""
+    if bank.path is not None:
+        return bank.path.with_name(f"{bank.path.name}.index")
+    return Path(platformdirs.user_cache_dir("pyels")) / "index" / bank.fingerprint()
+
+
+def describe(folder: str | Path) -> list[dict[str, Any]]:
+    """What is known of every index in a folder: patch size, class, number of lists, build time, size."""
+    return [{"file": path.name, **_read_about(path)} for path in sorted(Path(folder).glob("k*.safetensors"))]
+
+
+def _read_about(path: Path) -> dict[str, Any]:
+    try:
+        with safetensors.safe_open(path, framework="pt") as file:
+            about: dict[str, Any] = json.loads((file.metadata() or {})[_KEY])
+        if "label" in about:  # as pyels 0.1 wrote it
+            label = about.pop("label")
+            about["images"] = ALL if label is None else f"class{label}"
+        return about
+    except (safetensors.SafetensorError, KeyError, ValueError) as error:
+        raise ValueError(f"{path}: not a readable index ({error}); delete it to have it built again") from error
+
+
+def _load(path: Path, about: dict[str, Any]) -> Index:
+    before = _read_about(path)
+    for key, value in about.items():
+        if before.get(key) != value:
+            raise ValueError(
+                f"{path} is an index with {key} = {before.get(key)}, but this bank needs {value}; delete it to have it "
+                "built again, or give another folder for indexes"
+            )
+    try:
+        with safetensors.safe_open(path, framework="pt") as file:
+            index = Index(**{f.name: file.get_tensor(f.name) for f in fields(Index)})
+    except (safetensors.SafetensorError, TypeError) as error:
+        raise ValueError(f"{path}: damaged index ({error}); delete it to have it built again") from error
+    images, _, height, width = about["bank_shape"]
+    if not index.is_sound(images, height, width):
+        raise ValueError(f"{path}: damaged index (its lists contradict each other); delete it to have it built again")
+    return index
+
+
+def build(
+    bank: PatchBank,
+    which: Tensor,
+    patch_size: int,
+    wraps: bool,
+    threads: int = 1,
+    progress: Callable[[int], Any] = lambda images: None,
+) -> Index:
+    """Sort the windows of the images `which`, (n,) int64, into lists; `progress` is told of every part of them done.
+
+    Raises ImportError without faiss, ValueError for more than 2,146,435,072 windows or a bank on a GPU.
+    """
+    if bank.device.type != "cpu":
+        raise ValueError(
+            f"an index is built from a bank in CPU memory, but this one is on {bank.device}; use bank.to('cpu')"
+        )
+    try:
+        import faiss
+    except ImportError as error:
+        raise ImportError("an index is built with faiss, which is not installed: pip install pyels[faiss]") from error
+
+    _, height, width = bank.shape
+    inside = (height - patch_size + 1) * (width - patch_size + 1)
+    places = height * width if wraps else inside
+    if places * len(which) > MOST_WINDOWS:
+        raise ValueError(
+            f"{len(which)} images have {places * len(which)} windows, and an index holds at most {MOST_WINDOWS}; "
+            "search by class, or split the bank and merge the partial posteriors of its parts"
+        )
+    count = max(1, min(MOST_LISTS, places * len(which) // _LEAST_MEMBERS))
+    generator = np.random.default_rng(_SEED)
+    windows = _some_windows(bank, which, patch_size, wraps, count * _TRAINING_WINDOWS, generator)
+    origin = windows.mean(0)
+    windows -= origin
+    directions = torch.linalg.eigh(windows.T @ windows).eigenvectors.flip(1)[:, :MOST_DIRECTIONS]
+    coordinates = windows @ directions
+    step = (_ROOM * coordinates.abs().amax(0) / 127).clamp(min=1e-6)
+    filters = directions.T.reshape(-1, bank.shape[0], patch_size, patch_size)
+    to_lists = filters[:_LIST_DIRECTIONS]
+    before = faiss.omp_get_max_threads()
+    faiss.omp_set_num_threads(threads)
+    try:
+        leading = directions[:, :_LIST_DIRECTIONS]
+        kmeans = faiss.Kmeans(leading.shape[1], count, niter=10, seed=_SEED, min_points_per_centroid=1)
+        kmeans.train(coordinates[:, :_LIST_DIRECTIONS].contiguous().numpy())
+        lists = np.empty(places * len(which), np.uint16)
+        images = max(1, _AT_ONCE // places)
+        for start in range(0, len(which), images):
+            pixels = bank.read(which[start : start + images])
+            along = F.conv2d(_padded(pixels, patch_size, wraps), to_lists) - (origin @ leading)[:, None, None]
+            searched = along.permute(0, 2, 3, 1).reshape(-1, len(to_lists)).contiguous().numpy()
+            first = start * places
+            lists[first : first + len(searched)] = kmeans.index.search(searched, 1)[1][:, 0]
+            progress(len(pixels))
+    finally:
+        faiss.omp_set_num_threads(before)
+    return _arranged(bank, which, patch_size, wraps, threads, lists, count, origin, filters, step, generator)
+
+
+def _arranged(
+    bank: PatchBank,
+    which: Tensor,
+    patch_size: int,
+    wraps: bool,
+    threads: int,
+    lists: npt.NDArray[np.uint16],
+    count: int,
+    origin: Tensor,
+    filters: Tensor,
+    step: Tensor,
+    generator: np.random.Generator,
+) -> Index:
+    """Members list by list, each list at the beginning of a block, and their descriptions."""
+    channels, height, width = bank.shape
+    r, k, block = patch_size // 2, patch_size, _core.LIST_BLOCK
+    everywhere = np.arange(height * width, dtype=np.uint16).reshape(height, width)
+    centres = (everywhere if wraps else everywhere[r : height - r, r : width - r]).ravel()
+    # Random order first, which a stable sort keeps within each list: its first members are then a fair sample of it.
+    order = generator.permutation(len(lists))
+    order = order[np.argsort(lists[order], kind="stable")]
+    sizes = np.bincount(lists, minlength=count)
+    ends = np.cumsum((sizes + block - 1) // block * block)
+    begin = ends - (sizes + block - 1) // block * block
+    at = np.repeat(begin - (np.cumsum(sizes) - sizes), sizes) + np.arange(len(order))
+    image, place = np.zeros(ends[-1], np.int32), np.full(ends[-1], centres[0], np.uint16)
+    image[at], place[at] = which.numpy().astype(np.int32)[order // len(centres)], centres[order % len(centres)]
+    even = torch.zeros((len(filters) + 1) // 2 * 2, channels, k, k)
+    even[: len(filters)] = filters
+    members = len(image)
+    index = Index(
+        begin=torch.from_numpy(begin),
+        end=torch.from_numpy(begin + sizes),
+        image=torch.from_numpy(image),
+        place=torch.from_numpy(place),
+        origin=origin.reshape(channels, k, k).contiguous(),
+        directions=even,
+        mean=torch.empty(count, len(even)),
+        spread=torch.empty(count),
+        code=torch.zeros(members * len(even), dtype=torch.int8),
+        norm=torch.zeros(members),
+        rest=torch.zeros(members),
+        step=F.pad(step, (0, len(even) - len(step)), value=1.0),
+    )
+    describe_lists(bank.images, k, threads, index.tensors())
+    return index
+
+
+def _some_windows(
+    bank: PatchBank, which: Tensor, patch_size: int, wraps: bool, wanted: int, generator: np.random.Generator
+) -> Tensor:
+    """About so many windows of random images, (n, C * k * k), a few of each."""
+    images = generator.permutation(len(which))[: min(len(which), 20_000)]
+    each = max(8, -(-wanted // len(images)))
+    parts = []
+    values = math.prod(bank.shape) * patch_size**2  # of the windows of an image
+    step = max(1, _VALUES_AT_ONCE // values)
+    for start in range(0, len(images), step):
+        pixels = bank.read(which[torch.from_numpy(images[start : start + step])])
+        windows = F.unfold(_padded(pixels, patch_size, wraps), patch_size)  # (n, C * k * k, places)
+        some = generator.permutation(windows.shape[2])[:each]
+        parts.append(windows[:, :, torch.from_numpy(some)].transpose(1, 2).reshape(-1, windows.shape[1]))
+    return torch.cat(parts)
+
+
+def _padded(pixels: Tensor, patch_size: int, wraps: bool) -> Tensor:
+    return F.pad(pixels, (patch_size // 2,) * 4, mode="circular") if wraps else pixels

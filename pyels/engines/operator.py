@@ -1,0 +1,200 @@
+"""The seam to the compiled engines: a custom operator that allocates, passes addresses and sizes, and nothing else."""
+
+# No `from __future__ import annotations` here: torch reads the operator's schema from the annotations.
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pyels import _core
+from pyels.bank.selection import Selection
+from pyels.checks import is_captured
+from pyels.definition import Definition, Masks, Sources, Square, WholeImage
+from pyels.denoiser import Query
+from pyels.posterior import PartialPosterior, Want
+
+# As csrc/pyels.h numbers them.
+_WINDOWS = {WholeImage: 0, Square: 1, Masks: 2}
+_SOURCES = {source: number for number, source in enumerate(Sources)}
+_OPTIONS = {"cpu": _core.CpuOptions, "sampled": _core.SampledOptions, "cuda": _core.CudaOptions}
+
+
+def evaluate(
+    engine: str,
+    options: Mapping[str, Any],
+    definition: Definition,
+    images: Tensor,
+    selection: Selection,
+    query: Query,
+    want: Want,
+    extra: Mapping[str, Tensor] | None = None,
+) -> PartialPosterior:
+    """The partial posterior by a compiled engine; images are numbered as in `images`.
+
+    Parameters
+    ----------
+    engine   "reference", "cpu", "sampled" or "cuda"
+    options  the fields of its struct of options in csrc, by name
+    images   (N, C, H, W) uint8 or float32, on the device where query.x is
+    extra    what else it reads: "masks" (H*W, C, H, W) float64; or the fields of struct Lists, by name
+    """
+    extra = extra or {}
+    task = {
+        "engine": engine,
+        "options": dict(options),
+        "window": _WINDOWS[type(definition.window)],
+        "sources": _SOURCES[Sources(definition.sources)],
+        "patch_size": definition.patch_size or 1,
+        "want": int(want),
+        "extra": list(extra),
+    }
+    order = selection.begin[:0] if selection.order is None else selection.order
+    given = (
+        images,
+        order.to(images.device),
+        selection.begin,
+        selection.end,
+        query.x,
+        query.alpha,
+        query.sigma,
+        list(extra.values()),
+    )
+    out = partial_posterior(*given, json.dumps(task))
+    height, width = query.x.shape[2:]
+    places = definition.places(height, width, query.x.device)
+    count = _beside(query.x, selection.counts)[:, None, None] * places
+    return PartialPosterior(count=count, **dict(zip(_names(task), out, strict=True)))
+
+
+@torch.library.custom_op("pyels::partial_posterior", mutates_args=(), device_types=("cpu", "cuda"))
+def partial_posterior(
+    images: Tensor,  # (N, C, H, W) uint8 or float32
+    order: Tensor,  # (M,) int64 image numbers, or (0,) for 0 .. N-1
+    begin: Tensor,  # (B,) int64 first entry of `order` for each query; in CPU memory
+    end: Tensor,  # (B,) int64 and the one after the last; in CPU memory
+    x: Tensor,  # (B, C, H, W) float32
+    alpha: Tensor,  # (B,) float64; in CPU memory
+    sigma: Tensor,  # (B,) float64; in CPU memory
+    extra: Sequence[Tensor],
+    task: str,  # JSON, as `evaluate` makes it: what is computed, by which engine
+) -> list[Tensor]:
+    """The tensors of a `PartialPosterior` that `_names` names.
+
+    Where images, order and x are on a GPU: on its current stream, without waiting for it, so that it can be captured in
+    a graph, which then keeps alpha, sigma, begin and end as they were.
+    """
+    told = json.loads(task)
+    out = _allocate(x, told)
+    to = _filled(_core.Out(), dict(zip(_names(told), map(Tensor.data_ptr, out), strict=True)))
+    beside = dict(zip(told["extra"], extra, strict=True))
+    problem = _bank_problem(images, told["patch_size"])
+    masks = beside.pop("masks", None)
+    _filled(
+        problem,
+        {
+            "order": order.data_ptr() if len(order) else 0,
+            "queries": len(x),
+            "x": x.data_ptr(),
+            "alpha": alpha.data_ptr(),
+            "sigma": sigma.data_ptr(),
+            "begin": begin.data_ptr(),
+            "end": end.data_ptr(),
+            "masks": 0 if masks is None else masks.data_ptr(),
+            **{name: told[name] for name in ("window", "sources", "want")},
+        },
+    )
+    if told["engine"] == "reference":
+        _core.reference_engine(problem, to)
+        return out
+    options = _filled(_OPTIONS[told["engine"]](), told["options"])
+    if told["engine"] == "sampled":
+        _core.sampled_engine(problem, options, _lists(beside), to)
+    elif told["engine"] == "cpu":
+        _core.cpu_engine(problem, options, to)
+    elif x.numel():
+        _launch(problem, options, (images, order, x), out, to)
+    return out
+
+
+@partial_posterior.register_fake
+def _(
+    images: Tensor,
+    order: Tensor,
+    begin: Tensor,
+    end: Tensor,
+    x: Tensor,
+    alpha: Tensor,
+    sigma: Tensor,
+    extra: Sequence[Tensor],
+    task: str,
+) -> list[Tensor]:
+    return _allocate(x, json.loads(task))
+
+
+def describe_lists(images: Tensor, patch_size: int, threads: int, tensors: Mapping[str, Tensor]) -> None:
+    """Fill in what an index says of its windows: mean, spread, code, norm and rest of its tensors."""
+    options = _filled(_core.CpuOptions(), {"threads": threads})
+    _core.describe_lists(_bank_problem(images, patch_size), options, _lists(tensors))
+
+
+def _bank_problem(images: Tensor, patch_size: int) -> Any:
+    """A problem that says of the bank what there is to say: images (N, C, H, W)."""
+    pixels = "pixels_uint8" if images.dtype == torch.uint8 else "pixels_float"
+    sizes = dict(zip(("images", "channels", "height", "width"), images.shape, strict=True))
+    return _filled(_core.Problem(), {pixels: images.data_ptr(), "patch_size": patch_size, **sizes})
+
+
+def _lists(tensors: Mapping[str, Tensor]) -> Any:
+    """Struct Lists, of the tensors that it points to."""
+    addresses = {name: tensor.data_ptr() for name, tensor in tensors.items()}
+    counts = {"count": len(tensors["begin"]), "directions_count": len(tensors["directions"])}
+    return _filled(_core.Lists(), {**addresses, **counts})
+
+
+def _launch(problem: Any, options: Any, tensors: tuple[Tensor, ...], out: list[Tensor], to: Any) -> None:
+    """Engine "cuda": of a problem that points to these tensors, among others."""
+    device = out[0].get_device()
+    with torch.cuda.device(device):
+        stream = torch.cuda.current_stream()
+        for tensor in tensors:  # made on another stream, perhaps, and not to be reused before this is done
+            tensor.record_stream(stream)
+        # From torch's allocator, which hands memory out again in the order of the stream.
+        workspace = out[0].new_empty(_core.cuda_workspace(problem, options, device), dtype=torch.uint8)
+        _core.cuda_engine(problem, options, to, workspace.data_ptr(), device, stream.cuda_stream)
+
+
+def _filled(struct: Any, values: Mapping[str, Any]) -> Any:
+    for name, value in values.items():
+        setattr(struct, name, value)
+    return struct
+
+
+def _names(task: Mapping[str, Any]) -> list[str]:
+    """The fields of a `PartialPosterior` that are filled in."""
+    names = ["m", "s", "y"]
+    if Want.POSTERIOR in Want(task["want"]):
+        names += ["e", "top", "source"]
+    if task["engine"] == "sampled":
+        names += ["ss", "sy", "yy", "chance"]
+    return names
+
+
+def _allocate(x: Tensor, task: Mapping[str, Any]) -> list[Tensor]:
+    batch, _, height, width = x.shape
+    return [
+        x.new_empty(
+            x.shape if name in ("y", "sy", "yy") else (batch, height, width),
+            dtype=torch.int64 if name == "source" else torch.float64,
+        )
+        for name in _names(task)
+    ]
+
+
+def _beside(x: Tensor, numbers: Tensor) -> Tensor:
+    """A few numbers (B,) as float64 where x is."""
+    if not is_captured(x):
+        return numbers.double().to(x.device)
+    # A copy from CPU memory would have to be waited for.
+    return torch.stack([torch.full((), float(n), dtype=torch.float64, device=x.device) for n in numbers])

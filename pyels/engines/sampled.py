@@ -1,0 +1,79 @@
+"""Engine "sampled": importance sampling of the windows that an index finds, with the error that this makes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+
+from pyels.bank import PatchBank
+from pyels.bank.selection import Selection
+from pyels.checks import check_threads, check_tolerance
+from pyels.definition import Definition, Sources, Square
+from pyels.denoiser import Query
+from pyels.engines.engine import Engine, default_threads, option
+from pyels.engines.exact import Cpu
+from pyels.engines.index import Index, open_index
+from pyels.engines.operator import evaluate
+from pyels.posterior import PartialPosterior, Want
+
+TOLERANCE = 0.01
+MOST_PLACES = 1 << 16  # of an image, as places in an index are 16-bit numbers
+
+
+@dataclass(eq=False)
+class Sampled(Engine):
+    """Approximate, for large banks: finds the patches that matter, weighs them and some of the others exactly, and says
+    how far it may be from the exact mean.
+
+    Parameters
+    ----------
+    threads    by default the CPUs this process may use; results do not depend on it
+    tolerance  how far the mean of a pixel may be from the exact one (half a 95% interval) for its search to end
+    index      folder of the indexes, which are built when first needed; see `default_folder`
+    """
+
+    name: ClassVar[str] = "sampled"
+    threads: int = option(None, lambda threads: check_threads(threads) or default_threads())
+    tolerance: float = option(TOLERANCE, check_tolerance)
+    index: str | Path | None = option(None, lambda folder: folder)
+    _indexes: dict[tuple[int, bool, str], Index] = field(default_factory=dict, init=False, repr=False)
+
+    def evaluate(
+        self, definition: Definition, bank: PatchBank, selection: Selection, query: Query, want: Want
+    ) -> PartialPosterior:
+        if not searches(definition, *bank.shape[1:]) or len(query) == 0:
+            return Cpu(self.threads).evaluate(definition, bank, selection, query, want)
+        if bank.streamed:
+            raise ValueError("engine 'sampled' needs the bank in memory or mapped; load it without a memory_limit")
+        bank.check_file()  # a mapped file that was cut off would kill the process
+        tolerance = self.tolerance if query.tolerance is None else query.tolerance
+        options = {"threads": self.threads, "tolerance": tolerance}
+        parts, places = [], []
+        for name, images, queries in selection.sets():
+            index = self._index(definition, bank, name, images)
+            of_set = selection.of(queries), query.of(queries)
+            parts.append(evaluate("sampled", options, definition, bank.images, *of_set, want, index.tensors()))
+            places += queries
+        return PartialPosterior.stack(parts, torch.tensor(places))
+
+    def settings(self) -> dict[str, Any]:
+        return {**super().settings(), "tolerance": self.tolerance}
+
+    def _index(self, definition: Definition, bank: PatchBank, name: str, images: range | torch.Tensor) -> Index:
+        """That of the windows of a set of images. A machine has one engine, and one bank."""
+        assert definition.patch_size is not None
+        key = definition.patch_size, definition.bank_wraps, name
+        if key not in self._indexes:
+            self._indexes[key] = open_index(bank, *key, images, self.index, self.threads)
+        return self._indexes[key]
+
+
+def searches(definition: Definition, height: int, width: int) -> bool:
+    """Whether there are windows to search among: LS, IS and ES have few, of which all have to be looked at, and so has
+    ELS where every window overhangs the border."""
+    k = definition.patch_size
+    everywhere = isinstance(definition.window, Square) and definition.sources is not Sources.SAME_POSITION
+    return everywhere and k is not None and k <= min(height, width) and height * width <= MOST_PLACES

@@ -1,0 +1,6 @@
+"""Machines: closed-form denoisers over a bank."""
+
+from pyels.machines.machine import Machine
+from pyels.machines.named import ELS, ES, IS, LS, MACHINES
+
+__all__ = ["ELS", "ES", "IS", "LS", "MACHINES", "Machine"]

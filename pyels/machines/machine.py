@@ -1,0 +1,163 @@
+"""A machine: a definition over a bank, evaluated by an engine."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import fields, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pyels.bank import PatchBank
+from pyels.bank.selection import Selection
+from pyels.checks import check_images, check_labels, check_patch_size
+from pyels.definition import Definition, Square
+from pyels.denoiser import Denoiser, Query
+from pyels.engines import Engine, choose_engine
+from pyels.posterior import PartialPosterior, Posterior, Want
+
+
+class Machine(Denoiser):
+    """A closed-form denoiser: what a definition makes of a bank of images.
+
+    `IS`, `ES`, `LS` and `ELS` are machines by name; any other definition is one in one line:
+
+        pyels.Machine(bank, pyels.Definition(window=pyels.Square(5), sources="interior"))
+
+    Parameters
+    ----------
+    bank        the training images
+    definition  what is computed
+    engine      "auto", "cpu", "cuda", "sampled" (or "faiss"), "reference", or an `Engine`; see
+                `pyels.engines.choose_engine`
+    options     options of the engine, such as threads=2
+
+    Raises
+    ------
+    TypeError, ValueError  bad arguments; a definition that the engine cannot evaluate, with the reason
+    ImportError            an engine that is not available
+    """
+
+    wishes = ("tolerance", "selection")
+
+    def __init__(self, bank: PatchBank, definition: Definition, engine: str | Engine = "auto", **options: Any) -> None:
+        if not isinstance(bank, PatchBank):
+            raise TypeError(f"bank must be a pyels.PatchBank, got {type(bank).__name__}; use PatchBank(images, labels)")
+        if not isinstance(definition, Definition):
+            raise TypeError(f"definition must be a pyels.Definition, got {type(definition).__name__}")
+        if definition.patch_size is not None:
+            definition = definition.of_size(None, *bank.shape[1:])
+        self.bank, self.definition = bank, definition
+        self.engine = choose_engine(engine, definition, bank, **options)
+        self.device = self.engine.device
+
+    def __repr__(self) -> str:
+        square = isinstance(self.definition.window, Square)
+        size = f"patch_size={self.patch_size}" if square else None
+        what = repr(self.definition) if type(self) is Machine else size
+        changed = [
+            f"{one.name}={getattr(self.engine, one.name)!r}"
+            for one in fields(self.engine)
+            if isinstance(one.default, (str, float)) and getattr(self.engine, one.name) != one.default
+        ]
+        shown = [repr(self.bank), what, f"engine={self.engine.name!r}", *changed]
+        return f"{type(self).__name__}({', '.join(part for part in shown if part)})"
+
+    @property
+    def patch_size(self) -> int | None:
+        """The size of its windows where a call gives none; None: every call gives one, or whole images are compared."""
+        return self.definition.patch_size
+
+    def estimate(self, query: Query) -> Tensor:
+        """The posterior mean x0_hat (B, C, H, W), in the engine's dtype."""
+        return self.partial(query, Want.MEAN).mean(self.engine.dtype)
+
+    def posterior(
+        self,
+        x: Tensor,
+        alpha: float | Tensor,
+        sigma: float | Tensor,
+        labels: Tensor | None = None,
+        patch_size: int | None = None,
+        **wishes: Any,
+    ) -> Posterior:
+        """The mean with its error, log-evidence, entropy and heaviest source of every pixel; arguments as in
+        `denoise`."""
+        query = self.query(x, alpha, sigma, labels, patch_size, **wishes)
+        return self.partial(query).finish(self.engine.dtype)
+
+    def denoise_over_sizes(
+        self,
+        x: Tensor,
+        alpha: float | Tensor,
+        sigma: float | Tensor,
+        sizes: Sequence[int],
+        labels: Tensor | None = None,
+    ) -> Tensor:
+        """The posterior means of the same queries for several patch sizes: what a calibration compares.
+
+        Parameters
+        ----------
+        sizes   odd patch sizes; the other arguments as in `denoise`
+
+        Returns
+        -------
+        (K, B, C, H, W), one mean for each of the K sizes, each as `denoise` gives it
+        """
+        return torch.stack([self.estimate(query) for query in self._of_sizes(x, alpha, sigma, sizes, labels)])
+
+    def posterior_over_sizes(
+        self,
+        x: Tensor,
+        alpha: float | Tensor,
+        sigma: float | Tensor,
+        sizes: Sequence[int],
+        labels: Tensor | None = None,
+    ) -> list[Posterior]:
+        """As `denoise_over_sizes`, with all that `posterior` gives, one posterior for each size."""
+        queries = self._of_sizes(x, alpha, sigma, sizes, labels)
+        return [self.partial(query).finish(self.engine.dtype) for query in queries]
+
+    def partial(self, query: Query, want: Want = Want.POSTERIOR) -> PartialPosterior:
+        """The posterior as a mergeable part of that over a larger bank.
+
+        Parameters
+        ----------
+        query  as `self.query(x, alpha, sigma, ..)` makes it
+        want   what is to be in it
+
+        Image numbers in `source` count from the start of this machine's bank.
+        """
+        definition = self.definition.of_size(query.patch_size, *self.bank.shape[1:])
+        selection = self._selected(query.labels, query.selection, len(query))
+        asked = replace(query, labels=None, selection=None)  # which images count is all that engines know of these
+        return self.engine.evaluate(definition, self.bank, selection, asked, want)
+
+    def pairs(self, labels: Tensor | None, patch_size: int | None = None, batch: int = 1) -> int:
+        """The number of pairs (query pixel, source patch) that one call of `denoise` evaluates."""
+        _, height, width = self.bank.shape
+        images = self._selected(check_labels(labels, batch), None, batch).counts
+        return int(images.sum()) * int(self.definition.of_size(patch_size, height, width).places(height, width).sum())
+
+    def check_size(self, patch_size: int | None) -> int:
+        if not isinstance(self.definition.window, Square):
+            return super().check_size(patch_size)
+        return check_patch_size(patch_size, *self.bank.shape[1:], self.definition.wraps)
+
+    def check_images(self, x: Tensor) -> Tensor:
+        return check_images(x, shape=self.bank.shape, device=self.device)
+
+    def _of_sizes(self, x: Tensor, alpha: Any, sigma: Any, sizes: Sequence[int], labels: Tensor | None) -> list[Query]:
+        """The query of every size; fails before the first is worked off, not at the last."""
+        if not sizes:
+            raise ValueError("sizes is empty; give at least one patch size")
+        query = self.query(x, alpha, sigma, labels)
+        return [replace(query, patch_size=self.check_size(k)) for k in sizes]
+
+    def _selected(self, labels: Tensor | None, selection: Selection | None, batch: int) -> Selection:
+        if selection is None:
+            return self.bank.select(labels).expand(batch)
+        if labels is not None:
+            raise ValueError("labels and selection were given; select the labels too, with bank.select(labels=..)")
+        return selection.expand(batch)

@@ -1,0 +1,114 @@
+"""Networks from disk."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import sys
+import zlib
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+
+from pyels.denoiser import Denoiser
+from pyels.networks import NETWORKS
+from pyels.networks.adapters import NetworkDenoiser, from_diffusers, from_pyels
+from pyels.networks.network import HEADER, Network
+
+
+def load(source: str | Path) -> tuple[Denoiser, dict[str, Any]]:
+    """A network from disk, and what identifies it: its source, a checksum, and the record saved with it.
+
+    Parameters
+    ----------
+    source  a file written by `pyels train`, or the folder it is in; a folder in which diffusers saved a pipeline with
+            a UNet2DModel (its weights as safetensors); or FILE.py:NAME, a Python file of your own and the name in it of
+            a `pyels.Denoiser` or of a function without arguments that returns one. No pickle is read.
+
+    Raises
+    ------
+    FileNotFoundError, ValueError  there is no network there; ImportError: diffusers is needed and not installed
+    """
+    file, _, name = str(source).rpartition(":")
+    if file.endswith(".py"):
+        python = Path(file).resolve()
+        return _load_python(python, name), {"source": f"{python}:{name}", "crc32": _crc32(python)}
+    if str(source).endswith(".py"):
+        raise ValueError(f"{source}: say which name in it is the network, as {source}:NAME")
+    path = Path(source).resolve()
+    if path.is_dir() and (path / "model_index.json").exists():
+        files = sorted([*path.glob("unet/*.safetensors"), *path.glob("**/*.json")])
+        return _load_diffusers(path), {"source": str(path), "crc32": _crc32(*files)}
+    if path.is_dir():
+        path = path / "network.safetensors"
+        if not path.exists():
+            raise FileNotFoundError(
+                f"{source}: no network.safetensors, as pyels train writes it, and no model_index.json of diffusers"
+            )
+    network, record = load_network(path)
+    return from_pyels(network), {**record, "source": str(path), "crc32": _crc32(path)}
+
+
+def load_network(path: str | Path) -> tuple[Network, dict[str, Any]]:
+    """Read a network that `Network.save` wrote, and the record in its header: kind, config, and what was saved with it.
+
+    Raises FileNotFoundError, or ValueError naming the file when it is damaged or holds something else.
+    """
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"{path}: no such file")
+    try:
+        with safe_open(path, framework="pt") as file:
+            record = json.loads((file.metadata() or {})[HEADER])
+            weights = {name: file.get_tensor(name).float() for name in file.keys()}  # noqa: SIM118 (not a dict)
+        network = NETWORKS[record["kind"].lower()](**record["config"])
+        network.load_state_dict(weights)
+    except (SafetensorError, KeyError, TypeError, ValueError, RuntimeError, AttributeError) as error:
+        raise ValueError(f"{path}: not a network saved by pyels ({error})") from error
+    return network.eval(), record
+
+
+def _load_diffusers(folder: Path) -> NetworkDenoiser:
+    try:
+        import diffusers
+    except ImportError as error:
+        raise ImportError(f"{folder} holds a diffusers pipeline: pip install diffusers to read it") from error
+    index = json.loads((folder / "model_index.json").read_text(encoding="utf-8"))
+    scheduler_kind = getattr(diffusers, index.get("scheduler", ["", ""])[1], None)
+    if index.get("unet", ["", ""])[1] != "UNet2DModel" or scheduler_kind is None:
+        raise ValueError(f"{folder}: needed is a pipeline of a UNet2DModel and a scheduler, got {index}")
+    kind: Any = diffusers.UNet2DModel
+    unet = kind.from_pretrained(folder, subfolder="unet", use_safetensors=True, low_cpu_mem_usage=False)
+    return from_diffusers(unet, scheduler_kind.from_pretrained(folder, subfolder="scheduler"))
+
+
+def _load_python(path: Path, name: str) -> Denoiser:
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such file")
+    spec = importlib.util.spec_from_file_location(f"_pyels_network_{path.stem}", path)
+    if spec is None or spec.loader is None:
+        raise ValueError(f"{path}: cannot be imported")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # as an import does; data classes need it
+    sys.path.insert(0, str(path.parent))  # and stays there, as with `python FILE`
+    try:
+        spec.loader.exec_module(module)
+        if not hasattr(module, name):
+            raise ValueError(f"nothing of the name {name!r} in it")
+        value = getattr(module, name)
+        denoiser = value if isinstance(value, Denoiser) else value()
+    except Exception as error:  # it may fail in any way
+        raise ValueError(f"{path}: {type(error).__name__}: {error}") from error
+    if not isinstance(denoiser, Denoiser):
+        raise ValueError(
+            f"{path}:{name} gave {type(denoiser).__name__}; it must be or return a "
+            "pyels.Denoiser: wrap a network in pyels.NetworkDenoiser"
+        )
+    return denoiser
+
+
+def _crc32(*files: Path) -> str:
+    crc = 0
+    for file in files:
+        crc = zlib.crc32(file.read_bytes(), crc)
+    return f"{crc:08x}"

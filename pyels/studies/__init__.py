@@ -1,0 +1,1 @@
+"""What is measured with machines and networks, and how results are kept and drawn."""

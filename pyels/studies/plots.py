@@ -1,0 +1,351 @@
+"""Pictures."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.cm import ScalarMappable
+from matplotlib.colors import LogNorm
+from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
+from torch import Tensor
+
+from pyels.files import replacing
+from pyels.studies.calibration import Calibration
+
+
+@dataclass(frozen=True)
+class Row:
+    """A labelled row of images (n, C, H, W), with a caption under each where there is one."""
+
+    label: str
+    images: Tensor
+    captions: Sequence[str] | None = None
+
+
+def draw_rows(path: str | Path, rows: Sequence[Row], columns: Sequence[str] | None = None) -> None:
+    """Write rows of images with their labels to the left, captions below and column names on top as a PNG."""
+    n = len(rows[0].images)
+    figure = Figure(figsize=(1.15 * n + 1.5, 1.32 * len(rows) + 0.3), dpi=150, layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots(len(rows), n, squeeze=False)
+    for i, row in enumerate(rows):
+        for j in range(n):
+            _show(axes[i][j], row.images[j])
+            if row.captions:
+                axes[i][j].set_xlabel(row.captions[j], fontsize=8, labelpad=2)
+            if i == 0 and columns:
+                axes[i][j].set_title(columns[j], fontsize=8)
+        axes[i][0].set_ylabel(row.label, rotation=0, ha="right", va="center", fontsize=9)
+    _save(figure, path)
+
+
+def draw_grid(path: str | Path, images: Tensor, captions: Sequence[str]) -> None:
+    """Write images (n, C, H, W) as a captioned, roughly square grid, as a PNG."""
+    columns = math.ceil(math.sqrt(len(images)))
+    lines = math.ceil(len(images) / columns)
+    figure = Figure(figsize=(1.6 * columns + 0.2, 1.8 * lines), dpi=150, layout="constrained")
+    FigureCanvasAgg(figure)
+    for i, axis in enumerate(figure.subplots(lines, columns, squeeze=False).flat):
+        if i < len(images):
+            _show(axis, images[i])
+            axis.set_xlabel(captions[i], fontsize=8, labelpad=2)
+        else:
+            axis.set_axis_off()
+    _save(figure, path)
+
+
+@dataclass(frozen=True)
+class Curve:
+    """pairs/s by patch size, drawn as befits its kind: "ours", "alternative" or "ceiling"."""
+
+    label: str
+    rates: Mapping[int, float]
+    kind: str
+
+
+_STYLES: dict[str, dict[str, Any]] = {
+    "ours": {"linewidth": 2.5, "markersize": 6, "zorder": 3},
+    "alternative": {"linewidth": 1.0, "markersize": 4, "linestyle": "--", "zorder": 2},
+    "ceiling": {"linewidth": 1.0, "color": "0.6", "zorder": 1},
+}
+_OWN: dict[str, list[dict[str, Any]]] = {
+    "ours": [{"color": f"C{i}", "marker": marker} for i, marker in enumerate("os^")],
+    "alternative": [{"color": f"C{i + 3}", "marker": marker} for i, marker in enumerate("DvPX")],
+    "ceiling": [{"linestyle": "-"}, {"linestyle": ":"}],
+}
+
+
+def draw_rates(path: str | Path, curves: Sequence[Curve], title: str) -> None:
+    """Write pairs/s against patch size, on a logarithmic axis, as a PNG."""
+    figure, axis = _figure((9, 5))
+    drawn = dict.fromkeys(_STYLES, 0)
+    for curve in curves:
+        own = _OWN[curve.kind][drawn[curve.kind]]
+        drawn[curve.kind] += 1
+        axis.plot(list(curve.rates), list(curve.rates.values()), label=curve.label, **_STYLES[curve.kind], **own)
+    axis.set_yscale("log")
+    axis.set_xticks(sorted({k for curve in curves for k in curve.rates}))
+    axis.set_xlabel("patch size k")
+    axis.set_ylabel("pairs/s")
+    axis.set_title(title, fontsize=10)
+    _plain(axis)
+    axis.legend(loc="center left", bbox_to_anchor=(1.01, 0.5), frameon=False, fontsize=9)
+    _save(figure, path)
+
+
+def draw_losses(path: str | Path, losses: Sequence[float], steps: int) -> None:
+    """Write the loss against the step, on logarithmic axes, as a PNG."""
+    figure, axis = _figure((6, 4))
+    axis.plot([steps * (i + 1) / len(losses) for i in range(len(losses))], list(losses))
+    axis.set_xscale("log")
+    axis.set_yscale("log")
+    axis.set_xlabel("step")
+    axis.set_ylabel("mean squared error of v")
+    _plain(axis)
+    _save(figure, path)
+
+
+def draw_calibration(path: str | Path, calibration: Calibration) -> None:
+    """Write the agreement of every patch size at every step, and the best sizes, as a PNG (the paper's figure 4b)."""
+    figure = Figure(figsize=(11, 4.2), dpi=150, layout="constrained")
+    FigureCanvasAgg(figure)
+    left, right = figure.subplots(1, 2)
+    times, sizes = calibration.times, calibration.sizes
+    left.plot(times, calibration.patch_sizes, "o-", drawstyle="steps-mid", label="largest cosine similarity")
+    left.plot(times, calibration.patch_sizes_by_mse, "s:", markersize=4, label="least squared error")
+    left.set_ylabel("patch size with the best agreement")
+    left.set_yticks(sizes)
+    left.legend(frameon=False, fontsize=9)
+    # The best size of each step is 0, so that steps with very different agreement can stand side by side.
+    lost = (calibration.cosine.amax(dim=1, keepdim=True) - calibration.cosine).clamp(min=1e-6)
+    mesh = right.pcolormesh(times, sizes, lost.T.numpy(), norm=LogNorm(), cmap="viridis_r", shading="nearest")
+    right.plot(times, calibration.patch_sizes, "wo", markersize=4, markeredgecolor="k")
+    right.set_yticks(sizes)
+    right.set_ylabel("patch size")
+    figure.colorbar(mesh, ax=right, label="median cosine similarity below the best")
+    for axis in (left, right):
+        axis.set_xlabel("t (noisiest right)")
+    _plain(left)
+    _save(figure, path)
+
+
+def draw_receptive_field(
+    path: str | Path, gradient: Tensor, times: Sequence[float], patch_sizes: Sequence[int]
+) -> None:
+    """Write the centre pixel's average gradient (steps, H, W) at each step as a PNG (the paper's figure 4a).
+
+    The scale is logarithmic; the calibrated window is outlined.
+    """
+    columns = min(len(times), 10)
+    lines = math.ceil(len(times) / columns)
+    figure = Figure(figsize=(1.35 * columns + 1, 1.6 * lines), dpi=150, layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots(lines, columns, squeeze=False)
+    _, height, width = gradient.shape
+    norm = LogNorm(1e-4, 1)
+    for i, axis in enumerate(axes.flat):
+        axis.set_xticks([])
+        axis.set_yticks([])
+        if i >= len(times):
+            axis.set_axis_off()
+            continue
+        # Relative to the largest beside the centre itself: there, eps and x0 differ by a factor, which drops out.
+        beside = gradient[i].clone()
+        beside[height // 2, width // 2] = 0
+        field = (gradient[i] / beside.max().clamp(min=1e-30)).clamp(max=1)
+        axis.imshow(field.clamp(min=1e-4).numpy(), norm=norm, cmap="magma", interpolation="nearest")
+        k = patch_sizes[i]
+        corner = (width // 2 - k / 2, height // 2 - k / 2)
+        axis.add_patch(Rectangle(corner, k, k, fill=False, edgecolor="cyan", linewidth=1.2))
+        axis.set_title(f"t = {times[i]:.2f}, k = {k}", fontsize=8)
+    figure.colorbar(ScalarMappable(norm, "magma"), ax=axes, label="relative gradient", shrink=0.9)
+    _save(figure, path)
+
+
+def draw_scatter(path: str | Path, machines: Mapping[str, Sequence[float]], ideal: Sequence[float]) -> None:
+    """Write each seed's correlation of ELS with the network against that of IS as a PNG (the paper's figure 10)."""
+    figure, axis = _figure((5.2, 5))
+    low = min(0.0, *ideal, *(min(values) for values in machines.values()))
+    axis.plot([low, 1], [low, 1], color="0.6", linewidth=1)
+    for name, values in machines.items():
+        axis.plot(list(ideal), list(values), "o", markersize=4, alpha=0.7, label=name.upper())
+    axis.set_xlabel("Pearson r of IS with the network")
+    axis.set_ylabel("Pearson r of the machine with the network")
+    axis.set_aspect("equal")
+    axis.legend(frameon=False)
+    _plain(axis)
+    _save(figure, path)
+
+
+def draw_pairs(
+    path: str | Path, above: Tensor, below: Tensor, captions: Sequence[str], labels: tuple[str, str]
+) -> None:
+    """Write pairs of images (n, C, H, W), one above the other, ten pairs a line, as a PNG."""
+    n = len(above)
+    columns = min(n, 10)
+    lines = math.ceil(n / columns)
+    figure = Figure(figsize=(1.3 * columns + 0.9, 2.9 * lines), dpi=120, layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots(2 * lines, columns, squeeze=False)
+    for i in range(lines * columns):
+        line, column = divmod(i, columns)
+        upper, lower = axes[2 * line][column], axes[2 * line + 1][column]
+        if i >= n:
+            upper.set_axis_off()
+            lower.set_axis_off()
+            continue
+        _show(upper, above[i])
+        _show(lower, below[i])
+        lower.set_xlabel(captions[i], fontsize=7, labelpad=2)
+        if column == 0:
+            for axis, label in ((upper, labels[0]), (lower, labels[1])):
+                axis.set_ylabel(label, rotation=0, ha="right", va="center", fontsize=9)
+    _save(figure, path)
+
+
+_KINDS = {  # in colours that everyone tells apart
+    "exact": {"color": "black", "marker": "o"},
+    "sampled": {"color": "#0072b2", "marker": "s"},
+    "subset": {"color": "#d55e00", "marker": "^"},
+    "top": {"color": "#009e73", "marker": "D"},
+}
+_VALUES = {"sampled": "sampled, by tolerance", "subset": "subset, by share", "top": "top, by number of windows"}
+
+
+def draw_costs(path: str | Path, report: Mapping[str, Any], title: str) -> None:
+    """Write seconds per sample against the size of the bank, from a report of `pyels.scaling`, as a PNG.
+
+    Lines are the fitted powers of the size, those of the real images where there are enough, over the sizes that they
+    were fitted to. Bars go from the least to the most of the seeds.
+    """
+    figure, axis = _figure((9, 5))
+    drawn = dict.fromkeys(_KINDS, 0)
+    for method, records in _by(report["records"], "method").items():
+        kind = method.split()[0]
+        look = {**_KINDS[kind], "fillstyle": ("full", "none", "left", "right")[drawn[kind] % 4]}
+        drawn[kind] += 1
+        label, fits = method, report["exponents"][method]
+        if fits:
+            power = fits.get("real", fits.get("all"))
+            label += f": N^({power['exponent']:.2f} ± {power['standard_error']:.2f})"
+            ends = power["images"][0], power["images"][-1]
+            curve = [power["factor"] * n ** power["exponent"] for n in ends]
+            axis.plot(ends, curve, color=look["color"], linewidth=1, zorder=1)
+        images = [record["images"] for record in records]
+        seconds, bars = _with_range(records, "seconds_per_sample")
+        axis.errorbar(images, seconds, bars, label=label, linestyle="", capsize=2, markersize=6, **look)
+    axis.set_xscale("log")
+    axis.set_yscale("log")
+    synthetic = [record["images"] for record in report["records"] if record["synthetic"]]
+    if synthetic:
+        real = [record["images"] - record["synthetic"] for record in report["records"]]
+        axis.axvline(max(real), color="0.4", linestyle=":", linewidth=1.5)
+        place = axis.get_xaxis_transform()
+        axis.text(max(real), 1.01, "synthetic images added →", transform=place, fontsize=8, color="0.4")
+    ticks = list(_by(report["records"], "images"))
+    axis.set_xticks(ticks, [f"{images:,}" for images in ticks], rotation=30)
+    axis.set_xticks([], minor=True)
+    axis.set_xlabel("images in the bank, N")
+    axis.set_ylabel("seconds per sample")
+    figure.suptitle(title, fontsize=10)
+    _plain(axis)
+    axis.legend(loc="center left", bbox_to_anchor=(1.01, 0.5), frameon=False, fontsize=9)
+    _save(figure, path)
+
+
+def draw_errors(path: str | Path, report: Mapping[str, Any], title: str) -> None:
+    """Write error against seconds per sample, one picture for each size of the bank, from a report of `pyels.scaling`,
+    as a PNG.
+
+    The error is the root mean square over the image at the step at which it is largest. The cheapest and dearest
+    point of a method bear its value; bars go from the least to the most of the seeds.
+    """
+    by_size = _by(report["records"], "images")
+    columns = min(len(by_size), 4)
+    lines = math.ceil(len(by_size) / columns)
+    figure = Figure(figsize=(2.9 * columns + 0.6, 2.7 * lines + 0.9), dpi=150, layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots(lines, columns, squeeze=False, sharex=True, sharey=True)
+    labelled: dict[str, Any] = {}
+    for axis, (images, of_size) in zip(axes.flat, by_size.items(), strict=False):
+        for method, records in _by(of_size, "method").items():
+            if method == "exact":
+                seconds = records[0]["seconds_per_sample"]["median"]
+                labelled["exact, without error"] = axis.axvline(seconds, color="black", linestyle="--", linewidth=1)
+        for kind in list(_KINDS)[1:]:
+            records = [record for record in of_size if record["method"].split()[0] == kind]
+            if records:
+                seconds, across = _with_range(records, "seconds_per_sample")
+                errors, along = _with_range(records, "worst_rms_error")
+                look = {**_KINDS[kind], "linewidth": 1, "markersize": 5, "capsize": 2}
+                labelled[_VALUES[kind]] = axis.errorbar(seconds, errors, along, across, **look)
+                cheapest, dearest = seconds.index(min(seconds)), seconds.index(max(seconds))
+                for i, offset in {dearest: (5, -9), cheapest: (5, 4)}.items():
+                    value = records[i]["method"].split()[1]
+                    axis.annotate(value, (seconds[i], errors[i]), offset, textcoords="offset points", fontsize=7)
+        axis.set_xscale("log")
+        axis.set_yscale("log", nonpositive="mask")
+        axis.margins(0.15)
+        synthetic = of_size[0]["synthetic"]
+        axis.set_title(f"N = {images:,}" + f" ({synthetic:,} synthetic)" * bool(synthetic), fontsize=9)
+        axis.set_xlabel("seconds per sample")
+        axis.tick_params(labelbottom=True)
+        _plain(axis)
+    for axis in list(axes.flat)[len(by_size) :]:
+        axis.set_axis_off()
+    figure.supylabel("rms error of the worst step", fontsize=10)
+    figure.suptitle(title, fontsize=10)
+    figure.legend(labelled.values(), labelled.keys(), loc="outside lower center", ncols=4, frameon=False, fontsize=9)
+    _save(figure, path)
+
+
+def _by(records: Sequence[Mapping[str, Any]], key: str) -> dict[Any, list[Mapping[str, Any]]]:
+    """The records of methods that were not left out, by one of their entries."""
+    groups: dict[Any, list[Mapping[str, Any]]] = {}
+    for record in records:
+        if "left_out" not in record:
+            groups.setdefault(record[key], []).append(record)
+    return groups
+
+
+def _with_range(records: Sequence[Mapping[str, Any]], key: str) -> tuple[list[float], list[list[float]]]:
+    """Medians, and how far below and above them the least and the most are."""
+    medians = [record[key]["median"] for record in records]
+    below = [record[key]["median"] - record[key]["min"] for record in records]
+    return medians, [below, [record[key]["max"] - record[key]["median"] for record in records]]
+
+
+def _figure(size: tuple[float, float]):  # type: ignore[no-untyped-def]
+    figure = Figure(figsize=size, dpi=150, layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure, figure.subplots()
+
+
+def _plain(axis) -> None:  # type: ignore[no-untyped-def]
+    axis.grid(which="major", color="0.9", linewidth=0.8)
+    axis.set_axisbelow(True)
+    axis.spines[["top", "right"]].set_visible(False)
+
+
+def _show(axis, image: Tensor) -> None:  # type: ignore[no-untyped-def]
+    """An image (C, H, W) in [-1, 1]; what lies beyond is clipped."""
+    pixels = ((image.detach().float() + 1) / 2).clamp(0, 1)
+    if len(pixels) in (3, 4):
+        axis.imshow(pixels.permute(1, 2, 0).numpy(), interpolation="nearest")
+    else:
+        axis.imshow(pixels.mean(dim=0).numpy(), cmap="gray", vmin=0, vmax=1, interpolation="nearest")
+    axis.set_xticks([])
+    axis.set_yticks([])
+    for spine in axis.spines.values():
+        spine.set_visible(False)
+
+
+def _save(figure: Figure, path: str | Path) -> None:
+    with replacing(path) as temporary:
+        figure.savefig(temporary, format="png")

@@ -1,0 +1,251 @@
+import json
+import re
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from helpers import make_bank
+from helpers import run_program as run
+
+import pyels
+from pyels.files import read_tensors
+
+
+@pytest.fixture
+def bank_file(tmp_path):
+    make_bank(20, (1, 8, 8), labels=[0, 1] * 10).save(tmp_path / "bank.npz")
+    return tmp_path / "bank.npz"
+
+
+def sample_arguments(bank_file, out, *more):
+    return ("sample", "--dataset", bank_file, "--patch-size", 3, "--steps", 4, "--num", 3, "--out", out, *more)
+
+
+def test_sample_writes_what_repeats_it(bank_file, tmp_path, capsys):
+    assert run(*sample_arguments(bank_file, tmp_path / "a", "--labels", "0,1", "--seed", 5, "--json")) == 0
+    printed = json.loads(capsys.readouterr().out)
+    record = json.loads((tmp_path / "a" / "run.json").read_text())
+    assert printed == record
+    assert sorted(p.name for p in (tmp_path / "a").iterdir()) == ["run.json", "samples.png", "samples.safetensors"]
+    assert record["labels"] == [0, 1, 0]
+    assert record["patch_sizes"] == [3, 3, 3, 3]
+    assert record["pairs"] == 3 * 4 * 10 * sum((6 if 0 < i < 7 else 1) for i in range(8)) ** 2
+    tensors = read_tensors(tmp_path / "a" / "samples.safetensors")
+    assert tensors["labels"].tolist() == [0, 1, 0]
+    bank = pyels.PatchBank.load(record["dataset"])
+    machine = pyels.ELS(bank, boundary=record["boundary"])
+    again = pyels.sample(
+        machine, tensors["noise"], record["steps"], record["schedule"], record["patch_sizes"], tensors["labels"]
+    )
+    assert torch.equal(again, tensors["samples"])
+    noise = torch.randn((1, 8, 8), generator=torch.Generator().manual_seed(6))
+    assert torch.equal(tensors["noise"][1], noise)
+    assert (tmp_path / "a" / "samples.png").read_bytes()[:4] == b"\x89PNG"
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("--machine", "is"),
+        ("--machine", "es", "--solver", "heun"),
+        ("--machine", "ls", "--patch-sizes", "3,3,5,7"),
+        ("--machine", "els", "--boundary", "circular", "--patch-size", "5", "--schedule", "flow"),
+        (
+            "--machine",
+            "els",
+            "--boundary",
+            "interior",
+            "--patch-size",
+            "3",
+            "--schedule",
+            "edm",
+            "--engine",
+            "reference",
+        ),
+        ("--patch-sizes", "mnist-resnet-zeros", "--steps", "5"),
+        ("--patch-sizes", "kamb2025:mnist-resnet-zeros"),
+    ],
+)
+def test_every_machine_boundary_solver_and_preset(bank_file, tmp_path, arguments):
+    steps = () if "--patch-sizes" in arguments else ("--steps", "4")
+    code = run("sample", "--dataset", bank_file, "--num", 1, "--out", tmp_path / "o", *steps, *arguments)
+    assert code == 0
+    samples = read_tensors(tmp_path / "o" / "samples.safetensors")["samples"]
+    assert torch.isfinite(samples).all()
+    assert float(samples.abs().max()) < 1.5
+
+
+BAD = [
+    (("--patch-size", 4), "patch_size must be odd and positive, got 4"),
+    (("--patch-size", 9, "--boundary", "circular"), "patch_size 9 is larger than the 8x8 image"),
+    (("--patch-sizes", "3,3"), "give either --patch-size or --patch-sizes"),
+    (("--labels", "0,7"), "label 7: no images of this class"),
+    (("--labels", "a"), "--labels must be integers"),
+    (("--num", 0), "num must be at least 1"),
+    (("--seed", -1), "seed must be between 0 and"),
+    (("--seed", 10**20), "seed must be between 0 and"),
+    (("--steps", 0), "--steps must be at least 1"),
+    (("--machine", "vae"), "'vae' is not one of"),
+    (("--machine", "ls", "--boundary", "zeros"), "only machine els has one"),
+    (("--machine", "is"), "compare whole images"),
+    (("--threads", 0), "threads must be between 1 and 4096"),
+    (("--engine", "cuda"), "engine 'cuda' is not available"),
+    (("--limit", 0), "limit must be at least 1"),
+    (("--dataset", "nowhere"), "'nowhere' is neither one of"),
+    (("--frobnicate",), "No such option"),
+]
+
+
+@pytest.mark.parametrize(("extra", "message"), BAD, ids=str)
+def test_bad_input_is_one_line_and_status_2(bank_file, tmp_path, capsys, extra, message):
+    assert run(*sample_arguments(bank_file, tmp_path / "out", *extra)) == 2
+    captured = capsys.readouterr()
+    lines = [line for line in captured.err.splitlines() if line]
+    assert len(lines) == 1
+    assert lines[0].startswith("pyels: error: ")
+    assert message in lines[0]
+    assert captured.out == ""
+    assert not (tmp_path / "out").exists()
+
+
+def test_patch_size_is_asked_for_where_no_preset_fits(bank_file, capsys):
+    assert run("sample", "--dataset", bank_file) == 2
+    assert "--patch-size or --patch-sizes is needed" in capsys.readouterr().err
+    assert run("sample", "--patch-sizes", "3,x") == 2
+    assert "--patch-sizes must be integers" in capsys.readouterr().err
+    assert run("sample", "--patch-sizes", "3,3,5", "--steps", "2") == 2
+    assert "--patch-sizes has 3 entries for 2 steps" in capsys.readouterr().err
+    assert run("sample", "--patch-sizes=-3,5") == 2
+    assert "patch_size must be odd and positive, got -3" in capsys.readouterr().err
+    for name in ("mnist-resnet-zeros:junk", "kamb2025:junk", ""):
+        assert run("sample", "--patch-sizes", name) == 2
+        assert "preset must be one of" in capsys.readouterr().err
+    assert run("sample", "--patch-sizes", "nothing") == 2
+    assert "preset must be one of" in capsys.readouterr().err
+
+
+def test_default_sizes_are_the_data_sets_preset(tmp_path):
+    assert run("sample", "--limit", 20, "--num", 1, "--out", tmp_path / "o") == 0
+    record = json.loads((tmp_path / "o" / "run.json").read_text())
+    assert record["patch_sizes"] == list(pyels.presets.PATCH_SIZES["fashion-mnist-resnet-zeros"])
+    assert record["steps"] == 20
+
+
+def test_truncated_data_file(bank_file, tmp_path, capsys):
+    bank_file.write_bytes(bank_file.read_bytes()[:700])
+    assert run(*sample_arguments(bank_file, tmp_path / "out")) == 2
+    assert re.search(r"error: .*bank\.npz: truncated: image 8 of 20 is cut off", capsys.readouterr().err)
+    assert not (tmp_path / "out").exists()
+
+
+def test_output_folder_that_cannot_be_made(bank_file, tmp_path, capsys):
+    (tmp_path / "file").write_text("")
+    assert run(*sample_arguments(bank_file, tmp_path / "file" / "out")) == 2
+    assert "Not a directory" in capsys.readouterr().err
+
+
+def test_unwritable_output_folder():
+    """As a user without rights, which root becomes for the purpose."""
+    code = (
+        "import os, sys, pyels.cli; pyels.datasets.load(sys.argv[1]); os.getuid() == 0 and os.setuid(65534); "
+        "pyels.cli.main(['sample', '--dataset', sys.argv[1], '--patch-size', '3', '--out', '/no-rights-here'])"
+    )
+    with tempfile.TemporaryDirectory() as folder:
+        Path(folder).chmod(0o755)
+        make_bank(5, (1, 8, 8)).save(Path(folder) / "bank.npz")
+        ended = subprocess.run(
+            [sys.executable, "-c", code, str(Path(folder) / "bank.npz")], capture_output=True, text=True, check=False
+        )
+    assert ended.returncode == 2
+    assert re.search(r"pyels: error: .*Permission denied: '/no-rights-here", ended.stderr.splitlines()[-1])
+    assert "Traceback" not in ended.stderr
+
+
+def test_full_disk_is_one_line_and_leaves_no_half_written_file(bank_file, tmp_path):
+    """A limit on the size of files stands in for the full disk: writing beyond it fails in the same place."""
+    out = tmp_path / "out"
+    code = (
+        "import resource, signal, sys; signal.signal(signal.SIGXFSZ, signal.SIG_IGN); "
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (2000, 2000)); from pyels.cli import main; main(sys.argv[1:])"
+    )
+    arguments = [str(a) for a in sample_arguments(bank_file, out, "--num", 12)]
+    ended = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=False)
+    assert ended.returncode == 2
+    assert "pyels: error: " in ended.stderr.splitlines()[-1]
+    assert re.search(r"File too large: '.*samples\.safetensors'", ended.stderr.splitlines()[-1])
+    assert "Traceback" not in ended.stderr
+    left = sorted(str(p.relative_to(out)) for p in out.rglob("*") if p.is_file())
+    assert left == [f"unfinished/{i:06d}.safetensors" for i in range(12)] + ["unfinished/settings.json"]
+    # With room again, the same command goes on and finishes.
+    assert run(*arguments) == 0
+    assert sorted(p.name for p in out.iterdir()) == ["run.json", "samples.png", "samples.safetensors"]
+
+
+def test_interrupt_inside_a_long_call_ends_it_at_once(tmp_path):
+    """Ctrl-C while the engine is at work on a single call of many seconds."""
+    code = (
+        "import torch, pyels; print('go', flush=True); bank = pyels.PatchBank(torch.zeros(100000, 1, 28, 28, "
+        "dtype=torch.uint8)); pyels.ELS(bank, 7, 'circular').denoise(torch.zeros(1, 1, 28, 28), 0.5, 0.8)"
+    )
+    process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert process.stdout.readline() == "go\n"
+    time.sleep(1.0)
+    started = time.time()
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=60)
+    assert time.time() - started < 10
+    assert "KeyboardInterrupt" in err
+
+
+def test_info(bank_file, capsys):
+    assert run("info", "--json") == 0
+    assert json.loads(capsys.readouterr().out)["isa"] in pyels._core.available_isas()
+    assert run("info", "--dataset", bank_file, "--json") == 0
+    described = json.loads(capsys.readouterr().out)
+    assert described["images"] == 20
+    assert described["images_per_class"] == {"0": 10, "1": 10}
+    assert run("info") == 0
+    assert pyels._core.isa_in_use() in capsys.readouterr().out
+
+
+def test_help_of_everything(capsys):
+    for arguments in ((), ("demo",), ("sample",), ("train",), ("calibrate",), ("compare",), ("bench",), ("info",)):
+        assert run(*arguments, "--help") == 0
+        assert "Usage: pyels" in capsys.readouterr().out
+    assert run("--version") == 0
+    assert pyels.__version__ in capsys.readouterr().out
+
+
+def test_demo(tmp_path, capsys):
+    assert run("demo", "--num", 2, "--seed", 3, "--out", tmp_path / "demo", "--json") == 0
+    report = json.loads(capsys.readouterr().out)
+    assert report == json.loads((tmp_path / "demo" / "report.json").read_text())
+    assert report["seeds"] == [3, 4]
+    for machine in ("els", "ls", "is"):
+        assert set(report["median"][machine]) == {"pearson_r", "pearson_r2", "r2_score"}
+    assert report["median"]["els"]["pearson_r"] > 0.85
+    assert report["els_beats_is"] == report["beats_is"]["els"]["share"] == 1.0
+    tensors = read_tensors(tmp_path / "demo" / "demo.safetensors")
+    r = pyels.metrics.pearson_r(tensors["network"], tensors["els"])
+    assert report["per_seed"]["els"]["pearson_r"] == r.tolist()
+    assert sorted(p.name for p in (tmp_path / "demo").iterdir()) == [
+        "demo.png",
+        "demo.safetensors",
+        "report.json",
+        "run.json",
+    ]
+
+
+def test_npz_without_labels_and_npy(tmp_path):
+    images = np.random.default_rng(0).integers(0, 256, (5, 1, 8, 8)).astype(np.uint8)
+    np.savez(tmp_path / "x.npz", images=images)
+    np.save(tmp_path / "x.npy", images)
+    for name in ("x.npz", "x.npy"):
+        arguments = sample_arguments(tmp_path / name, tmp_path / ("out" + name))
+        assert run(*arguments) == 0

@@ -1,0 +1,187 @@
+// The approximate engine against the definition in double precision: its error is as it says.
+#include <cmath>
+#include <numeric>
+
+#include "cases.h"
+#include "checks.h"
+#include "sampled/engine.h"
+
+using namespace cases;
+using namespace checks;
+using pyels::Partial;
+using pyels::Problem;
+
+namespace {
+
+constexpr double rounding = 1e-4;
+
+// Lists over all windows of a case's bank, by their brightness; one of them stays empty.
+struct Index {
+  std::vector<std::int64_t> begin, end;
+  std::vector<std::int32_t> image;
+  std::vector<std::uint16_t> place;
+  std::vector<float> origin, directions, mean, spread, step, norm, rest;
+  std::vector<std::int8_t> code;
+  pyels::Lists lists;
+
+  Index(const Case& work, std::int64_t count) {
+    const Shape& shape = work.shape;
+    const std::int64_t r = work.k / 2, dims = shape.channels * work.k * work.k;
+    const std::int64_t edge = work.machine.sources == pyels::Sources::circular ? 0 : r;
+    struct Window {
+      std::int64_t list, image, place;
+      std::uint64_t dice;
+    };
+    Random random(3);
+    std::vector<Window> windows;
+    for (std::int64_t i = 0; i < work.n; ++i)
+      for (std::int64_t row = edge; row < shape.height - edge; ++row)
+        for (std::int64_t column = edge; column < shape.width - edge; ++column) {
+          double sum = 0;
+          for (std::int64_t y = row - r; y <= row + r; ++y)
+            for (std::int64_t x = column - r; x <= column + r; ++x)
+              sum += value(work, i, (y + shape.height) % shape.height, (x + shape.width) % shape.width);
+          const double bright = 0.5 + 0.5 * sum / static_cast<double>(work.k * work.k);
+          const auto list = static_cast<std::int64_t>(bright * static_cast<double>(count - 1));
+          windows.push_back({std::clamp<std::int64_t>(list, 0, count - 2), i, row * shape.width + column,
+                             random.bits()});
+        }
+    std::sort(windows.begin(), windows.end(), [](const Window& a, const Window& b) {
+      return a.list < b.list || (a.list == b.list && a.dice < b.dice);
+    });
+    for (std::int64_t list = 0; list < count; ++list) {
+      begin.push_back(std::ssize(image));
+      for (const Window& window : windows)
+        if (window.list == list)
+          image.push_back(static_cast<std::int32_t>(window.image)),
+              place.push_back(static_cast<std::uint16_t>(window.place));
+      end.push_back(std::ssize(image));
+      while (std::ssize(image) % pyels::list_block) image.push_back(0), place.push_back(place.back());
+    }
+    // Directions of some windows less the origin, made orthonormal; a row of zeros fills up where their number is odd.
+    origin.assign(static_cast<std::size_t>(dims), -0.5f);
+    const std::int64_t wanted = std::min<std::int64_t>(dims, 21), even = (wanted + 1) / 2 * 2;
+    directions.assign(static_cast<std::size_t>(even * dims), 0.0f);
+    for (std::int64_t i = 0; i < wanted; ++i) {
+      float* direction = directions.data() + i * dims;
+      const Window& window = windows[random.bits() % windows.size()];
+      for (std::int64_t j = 0; j < dims; ++j) {
+        const std::int64_t row = window.place / shape.width - r + j / work.k % work.k;
+        const std::int64_t column = window.place % shape.width - r + j % work.k;
+        direction[j] = static_cast<float>(value(work, window.image, (row + shape.height) % shape.height,
+                                                (column + shape.width) % shape.width, j / (work.k * work.k)) +
+                                          0.5 + 0.01 * random.normal());
+      }
+      for (std::int64_t before = 0; before <= i; ++before) {
+        const float* other = directions.data() + before * dims;
+        const float along = std::inner_product(direction, direction + dims, other, 0.0f);
+        for (std::int64_t j = 0; j < dims; ++j)
+          direction[j] = before < i ? direction[j] - along * other[j] : direction[j] / std::sqrt(along);
+      }
+    }
+    step.assign(static_cast<std::size_t>(even), static_cast<float>(2 * std::sqrt(dims) / 127));
+    mean.resize(static_cast<std::size_t>(count * even)), spread.resize(static_cast<std::size_t>(count));
+    code.resize(image.size() * static_cast<std::size_t>(even)), norm.resize(image.size()), rest.resize(image.size());
+    lists = {count, begin.data(), end.data(), image.data(), place.data(), mean.data(), spread.data(), even,
+             origin.data(), directions.data(), step.data(), code.data(), norm.data(), rest.data()};
+    describe_lists(work.problem(), {}, lists);
+  }
+
+  static double value(const Case& work, std::int64_t i, std::int64_t row, std::int64_t column, std::int64_t c = 0) {
+    const std::int64_t at = i * work.shape.size() + c * work.shape.pixels() + row * work.shape.width + column;
+    return work.bytes.empty() ? static_cast<double>(work.floats[at]) : work.bytes[at] / 127.5 - 1;
+  }
+};
+
+std::vector<Partial> search(const Index& index, const Problem& problem, double tolerance, int threads = 1) {
+  return run([&](const Problem& a, pyels::Sink& sink) { sampled_engine(a, {threads, tolerance}, index.lists, sink); },
+             problem);
+}
+
+// Where windows have no lists there is nothing to estimate: the border of a case with zeros.
+std::vector<Case> all_kinds(const std::vector<Level>& levels) {
+  std::vector<Case> cases;
+  for (const Machine& machine : {machines[3], machines[4], machines[5]})
+    for (const std::int64_t k : {3, 5}) {
+      cases.emplace_back(machine, Shape{k == 3 ? 1 : 3, 9, 12}, 150, k, levels, 40, 5 + k);
+      if (machine.sources == pyels::Sources::interior || k == 5) cases.back().to_float();
+    }
+  return cases;
+}
+
+Level level(double sigma) { return {std::sqrt(1 - sigma * sigma), sigma}; }
+
+// 95% intervals are missed by a few of all pixels, bounds by none.
+void errors_are_as_stated() {
+  std::int64_t estimated = 0, missed = 0;
+  for (const Case& work : all_kinds({level(0.1), level(0.3), level(0.5), level(0.7), level(0.9), level(0.99)})) {
+    const Index index(work, 9);
+    const std::vector<Partial> oracle = run(pyels::reference_engine, work.problem());
+    on_every_isa(work.text(), [&] {
+      double largest = 0;
+      const std::vector<Partial> ours = search(index, work.problem(), 0.1);
+      for (std::size_t b = 0; b < ours.size(); ++b)
+        for (std::int64_t p = 0; p < ours[b].pixels; ++p) {
+          const Partial& us = ours[b];
+          double variance = 0, error = 0;
+          for (std::int64_t c = 0; c < us.channels; ++c) {
+            const std::int64_t i = c * us.pixels + p;
+            const double mean = us.y[i] / us.s[p];
+            variance = std::max(variance, us.yy[i] - 2 * mean * us.sy[i] + mean * mean * us.ss[p]);
+            error = std::max(error, std::abs(mean - oracle[b].y[i] / oracle[b].s[p]));
+          }
+          if (us.chance[p] == 0) {
+            check(error <= rounding, "a pixel of which all was looked at errs by " + std::to_string(error));
+          } else {
+            const double stated = pyels::interval * std::sqrt(std::max(0.0, variance)) / us.s[p];
+            ++estimated, missed += error > stated + rounding, largest = std::max(largest, stated);
+          }
+          check(us.source[p] >= 0 && us.source[p] < work.n * us.pixels, "no such source");
+        }
+      check(largest <= 0.1, "a search ended at " + std::to_string(largest));
+    });
+  }
+  std::printf("  %lld of %lld missed\n", static_cast<long long>(missed), static_cast<long long>(estimated));
+  check(estimated > 1000, "little was estimated");
+  check(missed <= 0.07 * static_cast<double>(estimated), "too many");
+}
+
+void threads_and_batches_change_no_bit() {
+  for (const Case& work : all_kinds({level(0.2), level(0.6), level(0.95)})) {
+    const Index index(work, 9);
+    on_every_isa(work.text(), [&] {
+      const std::vector<Partial> once = search(index, work.problem(), 0.03);
+      for (const int threads : {2, 5}) {
+        const std::vector<Partial> again = search(index, work.problem(), 0.03, threads);
+        for (std::size_t b = 0; b < once.size(); ++b)
+          check(identical(once[b], again[b]), std::to_string(threads) + " threads, query " + std::to_string(b));
+      }
+      for (std::size_t b = 0; b < once.size(); ++b) {
+        const Problem one = only(work.problem(), static_cast<std::int64_t>(b));
+        check(identical(once[b], search(index, one, 0.03)[0]), "query " + std::to_string(b) + " alone");
+      }
+    });
+  }
+}
+
+void extreme_noise_stays_finite() {
+  const std::vector<Level> levels{{0, 1e-3}, {0, 1e3}, {1, 1e-9}, {1, 1e-3}, {1, 1e3}, {1e6, 1}, {1e-6, 1e-6}};
+  for (const Case& work : all_kinds(levels)) {
+    const Index index(work, 9);
+    on_every_isa(work.text(), [&] {
+      for (const Partial& us : search(index, work.problem(), 0.05))
+        for (std::int64_t p = 0; p < us.pixels; ++p)
+          check(us.s[p] > 0 && std::isfinite(us.m[p] + us.s[p] + us.y[p] + us.ss[p] + us.yy[p] + us.e[p]),
+                "not a number");
+    });
+  }
+}
+
+}  // namespace
+
+int main(int count, char** arguments) {
+  return run_tests(count, arguments,
+                   {{"errors are as stated", errors_are_as_stated},
+                    {"threads and batches change no bit", threads_and_batches_change_no_bit},
+                    {"extreme noise stays finite", extreme_noise_stays_finite}});
+}

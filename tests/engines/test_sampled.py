@@ -1,0 +1,332 @@
+"""Engine "faiss": the approximate posterior, the error it states, and the files of its indexes."""
+
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from helpers import make_bank, noisy, partial, run_program
+from safetensors import safe_open
+from safetensors.torch import save_file
+
+import pyels
+from pyels import index
+from pyels.posterior import PartialPosterior
+from pyels.schedules import make_schedule
+
+pytestmark = pytest.mark.needs("faiss")
+TIMES = (0.05, 0.2, 0.35, 0.5, 0.65, 0.8, 0.95, 1.0)
+SIZES = (3, 5, 7, 9, 9, 11, 13, 13)  # about those that networks calibrate to
+LEVELS = tuple(zip(TIMES, SIZES, strict=True))
+
+
+def level(t):
+    schedule = make_schedule("cosine")
+    return float(schedule.alpha(t)), float(schedule.sigma(t))
+
+
+def compare(bank, boundary, tolerance, folder, batch=2, levels=LEVELS):
+    """Errors, stated errors and which are bounds, of all pixels at all noise levels."""
+    machine = pyels.ELS(bank, boundary=boundary, engine="faiss", index=folder)
+    exact = pyels.ELS(bank, boundary=boundary)
+    measured, stated, certified = [], [], []
+    for i, (t, k) in enumerate(levels):
+        alpha, sigma = level(t)
+        x = noisy(bank, alpha, sigma, batch, seed=i)
+        post = machine.posterior(x, alpha, sigma, patch_size=k, tolerance=tolerance)
+        mean = exact.denoise(x, alpha, sigma, patch_size=k)
+        assert torch.isfinite(post.mean).all()
+        assert torch.isfinite(post.error).all()
+        measured.append((post.mean - mean).abs().amax(1))
+        stated.append(post.error)
+        certified.append(post.certified)
+    return torch.stack(measured), torch.stack(stated), torch.stack(certified)
+
+
+def check_error(measured, stated, certified, tolerance):
+    """Bounds hold; 95% intervals miss in at most 7% of all pixels, and no search ended above the tolerance."""
+    assert (measured <= stated)[certified].all()
+    estimated = ~certified
+    assert estimated.any()
+    assert (measured > stated)[estimated].float().mean() <= 0.07
+    assert stated.max() <= tolerance + 2e-4  # rounding comes on top
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("index")
+
+
+def test_error_on_fashion_mnist(fashion, folder):
+    results = compare(fashion[:2000], "zeros", 0.03, folder)  # 1.7% missed
+    check_error(*results, 0.03)
+    assert results[0].square().mean((1, 2, 3)).sqrt().max() < 0.01  # 0.006
+
+
+def test_error_on_cifar10(shared, tmp_path):
+    bank = pyels.PatchBank.load(shared / "data" / "cifar10-subset.npz")[:500]
+    check_error(*compare(bank, "zeros", 0.05, tmp_path, batch=1), 0.05)
+
+
+def test_error_on_mnist(shared, tmp_path):
+    bank = pyels.PatchBank.load(shared / "data" / "mnist-subset.npz")[:1500]
+    check_error(*compare(bank, "zeros", 0.03, tmp_path), 0.03)
+
+
+@pytest.mark.parametrize("boundary", ["circular", "interior"])
+def test_boundaries_that_wrap(fashion, tmp_path, boundary):
+    levels = ((0.2, 5), (0.6, 9), (0.9, 13))
+    check_error(*compare(fashion[:1500], boundary, 0.03, tmp_path, batch=1, levels=levels), 0.03)
+
+
+def test_a_smaller_tolerance_gives_a_smaller_error(fashion, folder):
+    alpha, sigma = level(0.8)
+    bank = fashion[:2000]
+    x = noisy(bank, alpha, sigma, 1)
+    exact = pyels.ELS(bank, 11).denoise(x, alpha, sigma)
+    machine = pyels.ELS(bank, 11, engine="faiss", index=folder)
+    errors = [
+        float((machine.denoise(x, alpha, sigma, tolerance=t) - exact).square().mean().sqrt()) for t in (0.1, 0.01)
+    ]
+    assert errors[1] < 0.5 * errors[0]
+    assert errors[1] < 0.005
+
+
+def test_all_fields(fashion, folder):
+    alpha, sigma = level(0.4)
+    bank = fashion[:2000]
+    x = noisy(bank, alpha, sigma, 1)
+    post = pyels.ELS(bank, 9, engine="faiss", index=folder).posterior(x, alpha, sigma, tolerance=0.03)
+    exact = pyels.ELS(bank, 9).posterior(x, alpha, sigma)
+    assert (post.log_evidence - exact.log_evidence).abs().mean() < 0.05
+    assert (post.entropy - exact.entropy).abs().mean() < 0.15
+    rim = exact.certified & post.certified
+    assert rim[0, 0].all()
+    assert not post.certified[0, 14, 14]
+    torch.testing.assert_close(post.source[rim], exact.source[rim])
+    assert (post.source[..., 0] >= 0).all()
+    assert (post.source[..., 0] < len(bank)).all()
+    assert exact.certified.all()
+    assert (exact.error <= 1e-4).all()
+
+
+def test_each_image_as_if_alone_and_any_number_of_threads(fashion, folder):
+    bank = fashion[:2000]
+    alpha, sigma = (torch.tensor(v) for v in zip(level(0.3), level(0.9), level(0.6), strict=True))
+    x = noisy(bank, alpha, sigma, 3)
+    machine = pyels.ELS(bank, 9, engine="faiss", index=folder, tolerance=0.03, threads=1)
+    together = machine.denoise(x, alpha, sigma)
+    for i in range(3):
+        assert torch.equal(machine.denoise(x[i : i + 1], alpha[i], sigma[i])[0], together[i])
+    two = pyels.ELS(bank, 9, engine="faiss", index=folder, tolerance=0.03, threads=2)
+    assert torch.equal(two.denoise(x, alpha, sigma), together)
+    assert torch.equal(two.denoise(x, alpha, sigma), together)
+
+
+@pytest.mark.parametrize("isa", pyels._core.available_isas())
+def test_every_instruction_set_and_dtype(monkeypatch, tmp_path, isa):
+    monkeypatch.setenv("PYELS_ISA", isa)
+    for dtype, shape in ((torch.uint8, (1, 15, 13)), (torch.float32, (3, 11, 12))):
+        bank = make_bank(150, shape, dtype=dtype)
+        for t, k in ((0.1, 3), (0.6, 5), (0.95, 7)):
+            alpha, sigma = level(t)
+            x = noisy(bank, alpha, sigma, 2)
+            folder = tmp_path / str(dtype)
+            post = pyels.ELS(bank, k, engine="faiss", index=folder).posterior(x, alpha, sigma, tolerance=0.02)
+            error = (post.mean - pyels.ELS(bank, k).denoise(x, alpha, sigma)).abs().amax(1)
+            assert (error > post.error).float().mean() <= 0.07
+
+
+def test_classes(fashion, tmp_path):
+    bank = fashion[:1500]
+    alpha, sigma = level(0.7)
+    labels = torch.tensor([3, 0, 3])
+    x = noisy(bank, alpha, sigma, 3)
+    machine = pyels.ELS(bank, 9, engine="faiss", index=tmp_path)
+    post = machine.posterior(x, alpha, sigma, labels, tolerance=0.02)
+    exact = pyels.ELS(bank, 9).denoise(x, alpha, sigma, labels)
+    assert ((post.mean - exact).abs().amax(1) > post.error).float().mean() <= 0.07
+    assert torch.equal(bank.labels[post.source[..., 0]], labels[:, None, None].expand(-1, 28, 28))
+    assert {path.name for path in tmp_path.iterdir()} == {"k9-class0.safetensors", "k9-class3.safetensors"}
+
+
+def test_machines_with_few_sources_are_exact(small, tmp_path):
+    x = noisy(small, 0.8, 0.6, 2)
+    for machine, exact in (
+        (pyels.IS(small, engine="faiss"), pyels.IS(small)),
+        (pyels.ES(small, engine="faiss"), pyels.ES(small)),
+        (pyels.LS(small, 5, engine="faiss"), pyels.LS(small, 5)),
+        (pyels.ELS(small, 11, engine="faiss", index=tmp_path), pyels.ELS(small, 11)),
+    ):
+        assert torch.equal(machine.denoise(x, 0.8, 0.6), exact.denoise(x, 0.8, 0.6))
+    assert not list(tmp_path.iterdir())
+
+
+def test_extreme_noise(fashion, folder):
+    bank = fashion[:2000]
+    machine, exact = pyels.ELS(bank, 9, engine="faiss", index=folder), pyels.ELS(bank, 9)
+    for alpha, sigma in ((1.0, 1e-3), (1.0, 1e3), (0.0, 1.0), (0.0, 1e-3)):
+        x = noisy(bank, alpha, sigma, 1)
+        error = (machine.denoise(x, alpha, sigma, tolerance=0.05) - exact.denoise(x, alpha, sigma)).abs()
+        assert (error > 0.05).float().mean() <= 0.05
+
+
+def test_identical_images(tmp_path):
+    bank = pyels.PatchBank(torch.full((300, 1, 12, 12), 200, dtype=torch.uint8))
+    x = noisy(bank, 0.8, 0.6, 1)
+    post = pyels.ELS(bank, 5, engine="faiss", index=tmp_path).posterior(x, 0.8, 0.6)
+    torch.testing.assert_close(post.mean, torch.full_like(post.mean, 200 / 127.5 - 1), atol=1e-5, rtol=0)
+    assert torch.isfinite(post.error).all()
+
+
+def test_parts_merge(fashion, folder, tmp_path):
+    """An approximate and an exact part of a bank merge to the posterior over both."""
+    bank = fashion[:3000]
+    alpha, sigma = level(0.4)
+    x = noisy(bank, alpha, sigma, 1)
+    first = partial(pyels.ELS(bank[:2000], 9, engine="faiss", index=folder), x, alpha, sigma, tolerance=0.03)
+    second = partial(pyels.ELS(bank[2000:], 9), x, alpha, sigma)
+    whole = pyels.ELS(bank, 9).denoise(x, alpha, sigma)
+    for merged in (first.merge(second), second.merge(first)):
+        error, certified = merged.error()
+        assert ((merged.mean() - whole).abs().amax(1) > error).double().mean() <= 0.07
+        assert certified[0, 0].all()
+        assert not certified[0, 14, 14]
+    assert isinstance(first, PartialPosterior)
+
+
+# ---- Files ----------------------------------------------------------------------------------------------------------
+
+
+def test_built_once_and_mapped_beside_the_bank(tmp_path, monkeypatch):
+    path = tmp_path / "bank.npz"
+    make_bank(60, (1, 12, 12), labels=[i % 3 for i in range(60)]).save(path)
+    bank = pyels.PatchBank.load(path)
+    machine = pyels.ELS(bank, 5, engine="faiss")
+    x = noisy(bank, 0.7, 0.7, 1)
+    first = machine.denoise(x, 0.7, 0.7)
+    assert [p.name for p in (tmp_path / "bank.npz.index").iterdir()] == ["k5.safetensors"]
+    monkeypatch.setattr(index, "build", lambda *_: pytest.fail("built a second time"))
+    again = pyels.ELS(pyels.PatchBank.load(path), 5, engine="faiss")
+    assert torch.equal(again.denoise(x, 0.7, 0.7), first)
+    (described,) = index.describe(tmp_path / "bank.npz.index")
+    assert described["patch_size"] == 5
+    assert described["seconds"] >= 0
+    assert described["megabytes"] > 0
+
+
+def test_an_index_of_another_bank_is_refused(tmp_path):
+    pyels.ELS(make_bank(60, (1, 12, 12)), 5, engine="faiss", index=tmp_path).denoise(
+        torch.zeros(1, 1, 12, 12), 0.7, 0.7
+    )
+    other = pyels.ELS(make_bank(60, (1, 12, 12), seed=1), 5, engine="faiss", index=tmp_path)
+    with pytest.raises(ValueError, match=r"k5.safetensors is an index with bank_crc32 = \w+, but this bank needs"):
+        other.denoise(torch.zeros(1, 1, 12, 12), 0.7, 0.7)
+
+
+@pytest.mark.parametrize(
+    "damage", [lambda blob: blob[:-1000], lambda blob: b"\xff" * 100 + blob[100:], lambda blob: b""]
+)
+def test_a_damaged_index_is_refused(tmp_path, damage):
+    machine = pyels.ELS(make_bank(60, (1, 12, 12)), 5, engine="faiss", index=tmp_path)
+    machine.denoise(torch.zeros(1, 1, 12, 12), 0.7, 0.7)
+    path = tmp_path / "k5.safetensors"
+    path.write_bytes(damage(path.read_bytes()))
+    fresh = pyels.ELS(machine.bank, 5, engine="faiss", index=tmp_path)
+    with pytest.raises(ValueError, match=r"k5.safetensors: not a readable index"):
+        fresh.denoise(torch.zeros(1, 1, 12, 12), 0.7, 0.7)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("image", 60), ("image", -1), ("place", 144), ("begin", 8), ("end", 10**6)]
+)
+def test_an_index_that_points_outside_is_refused(tmp_path, name, value):
+    machine = pyels.ELS(make_bank(60, (1, 12, 12)), 5, engine="faiss", index=tmp_path)
+    machine.denoise(torch.zeros(1, 1, 12, 12), 0.7, 0.7)
+    path = tmp_path / "k5.safetensors"
+    with safe_open(path, "pt") as file:
+        about, tensors = file.metadata(), {key: file.get_tensor(key).clone() for key in file.keys()}  # noqa: SIM118
+    tensors[name][-1] = value
+    save_file(tensors, path, about)
+    with pytest.raises(ValueError, match=r"k5.safetensors: damaged index"):
+        pyels.ELS(machine.bank, 5, engine="faiss", index=tmp_path).denoise(torch.zeros(1, 1, 12, 12), 0.7, 0.7)
+
+
+@pytest.mark.parametrize(("images", "shape", "k"), [(40, (1, 6, 7), 1), (1, (1, 6, 7), 5), (1, (3, 5, 5), 5)])
+def test_smallest_banks_and_windows(tmp_path, images, shape, k):
+    bank = make_bank(images, shape)
+    x = noisy(bank, 0.7, 0.7, 2)
+    post = pyels.ELS(bank, k, engine="faiss", index=tmp_path).posterior(x, 0.7, 0.7, tolerance=1e-3)
+    assert ((post.mean - pyels.ELS(bank, k).denoise(x, 0.7, 0.7)).abs().amax(1) <= post.error).all()
+
+
+def test_a_bank_cut_off_after_it_was_mapped_is_refused(tmp_path):
+    path = tmp_path / "bank.npy"
+    np.save(path, make_bank(600, (1, 12, 12)).images.numpy())
+    machine = pyels.ELS(pyels.PatchBank.load(path), 5, engine="faiss")
+    machine.denoise(torch.zeros(1, 1, 12, 12), 0.7, 0.7)
+    path.write_bytes(path.read_bytes()[:-14_400])
+    with pytest.raises(ValueError, match=r"bank.npy: .*image 500"):
+        machine.denoise(torch.zeros(1, 1, 12, 12), 0.7, 0.7)
+
+
+def test_a_build_that_fails_leaves_no_file(tmp_path, monkeypatch):
+    monkeypatch.setattr(index, "_arranged", lambda *_: 1 / 0)
+    machine = pyels.ELS(make_bank(60, (1, 12, 12)), 5, engine="faiss", index=tmp_path / "index")
+    with pytest.raises(ZeroDivisionError):
+        machine.denoise(torch.zeros(1, 1, 12, 12), 0.7, 0.7)
+    assert not list(tmp_path.rglob("*.safetensors"))
+
+
+def test_bad_input(small, tmp_path):
+    for tolerance in (0, -1.0, float("nan"), float("inf")):
+        with pytest.raises(ValueError, match="tolerance must be positive and finite"):
+            pyels.ELS(small, 3, engine="faiss", tolerance=tolerance)
+    with pytest.raises(TypeError, match="tolerance must be a number, got str"):
+        pyels.ELS(small, 3).denoise(torch.zeros(1, 1, 9, 8), 0.5, 0.5, tolerance="0.01")
+    path = tmp_path / "bank.npz"
+    make_bank(600, (1, 12, 12)).save(path)
+    streamed = pyels.PatchBank.load(path, memory_limit=20_000)
+    with pytest.raises(ValueError, match="engine 'sampled' needs the bank in memory or mapped"):
+        pyels.ELS(streamed, 3, engine="faiss").denoise(torch.zeros(1, 1, 12, 12), 0.5, 0.5)
+    with pytest.raises(ValueError, match="have 3200000000 windows, and an index holds at most 2146435072"):
+        index.build(make_bank(1, (1, 42, 42)), torch.zeros(1, dtype=torch.int64).expand(2_000_000), 3, False)
+    with pytest.raises(ValueError, match="let processes share seeds instead"):
+        pyels.distributed.Sharded(pyels.ELS(small, 3, engine="faiss"))
+
+
+def test_without_faiss_an_index_is_used_but_not_built(tmp_path):
+    code = (
+        "import sys; sys.modules['faiss'] = None; import importlib.util; find = importlib.util.find_spec\n"
+        "importlib.util.find_spec = lambda name, *a: None if name == 'faiss' else find(name, *a)\n"
+        "import torch, pyels; x = torch.zeros(1, 1, 12, 12)\n"
+        f"bank = pyels.PatchBank.load({str(tmp_path / 'bank.npz')!r})\n"
+        "print(float(pyels.ELS(bank, 5, engine='sampled').denoise(x, 0.6, 0.8).mean()))\n"
+        "try: pyels.ELS(bank, 3, engine='sampled').denoise(x, 0.6, 0.8)\n"
+        "except ImportError as error: print(error)\n"
+    )
+    make_bank(300, (1, 12, 12)).save(tmp_path / "bank.npz")
+    bank = pyels.PatchBank.load(tmp_path / "bank.npz")
+    mean = float(pyels.ELS(bank, 5, engine="sampled").denoise(torch.zeros(1, 1, 12, 12), 0.6, 0.8).mean())
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.splitlines()
+    assert float(out[0]) == mean
+    assert "pip install pyels[faiss]" in out[1]
+
+
+def test_the_program(tmp_path, capsys):
+    path = tmp_path / "bank.npz"
+    make_bank(200, (1, 12, 12)).save(path)
+    options = ("sample", "--dataset", path, "--patch-size", 5, "--steps", 3, "--num", 1, "--json")
+    assert run_program(*options, "--engine", "faiss", "--tolerance", 0.02, "--out", tmp_path / "a") == 0
+    record = json.loads(capsys.readouterr().out)
+    assert (record["engine"], record["tolerance"]) == ("sampled", 0.02)
+    assert run_program(*options, "--out", tmp_path / "b") == 0
+    capsys.readouterr()
+    approximate, exact = (pyels.files.read_tensors(tmp_path / name / "samples.safetensors")["samples"] for name in "ab")
+    assert (approximate - exact).square().mean().sqrt() < 0.03
+    assert run_program("info", "--dataset", path) == 0
+    assert "k5.safetensors: " in capsys.readouterr().out
+    assert run_program(*options, "--tolerance", 0.02, "--out", tmp_path / "c") == 2
+    assert "--tolerance and --index are for --machine els with --engine sampled" in capsys.readouterr().err

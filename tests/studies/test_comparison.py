@@ -1,0 +1,348 @@
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+from helpers import make_bank, run_program, save_random_diffusers_pipeline
+
+import pyels
+from pyels.adapters import NetworkDenoiser, from_pyels
+from pyels.files import read_tensors
+from pyels.sampling import Level
+from pyels.studies import comparison
+from pyels.studies.calibration import calibrate, centre_gradient
+
+# ---- calibration ---------------------------------------------------------------------------------------------------
+
+
+def test_calibration_finds_the_size_of_a_machine_in_disguise(fashion):
+    """The 'network' is an ELS machine of size 5: calibration must say 5 at every step."""
+    bank = fashion[:30]
+    noise = torch.randn(3, 1, 28, 28, generator=torch.Generator().manual_seed(0))
+    found = calibrate(pyels.ELS(bank, 5), pyels.ELS(bank), noise, sizes=(3, 5, 7, 9), steps=4)
+    assert found.patch_sizes == found.patch_sizes_by_mse == [5, 5, 5, 5]
+    for schedule in ("edm", "flow"):
+        other = calibrate(pyels.ELS(bank, 5), pyels.ELS(bank), noise, sizes=(3, 5), steps=2, schedule=schedule)
+        assert float(other.mse[:, 1].max()) == 0
+    assert found.times == [0.25, 0.5, 0.75, 1.0]
+    assert found.cosine.shape == found.mse.shape == (4, 4)
+    assert float(found.mse[:, 1].max()) == 0
+    assert found.gradients is None
+
+
+def test_calibration_takes_each_sample_by_itself(small):
+    torch.manual_seed(0)
+    network = from_pyels(pyels.ResNet(width=4, depth=1))
+    noise, labels = torch.randn(5, 1, 9, 8), torch.tensor([0, 1, 2, 0, 1])
+    together = calibrate(network, pyels.ELS(small), noise, labels, (3, 5), 3)
+    for i in range(5):
+        alone = calibrate(network, pyels.ELS(small), noise[i : i + 1], labels[i : i + 1], (3, 5), 3)
+        torch.testing.assert_close(together.cosines[i], alone.cosines[0], atol=1e-6, rtol=0)
+        torch.testing.assert_close(together.mses[i], alone.mses[0], atol=1e-6, rtol=0)
+        torch.testing.assert_close(together.gradients[i], alone.gradients[0], atol=1e-6, rtol=1e-5)
+    assert torch.equal(together.cosine, together.cosines.sort(dim=0).values[2])
+    assert together.record()["patch_sizes"] == together.patch_sizes
+
+
+def test_centre_gradient_is_that_of_finite_differences():
+    """A network that blurs: its gradient is the blur's kernel around the centre, in eps by way of x0."""
+    kernel = torch.tensor([[0.0, 1.0, 0.0], [2.0, 4.0, 2.0], [0.0, 1.0, 0.0]]) / 10
+    network = NetworkDenoiser(
+        lambda x, t, labels: torch.nn.functional.conv2d(x, kernel.expand(2, 1, 3, 3), padding=1, groups=2), "eps"
+    )
+    schedule = pyels.make_schedule("cosine")
+    level = Level(0.5, schedule.alpha(0.5), schedule.sigma(0.5))
+    found = centre_gradient(network, torch.randn(2, 2, 8, 6), level)
+    expected = torch.zeros(2, 8, 6)
+    expected[:, 3:6, 2:5] = kernel / 2  # of two channels of input, one counts
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
+
+
+# ---- the figures of a comparison -----------------------------------------------------------------------------------
+
+
+def test_report_says_what_was_measured():
+    generator = torch.Generator().manual_seed(0)
+    network = torch.randn(40, 1, 6, 6, generator=generator)
+    images = {
+        "network": network,
+        "els": network + 0.3 * torch.randn(network.shape, generator=generator),
+        "is": torch.cat([network[:10], torch.randn((30, 1, 6, 6), generator=generator)]),
+    }
+    report = comparison.report(images, ["els", "is"], range(40))
+    row = {part: report[part]["els"]["pearson_r"] for part in ("median", "quartiles", "interval_95", "per_seed")}
+    values = pyels.metrics.pearson_r(network, images["els"])
+    assert row["per_seed"] == values.tolist()
+    assert row["median"] == pytest.approx(float(values.sort().values[19:21].mean()))
+    assert row["quartiles"][0] < row["interval_95"][0] < row["median"] < row["interval_95"][1] < row["quartiles"][1]
+    assert report["per_seed"]["is"]["r2_score"][:10] == [1.0] * 10
+    wins = report["beats_is"]["els"]
+    assert wins["share"] == report["els_beats_is"] == 0.75
+    # Wilson's interval of 30 in 40, worked out by hand: (0.75 + 0.04802 -+ 0.14252) / 1.09604.
+    assert wins["interval_95"] == pytest.approx([0.59806, 0.85813], abs=1e-4)
+    assert comparison.share_interval(50, 50) == pytest.approx([1 / (1 + 1.96**2 / 50), 1], abs=1e-4)
+    assert comparison.share_interval(0, 50)[0] == 0
+    assert json.loads(json.dumps(report)) == report
+
+
+def test_bootstrap_interval_covers_the_true_median():
+    """Of 200 samples of 25 values each, the interval misses the true median of 0 in about 5%; 3% seen."""
+    generator = torch.Generator().manual_seed(0)
+    missed = 0
+    for _ in range(200):
+        low, high = comparison.median_interval(torch.randn(25, generator=generator, dtype=torch.float64))
+        missed += not low <= 0 <= high
+    assert 2 <= missed <= 22
+    assert comparison.median_interval(torch.tensor([0.5], dtype=torch.float64)) == [0.5, 0.5]
+
+
+# ---- train, calibrate, compare from the command line ---------------------------------------------------------------
+
+STEPS = 4
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """A folder with a bank file, a network trained on it, and its calibration."""
+    folder = tmp_path_factory.mktemp("trained")
+    make_bank(40, (1, 12, 12), labels=[0, 1] * 20).save(folder / "bank.npz")
+    options = ("--width", 8, "--depth", 1, "--steps", 60, "--batch-size", 16, "--learning-rate", 3e-3)
+    assert run_program("train", "--dataset", folder / "bank.npz", *options, "--out", folder / "net") == 0
+    options = ("--sizes", "7,3,5", "--steps", STEPS, "--num", 3, "--out", folder / "sizes")
+    assert run_program("calibrate", "--network", folder / "net", *options) == 0
+    return folder
+
+
+def compare_arguments(trained, out, *more):
+    options = ("--patch-sizes", trained / "sizes", "--num", 5, "--seed", 7, "--out", out)
+    return ("compare", "--network", trained / "net", *options, *more)
+
+
+def test_calibrate_command(trained, tmp_path, capsys):
+    scales = json.loads((trained / "sizes" / "scales.json").read_text())
+    assert scales["sizes"] == [3, 5, 7]
+    assert len(scales["cosine"]) == len(scales["mse"]) == len(scales["patch_sizes"]) == STEPS
+    for row, best in zip(scales["cosine"], scales["patch_sizes"], strict=True):
+        assert scales["sizes"][row.index(max(row))] == best
+    assert sorted(p.name for p in (trained / "sizes").iterdir()) == [
+        "calibration.png",
+        "calibration.safetensors",
+        "receptive_field.png",
+        "run.json",
+        "scales.json",
+    ]
+    samples = read_tensors(trained / "sizes" / "calibration.safetensors")
+    assert samples["cosines"].quantile(0.5, dim=0).tolist() == scales["cosine"]
+    assert samples["gradients"].shape == (3, STEPS, 12, 12)
+    assert scales["boundary"] == "zeros"
+    assert scales["labels"] == [0, 1, 0]
+    # The file is enough for the same figures from Python.
+    network, _ = pyels.adapters.load(trained / "net")
+    bank = pyels.datasets.load(trained / "bank.npz")
+    noise = torch.stack([pyels.comparison.runs.noise_of_seed(seed, bank.shape) for seed in scales["seeds"]])
+    again = calibrate(network, pyels.ELS(bank), noise, torch.tensor(scales["labels"]), scales["sizes"], STEPS)
+    torch.testing.assert_close(again.cosine, torch.tensor(scales["cosine"]).double(), atol=1e-6, rtol=0)
+    # sample takes the file too, and more numbers than a file name may be long.
+    options = ("--dataset", trained / "bank.npz", "--num", 1, "--out", tmp_path / "s")
+    assert run_program("sample", *options, "--patch-sizes", trained / "sizes" / "scales.json", "--json") == 0
+    assert json.loads(capsys.readouterr().out)["patch_sizes"] == scales["patch_sizes"]
+    many = ("--limit", 2, "--machine", "ls", "--patch-sizes", ",".join(["3"] * 150))
+    assert run_program("sample", *options[:-1], tmp_path / "many", *many) == 0
+
+
+def test_compare_command(trained, tmp_path, capsys):
+    out = tmp_path / "theory"
+    machines = ("--machines", "els,els:circular,ls,is,es")
+    assert run_program(*compare_arguments(trained, out, *machines, "--network-steps", 9, "--json")) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert report == json.loads((out / "report.json").read_text())
+    assert sorted(p.name for p in out.iterdir()) == [
+        "comparison.safetensors",
+        "pairs.png",
+        "report.json",
+        "run.json",
+        "scatter.png",
+    ]
+    assert set(report["median"]) == {"els", "els:circular", "ls", "is", "es"}
+    assert report["labels"] == [1, 0, 1, 0, 1]  # seed 7 is of class 7 % 2, whatever the first seed
+    # Every image can be made again from the record.
+    record = json.loads((out / "run.json").read_text())
+    images = read_tensors(out / "comparison.safetensors")
+    bank = pyels.datasets.load(record["data"]["dataset"])
+    network, identity = pyels.adapters.load(record["network"]["source"])
+    assert identity["crc32"] == record["network"]["crc32"]
+    labels, sizes = torch.tensor(record["labels"]), record["patch_sizes"]
+    for name, denoiser, steps, patch_sizes in (
+        ("network", network, 9, None),
+        ("els", pyels.ELS(bank), STEPS, sizes),
+        ("els:circular", pyels.ELS(bank, boundary="circular"), STEPS, sizes),
+        ("is", pyels.IS(bank), STEPS, None),
+    ):
+        again = pyels.sample(denoiser, images["noise"], steps, "cosine", patch_sizes, labels)
+        torch.testing.assert_close(again, images[name], atol=1e-5, rtol=0)
+
+
+def test_any_number_of_jobs_and_threads_compares_alike(trained, tmp_path):
+    images = []
+    for jobs, threads in ((1, 1), (1, 2), (3, 3), (2, 4)):
+        out = tmp_path / f"{jobs}-{threads}"
+        assert run_program(*compare_arguments(trained, out, "--jobs", jobs, "--threads", threads)) == 0
+        images.append(read_tensors(out / "comparison.safetensors"))
+    for other in images[1:]:
+        for name, value in images[0].items():
+            torch.testing.assert_close(other[name], value, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("end", [signal.SIGKILL, signal.SIGINT], ids=str)
+def test_a_comparison_that_was_ended_goes_on(trained, tmp_path, end):
+    options = compare_arguments(trained, tmp_path / "whole", "--num", 30, "--jobs", 2, "--threads", 2)
+    assert run_program(*options) == 0
+    out = tmp_path / "ended"
+    arguments = [str(out) if a == tmp_path / "whole" else str(a) for a in options]
+    process = subprocess.Popen([sys.executable, "-m", "pyels", *arguments], stderr=subprocess.DEVNULL)
+    deadline = time.time() + 60
+    while time.time() < deadline and len(list((out / "unfinished").glob("0*"))) < 3:
+        time.sleep(0.002)
+    process.send_signal(end)
+    process.wait(timeout=60)
+    done = {p: p.stat().st_mtime_ns for p in (out / "unfinished").glob("0*")}
+    assert 3 <= len(done) < 30
+    os.sync()
+    assert run_program(*arguments, "--steps", STEPS, "--schedule", "flow") == 2  # another run
+    assert all(p.stat().st_mtime_ns == t for p, t in done.items())
+    assert run_program(*arguments) == 0
+    a, b = (read_tensors(folder / "comparison.safetensors") for folder in (tmp_path / "whole", out))
+    for name in a:
+        torch.testing.assert_close(a[name], b[name], atol=1e-5, rtol=0)
+    assert not (out / "unfinished").exists()
+    report = (out / "report.json").read_bytes()
+    for changed in (("--num", 2), ("--network-steps", 3)):  # finished results are not replaced by others
+        assert run_program(*arguments, *changed) == 2
+    assert (out / "report.json").read_bytes() == report
+
+
+def test_results_of_different_commands_do_not_mix(trained, tmp_path, capsys):
+    for folder, command in (("net", "train"), ("sizes", "calibrate")):
+        before = (trained / folder / "run.json").read_bytes()
+        assert run_program(*compare_arguments(trained, trained / folder)) == 2
+        assert f"holds results of pyels {command}" in capsys.readouterr().err
+        assert (trained / folder / "run.json").read_bytes() == before
+    assert run_program("train", "--dataset", trained / "bank.npz", "--steps", 1, "--out", trained / "sizes") == 2
+    assert "holds results of pyels calibrate" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("extra", "message"),
+    [
+        (
+            ("--machines", "els,vae"),
+            "--machines must be of is, es, ls, els, els:zeros, els:circular",
+        ),
+        (("--machines", "is:,els"), "got 'is:'"),
+        (("--schedule", "flow"), "was calibrated along schedule cosine, but --schedule is flow"),
+        (("--machines", "ls:zeros"), "got 'ls:zeros'"),
+        (("--machines", "is"), "leave out --patch-sizes"),
+        (("--steps", 7), f"--patch-sizes has {STEPS} entries for 7 steps"),
+        (("--network-steps", 0), "--network-steps must be at least 1"),
+        (("--jobs", 0), "--jobs must be at least 1"),
+        (("--threads", 0), "--threads must be at least 1"),
+        (("--num", 0), "num must be at least 1"),
+        (("--labels", "0,5"), "label 5: no images of this class"),
+        (("--network", "nowhere"), "nowhere: no such file"),
+        (("--patch-sizes", "gone.json"), "gone.json: no such file"),
+        (("--patch-sizes", "3,3,4,5"), "patch_size must be odd"),
+        (("--machines", "els:circular", "--patch-sizes", "3,3,13,15"), "patch_size 13 is larger than the 12x12"),
+    ],
+    ids=str,
+)
+def test_bad_input_is_one_line_and_leaves_nothing(trained, tmp_path, capsys, extra, message):
+    assert run_program(*compare_arguments(trained, tmp_path / "out", *extra)) == 2
+    err = [line for line in capsys.readouterr().err.splitlines() if line]
+    assert len(err) == 1
+    assert message in err[0]
+    assert not (tmp_path / "out").exists()
+
+
+def test_what_a_network_was_trained_on_is_what_it_is_compared_with(trained, tmp_path, capsys):
+    bank_file, net = tmp_path / "bank.npz", tmp_path / "net"
+    make_bank(30, (1, 16, 16), labels=[0, 1, 2] * 10).save(bank_file)
+    options = ("--limit", 20, "--size", 12, "--padding", "circular", "--width", 4, "--depth", 1, "--steps", 2)
+    assert run_program("train", "--dataset", bank_file, *options, "--out", net) == 0
+    assert run_program("calibrate", "--network", net, "--num", 1, "--steps", 2, "--out", tmp_path / "sizes") == 0
+    scales = json.loads((tmp_path / "sizes" / "scales.json").read_text())
+    assert scales["boundary"] == "circular"
+    assert scales["sizes"] == [3, 5, 7, 9, 11]  # those that fit the torus
+    assert scales["data"] == {**scales["data"], "limit": 20, "size": 12}
+    assert scales["data"]["bank"]["images"] == 20
+    options = ("compare", "--network", net, "--num", 2, "--machines", "els,els:circular,els:zeros")
+    sizes = ("--patch-sizes", tmp_path / "sizes" / "scales.json")
+    assert run_program(*options, *sizes, "--out", tmp_path / "theory") == 0
+    images = read_tensors(tmp_path / "theory" / "comparison.safetensors")
+    assert torch.equal(images["els"], images["els:circular"])
+    assert not torch.equal(images["els"], images["els:zeros"])
+    capsys.readouterr()
+    assert run_program(*options, "--out", tmp_path / "o") == 2
+    assert "--patch-sizes is needed" in capsys.readouterr().err
+    make_bank(30, (1, 16, 16), labels=[0, 1, 2] * 10, seed=9).save(bank_file)
+    assert run_program(*options, *sizes, "--out", tmp_path / "o") == 2
+    assert "has changed since" in capsys.readouterr().err
+
+
+def test_bad_calibrations(trained, tmp_path, capsys):
+    for extra, message in (
+        (("--sizes", "3,4"), "patch_size must be odd"),
+        (("--machine", "ls", "--boundary", "zeros"), "only machine els has one"),
+        (("--steps", 0), "--steps must be at least 1"),
+        (("--dataset", "gone"), "'gone' is neither one of"),
+    ):
+        assert run_program("calibrate", "--network", trained / "net", *extra, "--out", tmp_path / "out") == 2
+        assert message in capsys.readouterr().err
+        assert not (tmp_path / "out").exists()
+    (tmp_path / "scales.json").write_text('{"sizes": 3}')
+    assert run_program(*compare_arguments(trained, tmp_path / "o", "--patch-sizes", tmp_path / "scales.json")) == 2
+    assert "not a scales.json of pyels calibrate" in capsys.readouterr().err
+
+
+FOREIGN = """
+import torch, pyels
+@torch.no_grad()
+def predict(x, t, labels):
+    from beside import factor
+    return factor * x
+def build():
+    import beside
+    return pyels.NetworkDenoiser(predict, predicts="eps", schedule="edm")
+"""
+
+
+def test_a_network_of_ones_own_is_compared_unchanged(trained, tmp_path, capsys):
+    (tmp_path / "mine.py").write_text(FOREIGN)
+    (tmp_path / "beside.py").write_text("factor = 0.1")
+    options = ("--patch-sizes", "3,3,5", "--num", 2, "--network", f"{tmp_path / 'mine.py'}:build")
+    assert run_program("compare", *options, "--out", tmp_path / "o") == 2
+    assert "--dataset is needed" in capsys.readouterr().err
+    options = (*options, "--dataset", trained / "bank.npz")
+    assert run_program("compare", *options, "--out", tmp_path / "o") == 0
+    assert json.loads((tmp_path / "o" / "report.json").read_text())["labels"] is None
+    assert (
+        run_program("calibrate", *options[4:], "--num", 2, "--steps", 2, "--sizes", "3,5", "--out", tmp_path / "c") == 0
+    )
+
+
+@pytest.mark.needs("diffusers")
+@pytest.mark.filterwarnings("ignore")  # what other packages warn of at import is theirs
+def test_a_random_diffusers_unet_goes_through_compare(trained, tmp_path):
+    save_random_diffusers_pipeline(tmp_path / "unet", size=12)
+    options = ("--network", tmp_path / "unet", "--dataset", trained / "bank.npz", "--patch-sizes", "3,3,5", "--num", 3)
+    assert run_program("compare", *options, "--out", tmp_path / "out") == 0
+    report = json.loads((tmp_path / "out" / "report.json").read_text())
+    assert len(report["per_seed"]["els"]["pearson_r"]) == 3
+    images = read_tensors(tmp_path / "out" / "comparison.safetensors")
+    assert torch.isfinite(images["network"]).all()
+    options = (*options[:4], "--num", 2, "--steps", 2, "--sizes", "3,5", "--out", tmp_path / "sizes")
+    assert run_program("calibrate", *options) == 0
+    assert (tmp_path / "sizes" / "receptive_field.png").exists()

@@ -12,12 +12,20 @@ struct FmaLoop {
 };
 
 #if defined(__x86_64__)
-namespace x86_64_v2 { extern const FmaLoop fma_loop; }
-namespace x86_64_v3 { extern const FmaLoop fma_loop; }
-namespace x86_64_v4 { extern const FmaLoop fma_loop; }
+namespace x86_64_v2 {
+extern const FmaLoop fma_loop;
+}
+namespace x86_64_v3 {
+extern const FmaLoop fma_loop;
+}
+namespace x86_64_v4 {
+extern const FmaLoop fma_loop;
+}
 inline const FmaLoop* const fma_loops[] = {&x86_64_v2::fma_loop, &x86_64_v3::fma_loop, &x86_64_v4::fma_loop};
 #else
-namespace generic { extern const FmaLoop fma_loop; }
+namespace generic {
+extern const FmaLoop fma_loop;
+}
 inline const FmaLoop* const fma_loops[] = {&generic::fma_loop};
 #endif
 

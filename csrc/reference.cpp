@@ -31,8 +31,7 @@ bool is_source(const Problem& a, Place p, Place q) {
   switch (a.sources) {
     case Sources::same_position: return p.row == q.row && p.column == q.column;
     case Sources::circular: return true;
-    case Sources::interior:
-      return q.row >= r && q.row < a.height - r && q.column >= r && q.column < a.width - r;
+    case Sources::interior: return q.row >= r && q.row < a.height - r && q.column >= r && q.column < a.width - r;
     case Sources::zeros:
       return same_overhang(p.row, q.row, r, a.height) && same_overhang(p.column, q.column, r, a.width);
   }
@@ -107,9 +106,8 @@ void whole_image_windows(const Problem& a, std::int64_t b, Partial& total) {
     const std::int64_t image = a.order ? a.order[n] : n;
     for (std::int64_t dy = 0; dy < moves_y; ++dy)
       for (std::int64_t dx = 0; dx < moves_x; ++dx) {
-        const double log_w =
-            -squared_distance(a, b, {0, 0}, image, {dy, dx}, {0, 0}, {a.height - 1, a.width - 1}) /
-            (2.0 * a.sigma[b] * a.sigma[b]);
+        const double log_w = -squared_distance(a, b, {0, 0}, image, {dy, dx}, {0, 0}, {a.height - 1, a.width - 1}) /
+                             (2.0 * a.sigma[b] * a.sigma[b]);
         for (std::int64_t p = 0; p < total.pixels; ++p)
           add(a, total, p, log_w, image, {wrap(p / a.width + dy, a.height), wrap(p % a.width + dx, a.width)});
       }

@@ -133,8 +133,8 @@ class Worker {
         near_at_(aligned<std::int32_t>(a_.full() ? states_ * lanes_ : 1)),
         far_(aligned<double>(a_.full() ? states_ * lanes_ : 1)),
         far_at_(aligned<std::int32_t>(a_.full() ? states_ * lanes_ : 1)),
-        scratch_(aligned<float>(
-            kernel_scratch(a_.height, a_.width, plan.row_axis.window, plan.column_axis.window) * lanes_)),
+        scratch_(aligned<float>(kernel_scratch(a_.height, a_.width, plan.row_axis.window, plan.column_axis.window) *
+                                lanes_)),
         map_rows_(aligned<const float*>(kernel_map_rows(a_.height, plan.row_axis.window))),
         flushed_(plan.pixels, a_.channels, a_.full()) {
     std::fill_n(map_rows_.get(), kernel_map_rows(a_.height, plan.row_axis.window), scratch_.get());

@@ -232,11 +232,11 @@ PYELS_INLINE bool weigh(const KernelTask& t, const State& state, std::int32_t at
 
 // Consecutive outputs of a row, whose pixels p lie side by side.
 struct Run {
-  std::int64_t p;          // of the first output
-  const float* distances;  // (outputs)[L]
-  const float* centres;    // (outputs)[L] of channel 0
-  std::int32_t at;         // number of its source pixel
-  MapWindow window;        // its window
+  std::int64_t p;            // of the first output
+  const float* distances;    // (outputs)[L]
+  const float* centres;      // (outputs)[L] of channel 0
+  std::int32_t at;           // number of its source pixel
+  MapWindow window;          // its window
   const float* const* rows;  // (window.rows) sums along the rows of the windows
   std::int64_t first;        // place of the first output in these
 };
@@ -447,8 +447,8 @@ PYELS_INLINE void transpose(Row (&rows)[n]) {
 #pragma GCC unroll 16
     for (int i = 0; i < n / 2; ++i) {
       if constexpr (n == 16) {
-        next[2 * i] = __builtin_shufflevector(rows[i], rows[i + n / 2], 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6,
-                                              22, 7, 23);
+        next[2 * i] =
+            __builtin_shufflevector(rows[i], rows[i + n / 2], 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23);
         next[2 * i + 1] = __builtin_shufflevector(rows[i], rows[i + n / 2], 8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13,
                                                   29, 14, 30, 15, 31);
       } else if constexpr (n == 8) {

@@ -42,11 +42,11 @@ struct KernelTask {
   std::int32_t at;  // number of this panel's first source pixel, for `near_at` and `far_at`
 
   // State: weights refer to 2^reference. With whole_image, all but y have a single entry instead of (H, W).
-  double* reference;      // (H, W)
-  float* offset;          // (H, W) -reference, as it enters log-weights in float32
-  float* s;               // (H, W)[L]
-  float* y;               // (C, H, W)[L]
-  float* e;               // (H, W)[L] sum of w * (log w - reference)
+  double* reference;  // (H, W)
+  float* offset;      // (H, W) -reference, as it enters log-weights in float32
+  float* s;           // (H, W)[L]
+  float* y;           // (C, H, W)[L]
+  float* e;           // (H, W)[L] sum of w * (log w - reference)
   // The least squared distance, and its source pixel counted from the panel where `at` was 0: of those that were good
   // enough in float32, and of the others.
   float* near;            // (H, W)[L]
@@ -66,7 +66,7 @@ static constexpr std::int64_t kernel_map_rows(std::int64_t height, std::int64_t 
 }
 // A band of distances, a row of zeros, the sums of the last rows of the map or of all, and a row of the map.
 static constexpr std::int64_t kernel_scratch(std::int64_t height, std::int64_t width, std::int64_t k_rows,
-                                      std::int64_t k_columns) {
+                                             std::int64_t k_columns) {
   const std::int64_t last = k_rows + kernel_band - 1, kept = height > last ? height : last;
   return (kernel_band + 1 + kept) * kernel_row(width) + width + k_columns - 1 + 3 * kernel_band;
 }
@@ -76,8 +76,8 @@ static constexpr std::int64_t kernel_scratch(std::int64_t height, std::int64_t w
 struct ScanQuery {
   const std::int16_t* z;  // (directions)
   float base, norm_scale, rest_scale, dot_scale;
-  float rate;             // log2 of how often a window of log2 w = 0 is to be picked
-  float least;            // log2 of how often every window is at least
+  float rate;   // log2 of how often a window of log2 w = 0 is to be picked
+  float least;  // log2 of how often every window is at least
   std::uint32_t seed;
   // The sum of these w, and of their squares, relative to 2^top, where top is the largest so far.
   float top;
@@ -88,11 +88,11 @@ struct Pick {
   float probability;
 };
 struct ScanTask {
-  const std::int8_t* code;  // (blocks, directions / 2, 16, 2)
-  const float *norm, *rest; // (blocks, 16)
+  const std::int8_t* code;   // (blocks, directions / 2, 16, 2)
+  const float *norm, *rest;  // (blocks, 16)
   std::int64_t directions;
-  std::int64_t members;     // of the blocks, those behind are not there
-  std::uint32_t first;      // number of the first member, for the dice
+  std::int64_t members;  // of the blocks, those behind are not there
+  std::uint32_t first;   // number of the first member, for the dice
 };
 
 // Two windows in memory: of x, and of a bank. Rows are read in steps of up to 16 pixels.
@@ -128,15 +128,23 @@ std::int64_t scan_pick(const ScanTask&, const ScanQuery&, Pick* picks);
 void point_distances(const float* panel, const float* x, std::int64_t dims, float* out);
 float distance_uint8(const WindowPair&, const float* x, const std::uint8_t* window);
 float distance_float(const WindowPair&, const float* x, const float* window);
-}
+}  // namespace PYELS_ISA_NAME
 #endif
 
 #if defined(__x86_64__)
-namespace x86_64_v2 { extern const Kernel kernel; }
-namespace x86_64_v3 { extern const Kernel kernel; }
-namespace x86_64_v4 { extern const Kernel kernel; }
+namespace x86_64_v2 {
+extern const Kernel kernel;
+}
+namespace x86_64_v3 {
+extern const Kernel kernel;
+}
+namespace x86_64_v4 {
+extern const Kernel kernel;
+}
 #else
-namespace generic { extern const Kernel kernel; }
+namespace generic {
+extern const Kernel kernel;
+}
 #endif
 
 }  // namespace pyels

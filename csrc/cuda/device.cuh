@@ -33,8 +33,8 @@ struct Query {
   std::int64_t b, begin, end;
   std::int64_t partials;  // where its segments begin
   std::int32_t segments;
-  double alpha;           // times the value of one unit of the bank
-  bool by_products;       // the pixels that can be (products.cuh)
+  double alpha;      // times the value of one unit of the bank
+  bool by_products;  // the pixels that can be (products.cuh)
   Weighing weighing;
 };
 
@@ -42,9 +42,9 @@ struct Task {
   const std::uint8_t* bytes;  // (N, C, H, W), one of the two; uint8 v is taken as v - 127.5, in units of 1 / 127.5
   const float* floats;
   const std::int64_t* order;
-  const float* x;             // (B, C, H, W)
-  double* partials;           // (segments of all queries, fields, H, W)
-  double* distances;          // (queries, most) of whole images
+  const float* x;     // (B, C, H, W)
+  double* partials;   // (segments of all queries, fields, H, W)
+  double* distances;  // (queries, most) of whole images
   std::int64_t distances_most;
   double unit;
   std::int32_t channels, height, width;

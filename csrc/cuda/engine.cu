@@ -62,8 +62,10 @@ class OnDevice {
  public:
   explicit OnDevice(int device) {
     check(cudaGetDevice(&before_));
-    if (device == before_) before_ = -1;  // nothing to go back to: that would open a context there
-    else check(cudaSetDevice(device));
+    if (device == before_)
+      before_ = -1;  // nothing to go back to: that would open a context there
+    else
+      check(cudaSetDevice(device));
   }
   ~OnDevice() {
     if (before_ >= 0) (void)cudaSetDevice(before_);
@@ -166,7 +168,8 @@ void cuda_engine(const Problem& a, const CudaOptions& options, const Out& out, v
   const bool whole_images = plan.method == Method::images;
   const std::int64_t window_values =
       a.channels * (whole_images ? pixels : std::int64_t{plan.rows.window} * plan.columns.window);
-  const double sources = whole_images ? plan.moves : static_cast<double>(most_sources(plan.rows)) * most_sources(plan.columns);
+  const double sources =
+      whole_images ? plan.moves : static_cast<double>(most_sources(plan.rows)) * most_sources(plan.columns);
   const std::int64_t pixel_blocks = (pixels + most_threads - 1) / most_threads;
 
   for (std::int64_t b0 = 0; b0 < a.queries; b0 += plan.queries) {

@@ -174,8 +174,8 @@ __device__ void row_sums(const float* v, int k, float (&sums)[strip]) {
 
 // What a thread weighs: 8 pixels against 8 sources side by side, with what is needed to look closer.
 struct Run {
-  const float* v;        // sums along columns, at the first column of the first window
-  Rectangle x, phi;      // at the first place of the first window, of the query and of the image
+  const float* v;    // sums along columns, at the first column of the first window
+  Rectangle x, phi;  // at the first place of the first window, of the query and of the image
   int k, r;
   std::int32_t row_source, column, width;  // number of the row's first source pixel in the segment; the source's column
 
@@ -191,8 +191,8 @@ struct State {
   float s[strip], y[YC][strip];
   float e[FULL ? strip : 1], nearest[FULL ? strip : 1];
   std::int32_t source[FULL ? strip : 1];
-  float least;          // log-weights below do not matter to any of them; conservative
-  bool far;             // what matters may lie beyond wide_above
+  float least;  // log-weights below do not matter to any of them; conservative
+  bool far;     // what matters may lie beyond wide_above
 
   __device__ void clear() {
 #pragma unroll
@@ -294,9 +294,8 @@ __device__ void weigh_far(const Task& t, const Query& query, const PartialAt& pa
       wide = 0.0;
       for (int i = 0; i < run.k; ++i) wide += run.v[j + i];
       const double relative = -w.scale * wide - m;
-      if (distance[j] > w.exact_above &&
-          (FULL || distance[j] > w.always_exact_above || relative > 120.0 ||
-           exp2_approx(static_cast<float>(relative)) > stands_out * s[j])) {
+      if (distance[j] > w.exact_above && (FULL || distance[j] > w.always_exact_above || relative > 120.0 ||
+                                          exp2_approx(static_cast<float>(relative)) > stands_out * s[j])) {
         wide = 0.0;
         for (int c = 0; c < t.channels; ++c)
           for (int row = 0; row < run.k; ++row)
@@ -376,7 +375,7 @@ __device__ void weigh(const Task& t, const Query& query, const PartialAt& part, 
 #pragma unroll
     for (int j = 0; j < strip; ++j) {
       if (!(log_w[j] > headroom)) continue;
-      const float raised = scale * distance[j];  // the new offset
+      const float raised = scale * distance[j];      // the new offset
       const float shift = raised - state.offset[j];  // below all others while the state is empty
       const float factor = exp2_approx(shift);
       if (FULL) state.e[j] = factor > 0.0f ? factor * fmaf(state.s[j], shift, state.e[j]) : 0.0f;
@@ -445,9 +444,7 @@ __global__ void __launch_bounds__(most_threads) maps(const __grid_constant__ Tas
                                                  : -r;
   const int phi_column = columns.meets == Meets::all ? columns.source_first - (strip - 1) - r : columns.first - r;
 
-  const auto query_pixel = [&](std::int64_t at) {
-    return t.x[query.b * t.channels * t.height * t.width + at];
-  };
+  const auto query_pixel = [&](std::int64_t at) { return t.x[query.b * t.channels * t.height * t.width + at]; };
   copy_rectangle(t, query_pixel, rows.first - r, columns.first - r, tall + k - 1, strips * strip + k - 1, x.pitch,
                  x.plane, x_shared);
 
@@ -461,8 +458,7 @@ __global__ void __launch_bounds__(most_threads) maps(const __grid_constant__ Tas
   State<YC, FULL> state;
   state.clear();
   if (weighs)
-    for (int j = 0; j < pixels.end; ++j)
-      clear_partial(part, pixels.p0 + j, t.first_channel, t.channel_count, FULL);
+    for (int j = 0; j < pixels.end; ++j) clear_partial(part, pixels.p0 + j, t.first_channel, t.channel_count, FULL);
 
   const std::int64_t images = query.end - query.begin, first = first_of(segment, query.segments, images);
   const std::int64_t last = first_of(segment + 1, query.segments, images);

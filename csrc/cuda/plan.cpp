@@ -40,9 +40,9 @@ Layout plan_layout(const Plan& plan, std::int64_t channels) {
   }
   // Odd, so that neighbouring threads, which are at neighbouring rows, read from different banks.
   layout.phi_pitch |= 1, layout.v_pitch |= 1;
-  layout.floats = channels * (std::int64_t{layout.x_rows} * layout.x_pitch +
-                              std::int64_t{layout.phi_rows} * layout.phi_pitch) +
-                  std::int64_t{together} * layout.v_rows * layout.v_pitch;
+  layout.floats =
+      channels * (std::int64_t{layout.x_rows} * layout.x_pitch + std::int64_t{layout.phi_rows} * layout.phi_pitch) +
+      std::int64_t{together} * layout.v_rows * layout.v_pitch;
   return layout;
 }
 
@@ -77,8 +77,8 @@ Plan make_plan(const Problem& a, const CudaOptions& options, std::int64_t shared
   }
   const std::int64_t bytes = plan.partial_size * 8;
   plan.segments = static_cast<std::int32_t>(std::clamp<std::int64_t>(workspace_bytes / bytes, 1, most_segments));
-  plan.queries = static_cast<std::int32_t>(
-      std::clamp<std::int64_t>(workspace_bytes / (bytes * plan.segments), 1, most_queries));
+  plan.queries =
+      static_cast<std::int32_t>(std::clamp<std::int64_t>(workspace_bytes / (bytes * plan.segments), 1, most_queries));
   std::int64_t most = 1;
   for (std::int64_t b = 0; b < a.queries; ++b)
     most = std::max<std::int64_t>(most, segments_of(a, plan, a.end[b] - a.begin[b]));

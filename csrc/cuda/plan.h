@@ -11,14 +11,14 @@
 
 namespace pyels::cuda {
 
-constexpr int strip = 8;              // neighbouring pixels of a row that one thread weighs; rows of a band
-constexpr int tile_side = 32;         // most pixels of a tile along an axis
-constexpr int most_threads = 128;     // of a block: tile_side * tile_side / strip
-constexpr int together = 4;           // rows' displacements that are worked off together
-constexpr int most_queries = 16;      // of a launch
-constexpr int most_segments = 512;    // parts of the bank, each worked off by blocks of its own
-constexpr int y_channels = 4;         // whose sums a thread holds; more channels take more launches
-constexpr std::int64_t most_entries = std::int64_t{1} << 18;      // distances of whole images, kept for a query
+constexpr int strip = 8;            // neighbouring pixels of a row that one thread weighs; rows of a band
+constexpr int tile_side = 32;       // most pixels of a tile along an axis
+constexpr int most_threads = 128;   // of a block: tile_side * tile_side / strip
+constexpr int together = 4;         // rows' displacements that are worked off together
+constexpr int most_queries = 16;    // of a launch
+constexpr int most_segments = 512;  // parts of the bank, each worked off by blocks of its own
+constexpr int y_channels = 4;       // whose sums a thread holds; more channels take more launches
+constexpr std::int64_t most_entries = std::int64_t{1} << 18;       // distances of whole images, kept for a query
 constexpr std::int64_t workspace_bytes = std::int64_t{128} << 20;  // about, for all partial posteriors together
 
 PYELS_BOTH constexpr int ceil_div(int a, int b) { return (a + b - 1) / b; }
@@ -83,14 +83,14 @@ enum class Method : std::int32_t { maps, direct, images };
 struct Plan {
   Method method;
   SourceAxis rows, columns;
-  Layout layout;                // of Method::maps
+  Layout layout;                    // of Method::maps
   std::int64_t product_shared = 0;  // bytes of shared memory that products take; 0: not by products
-  std::int32_t moves = 0;       // of Method::images: displacements of an image
-  std::int64_t fields = 0;      // of a partial posterior: m, s, y (C) and, if it is full, e, nearest, source
-  std::int64_t partial_size = 0;  // pixels * fields
-  std::int32_t segments = 0;    // of a query, at most
-  std::int32_t queries = 0;     // of a launch
-  std::int64_t workspace = 0;   // bytes
+  std::int32_t moves = 0;           // of Method::images: displacements of an image
+  std::int64_t fields = 0;          // of a partial posterior: m, s, y (C) and, if it is full, e, nearest, source
+  std::int64_t partial_size = 0;    // pixels * fields
+  std::int32_t segments = 0;        // of a query, at most
+  std::int32_t queries = 0;         // of a launch
+  std::int64_t workspace = 0;       // bytes
 };
 
 // `shared_bytes`: what a block may have of shared memory.

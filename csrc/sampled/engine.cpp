@@ -88,10 +88,10 @@ struct Model {
 // What a query pixel knows of a list.
 struct Entry {
   std::int32_t list;
-  float part;          // of its members, that is looked at
-  float largest;       // by the model, log2
-  float typical;       // by the model, log2 of a pick's probability, were there one pick in all
-  float top = -1e30f;  // log2 of the largest tempered weight by description
+  float part;                  // of its members, that is looked at
+  float largest;               // by the model, log2
+  float typical;               // by the model, log2 of a pick's probability, were there one pick in all
+  float top = -1e30f;          // log2 of the largest tempered weight by description
   float sum = 0, squares = 0;  // of these weights and of their squares, relative to 2^top
 };
 
@@ -107,7 +107,7 @@ struct Pixel {
   ScanQuery scan{};
   double members = 0, picks = first_picks, error = 0;
   double log_total = -infinity;  // log2 of the sum of tempered weights
-  double log_sum = 0;  // where `search`: log2 of the sum of weights, as estimated first
+  double log_sum = 0;            // where `search`: log2 of the sum of weights, as estimated first
 };
 
 struct Pair {
@@ -149,7 +149,8 @@ class Search {
     pixels_.clear(), exact_.assign(static_cast<std::size_t>(b1 - b0), false);
     fill_queries(b0, b1);
     estimates_.assign(pixels_.size(), Estimate(a_.channels));
-    each_pixel(0, std::ssize(pixels_), [&](Pixel& q, std::int64_t, Own& own) { begin(q, own); }, [] { return Own{}; });
+    each_pixel(
+        0, std::ssize(pixels_), [&](Pixel& q, std::int64_t, Own& own) { begin(q, own); }, [] { return Own{}; });
     for (const Pixel& q : pixels_)
       if (q.entries.empty()) exact_[static_cast<std::size_t>(q.b - b0_)] = true;
     weigh_lists();
@@ -298,7 +299,7 @@ class Search {
       nearest = std::min(nearest, distance);
     }
     if (q.scale * nearest * ln2 > most_nats) return;  // without entries: left to the exact engine
-    double total = 0;  // of tempered weights, relative to 2^(tempering * least)
+    double total = 0;                                 // of tempered weights, relative to 2^(tempering * least)
     for (std::int64_t l = 0; l < lists_.count; ++l) {
       const Model& m = own.models[static_cast<std::size_t>(l)];
       if (size(l) == 0) continue;
@@ -387,15 +388,18 @@ class Search {
       kernel_.scan_sum(t, scan);
       e.top = scan.top, e.sum = static_cast<float>(scan.sum), e.squares = static_cast<float>(scan.squares);
     });
-    each_pixel(0, std::ssize(pixels_), [&](Pixel& q, std::int64_t, int) {
-      double top = -infinity, total = 0;
-      for (const Entry& e : q.entries) top = std::max(top, static_cast<double>(e.top));
-      for (const Entry& e : q.entries) {
-        const double each = static_cast<double>(size(e.list)) / static_cast<double>(members(e));
-        total += each * static_cast<double>(e.sum) * std::exp2(static_cast<double>(e.top) - top);
-      }
-      q.log_total = top + std::log2(total);
-    }, [] { return 0; });
+    each_pixel(
+        0, std::ssize(pixels_),
+        [&](Pixel& q, std::int64_t, int) {
+          double top = -infinity, total = 0;
+          for (const Entry& e : q.entries) top = std::max(top, static_cast<double>(e.top));
+          for (const Entry& e : q.entries) {
+            const double each = static_cast<double>(size(e.list)) / static_cast<double>(members(e));
+            total += each * static_cast<double>(e.sum) * std::exp2(static_cast<double>(e.top) - top);
+          }
+          q.log_total = top + std::log2(total);
+        },
+        [] { return 0; });
   }
 
   // Pixels from .. to - 1, as many as make no more than picks_together.
@@ -412,16 +416,19 @@ class Search {
   }
 
   void pick(std::int64_t from, std::int64_t to) {
-    each_pixel(from, to, [&](Pixel& q, std::int64_t, int) {
-      q.scan.rate = static_cast<float>(std::log2(q.picks) - q.log_total);
-      for (Entry& e : q.entries) {
-        const double typical =
-            spare * std::exp2(static_cast<double>(e.top + q.scan.rate)) * static_cast<double>(e.squares / e.sum);
-        const double by_model = model_spare * q.picks * std::exp2(static_cast<double>(e.typical));
-        const bool all = q.search && static_cast<double>(e.largest) > q.log_sum - near;
-        e.part = all ? 1.0f : static_cast<float>(std::min(1.0, std::max(typical, by_model)));
-      }
-    }, [] { return 0; });
+    each_pixel(
+        from, to,
+        [&](Pixel& q, std::int64_t, int) {
+          q.scan.rate = static_cast<float>(std::log2(q.picks) - q.log_total);
+          for (Entry& e : q.entries) {
+            const double typical =
+                spare * std::exp2(static_cast<double>(e.top + q.scan.rate)) * static_cast<double>(e.squares / e.sum);
+            const double by_model = model_spare * q.picks * std::exp2(static_cast<double>(e.typical));
+            const bool all = q.search && static_cast<double>(e.largest) > q.log_sum - near;
+            e.part = all ? 1.0f : static_cast<float>(std::min(1.0, std::max(typical, by_model)));
+          }
+        },
+        [] { return 0; });
     found_.resize(static_cast<std::size_t>(list_shares * image_shares));
     for (std::vector<Found>& some : found_) some.clear();
     each_list(from, to, [&](Pick* picks, std::int64_t share, std::int32_t i, Entry& e, const ScanTask& t) {
@@ -474,14 +481,17 @@ class Search {
       weigh(from, to, a_.pixels_uint8, kernel_.distance_uint8);
     else
       weigh(from, to, a_.pixels_float, kernel_.distance_float);
-    each_pixel(from, to, [&](Pixel& q, std::int64_t i, int) {
-      Estimate& total = estimates_[static_cast<std::size_t>(i)];
-      total = Estimate(a_.channels);
-      for (std::int64_t share = 0; share < image_shares; ++share)
-        total.add(shares_[static_cast<std::size_t>(share * (to - from) + i - from)]);
-      total.widen(few);
-      q.error = interval * total.error() / unit_;
-    }, [] { return 0; });
+    each_pixel(
+        from, to,
+        [&](Pixel& q, std::int64_t i, int) {
+          Estimate& total = estimates_[static_cast<std::size_t>(i)];
+          total = Estimate(a_.channels);
+          for (std::int64_t share = 0; share < image_shares; ++share)
+            total.add(shares_[static_cast<std::size_t>(share * (to - from) + i - from)]);
+          total.widen(few);
+          q.error = interval * total.error() / unit_;
+        },
+        [] { return 0; });
   }
 
   template <class T, class Distance>

@@ -9,7 +9,7 @@
 namespace pyels::PYELS_ISA_NAME {
 namespace {
 
-constexpr int kParts = 16 / kLanes;            // vectors in a block
+constexpr int kParts = 16 / kLanes;  // vectors in a block
 constexpr float kAbsent = -1e30f;
 
 // sum += a0 * b0 + a1 * b1 for kLanes pairs a, of 8 bits, against one pair b of 16.

@@ -13,7 +13,7 @@ namespace checks {
 
 inline std::string context;  // what is being looked at
 inline int failures = 0;
-inline bool large = false;   // all cases, not only a choice of these
+inline bool large = false;  // all cases, not only a choice of these
 
 inline void check(bool holds, const std::string& what) {
   if (holds) return;

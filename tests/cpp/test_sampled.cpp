@@ -43,8 +43,8 @@ struct Index {
               sum += value(work, i, (y + shape.height) % shape.height, (x + shape.width) % shape.width);
           const double bright = 0.5 + 0.5 * sum / static_cast<double>(work.k * work.k);
           const auto list = static_cast<std::int64_t>(bright * static_cast<double>(count - 1));
-          windows.push_back({std::clamp<std::int64_t>(list, 0, count - 2), i, row * shape.width + column,
-                             random.bits()});
+          windows.push_back(
+              {std::clamp<std::int64_t>(list, 0, count - 2), i, row * shape.width + column, random.bits()});
         }
     std::sort(windows.begin(), windows.end(), [](const Window& a, const Window& b) {
       return a.list < b.list || (a.list == b.list && a.dice < b.dice);
@@ -82,8 +82,8 @@ struct Index {
     step.assign(static_cast<std::size_t>(even), static_cast<float>(2 * std::sqrt(dims) / 127));
     mean.resize(static_cast<std::size_t>(count * even)), spread.resize(static_cast<std::size_t>(count));
     code.resize(image.size() * static_cast<std::size_t>(even)), norm.resize(image.size()), rest.resize(image.size());
-    lists = {count, begin.data(), end.data(), image.data(), place.data(), mean.data(), spread.data(), even,
-             origin.data(), directions.data(), step.data(), code.data(), norm.data(), rest.data()};
+    lists = {count, begin.data(),  end.data(),        image.data(), place.data(), mean.data(), spread.data(),
+             even,  origin.data(), directions.data(), step.data(),  code.data(),  norm.data(), rest.data()};
     describe_lists(work.problem(), {}, lists);
   }
 
@@ -94,8 +94,11 @@ struct Index {
 };
 
 std::vector<Partial> search(const Index& index, const Problem& problem, double tolerance, int threads = 1) {
-  return run([&](const Problem& a, pyels::Sink& sink) { sampled_engine(a, {threads, tolerance}, index.lists, sink); },
-             problem);
+  return run(
+      [&](const Problem& a, pyels::Sink& sink) {
+        sampled_engine(a, {threads, tolerance}, index.lists, sink);
+      },
+      problem);
 }
 
 // Where windows have no lists there is nothing to estimate: the border of a case with zeros.
@@ -114,7 +117,9 @@ Level level(double sigma) { return {std::sqrt(1 - sigma * sigma), sigma}; }
 // 95% intervals are missed by a few of all pixels, bounds by none.
 void errors_are_as_stated() {
   std::int64_t estimated = 0, missed = 0;
-  for (const Case& work : all_kinds({level(0.1), level(0.3), level(0.5), level(0.7), level(0.9), level(0.99)})) {
+  std::vector<Level> levels{level(0.7), level(0.99), level(0.1), level(0.3), level(0.5), level(0.9)};
+  if (!large) levels.resize(2);
+  for (const Case& work : all_kinds(levels)) {
     const Index index(work, 9);
     const std::vector<Partial> oracle = run(pyels::reference_engine, work.problem());
     on_every_isa(work.text(), [&] {
@@ -142,7 +147,7 @@ void errors_are_as_stated() {
     });
   }
   std::printf("  %lld of %lld missed\n", static_cast<long long>(missed), static_cast<long long>(estimated));
-  check(estimated > 1000, "little was estimated");
+  check(estimated > 500, "little was estimated");
   check(missed <= 0.07 * static_cast<double>(estimated), "too many");
 }
 
@@ -152,6 +157,7 @@ void threads_and_batches_change_no_bit() {
     on_every_isa(work.text(), [&] {
       const std::vector<Partial> once = search(index, work.problem(), 0.03);
       for (const int threads : {2, 5}) {
+        if (!large && threads == 2) continue;
         const std::vector<Partial> again = search(index, work.problem(), 0.03, threads);
         for (std::size_t b = 0; b < once.size(); ++b)
           check(identical(once[b], again[b]), std::to_string(threads) + " threads, query " + std::to_string(b));

@@ -37,7 +37,7 @@ struct Thread {
   ucontext_t first;
   jmp_buf resume;
   bool started, done;
-  int waits;           // at how many barriers it has been
+  int waits;  // at how many barriers it has been
   int warp_waits;
   double exchanged;    // with the other threads of its warp
   const float *a, *b;  // of a product of matrices
@@ -203,7 +203,7 @@ namespace emulated {
 inline int shared_bytes = 227 * 1024;  // of a Hopper GPU
 inline int launches = 0;
 inline bool fails = false;  // every launch from now on
-}
+}  // namespace emulated
 
 inline const char* cudaGetErrorString(cudaError_t error) {
   return error == cudaSuccess ? "no error" : "invalid launch";

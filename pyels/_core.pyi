@@ -1,63 +1,12 @@
-# Structs of csrc/ bound by name; addresses of arrays are ints, 0 where there is none. What each field means stands
-# where the struct is declared: pyels.h, partial.h, and the engine.h of cpu, sampled and cuda.
+# Structs of csrc/, whose fields are set by name, and stand where each is declared: pyels.h, partial.h, and the engine.h
+# of cpu, sampled and cuda. Addresses of arrays are ints, 0 where there is none.
 
-class Problem:
-    pixels_uint8: int
-    pixels_float: int
-    images: int
-    channels: int
-    height: int
-    width: int
-    order: int
-    queries: int
-    x: int
-    alpha: int
-    sigma: int
-    begin: int
-    end: int
-    window: int
-    sources: int
-    patch_size: int
-    masks: int
-    want: int
-
-class Out:
-    m: int
-    s: int
-    y: int
-    e: int
-    top: int
-    source: int
-    ss: int
-    sy: int
-    yy: int
-    chance: int
-
-class Lists:
-    count: int
-    begin: int
-    end: int
-    image: int
-    place: int
-    mean: int
-    spread: int
-    directions_count: int
-    origin: int
-    directions: int
-    step: int
-    code: int
-    norm: int
-    rest: int
-
-class CpuOptions:
-    threads: int
-
-class SampledOptions:
-    threads: int
-    tolerance: float
-
-class CudaOptions:
-    tensor_cores: bool
+class Problem: ...
+class Out: ...
+class Lists: ...
+class CpuOptions: ...
+class SampledOptions: ...
+class CudaOptions: ...
 
 def reference_engine(problem: Problem, out: Out) -> None: ...
 def cpu_engine(problem: Problem, options: CpuOptions, out: Out) -> None: ...

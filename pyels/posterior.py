@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pyels import _core
+from pyels._core import INTERVAL
 from pyels.checks import is_captured
 
 # What the exact engines' means are off by at most: the bound that they are tested against.
@@ -179,7 +179,7 @@ class PartialPosterior:
             return torch.full_like(self.s, ROUNDING), torch.ones_like(self.s, dtype=torch.bool)
         mean = self.mean(torch.float64)
         variance = (self.yy - 2 * mean * self.sy + mean**2 * self.ss[:, None]).clamp(min=0).amax(dim=1)
-        estimated = _core.INTERVAL * variance.sqrt() / self.s
+        estimated = INTERVAL * variance.sqrt() / self.s
         certified = self.chance == 0
         return torch.where(certified, 0.0, estimated) + ROUNDING, certified
 

@@ -62,6 +62,10 @@ class Selection:
         first, last = (self.begin + self.counts * i // parts for i in (part, part + 1))
         return Selection(self.order, first, last, names)
 
+    def last(self) -> int:
+        """The highest image number."""
+        return max((int(images[-1]) for _, images, _ in self.sets() if len(images)), default=-1)
+
     def nothing(self) -> Selection:
         """No image for any query."""
         return Selection(None, torch.zeros_like(self.begin), torch.zeros_like(self.begin), self.names)

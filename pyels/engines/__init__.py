@@ -50,7 +50,8 @@ def choose_engine(engine: str | Engine, definition: Definition, bank: PatchBank,
                           `pip install pyels[faiss]` to build an index, but not to use one
              "reference"  the definition in float64, single-threaded and slow: the oracle the others are tested against
              or an `Engine` itself
-    options  fields of the engines, such as threads=2; those of other engines are checked, and have no effect
+    options  fields of the engines, such as threads=2, None for their defaults; those of other engines are checked, and
+             have no effect
 
     Raises
     ------
@@ -58,10 +59,10 @@ def choose_engine(engine: str | Engine, definition: Definition, bank: PatchBank,
     TypeError    an option that no engine has
     ImportError  an engine that this installation lacks
     """
-    for name, value in options.items():
+    for name in options:
         if name not in _OPTIONS:
             raise TypeError(f"unknown argument {name!r}; engines have the options {', '.join(_OPTIONS)}")
-        _OPTIONS[name](value)
+    options = {name: _OPTIONS[name](value) for name, value in options.items() if value is not None}
     if isinstance(engine, Engine):
         if options:
             raise TypeError(f"{', '.join(options)}: options are given to the engine, {type(engine).__name__}(..)")

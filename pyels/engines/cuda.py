@@ -16,7 +16,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from pyels import _core
+import pyels._core as _core
 from pyels.bank import PatchBank
 from pyels.bank.selection import Selection
 from pyels.checks import CPU, is_captured

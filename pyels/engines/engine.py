@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 
 import torch
 
-from pyels import _core
+from pyels._core import isa_in_use
 from pyels.bank import PatchBank
 from pyels.bank.selection import Selection
 from pyels.checks import CPU
@@ -85,7 +85,7 @@ class Engine(ABC):
 
     def settings(self) -> dict[str, Any]:
         """What the bits of a result depend on, beside its inputs."""
-        return {"engine": self.name, "isa": _core.isa_in_use()}
+        return {"engine": self.name, "isa": isa_in_use()}
 
 
 def default_threads() -> int:

@@ -26,7 +26,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from tqdm import tqdm
 
-from pyels import _core
+from pyels._core import LIST_BLOCK
 from pyels.bank import PatchBank
 from pyels.bank.selection import ALL, as_numbers
 from pyels.engines.operator import describe_lists
@@ -36,8 +36,8 @@ MOST_LISTS = 4096
 MOST_DIRECTIONS = 48
 _LIST_DIRECTIONS = 24  # the leading ones, along which windows are sorted into lists
 MOST_WINDOWS = 2**31 - 2**20  # numbered in 32 bits, with what fills up the blocks of lists
-_LEAST_MEMBERS = 256  # of a list, on average
-_TRAINING_WINDOWS = 64  # a list
+LEAST_MEMBERS = 256  # of a list, on average
+TRAINING_WINDOWS = 64  # a list
 _AT_ONCE = 1 << 20  # windows assigned to lists
 _VALUES_AT_ONCE = 1 << 24  # of windows to learn from
 _ROOM = 1.2  # codes reach so much further than the coordinates of the windows that directions are learned from
@@ -102,7 +102,7 @@ class Index:
         return (
             all(getattr(self, name).shape == shape for name, shape in shapes.items())
             and bool((self.begin >= ends[:-1]).all() and (self.end >= self.begin).all() and ends[-1] <= members)
-            and bool((self.begin % _core.LIST_BLOCK == 0).all())
+            and bool((self.begin % LIST_BLOCK == 0).all())
             and int(self.image.min()) >= 0
             and int(self.image.max()) < images
             and int(self.place.to(torch.int32).max()) < height * width
@@ -234,9 +234,9 @@ def build(
             f"{len(which)} images have {places * len(which)} windows, and an index holds at most {MOST_WINDOWS}; "
             "search by class, or split the bank and merge the partial posteriors of its parts"
         )
-    count = max(1, min(MOST_LISTS, places * len(which) // _LEAST_MEMBERS))
+    count = max(1, min(MOST_LISTS, places * len(which) // LEAST_MEMBERS))
     generator = np.random.default_rng(_SEED)
-    windows = _some_windows(bank, which, patch_size, wraps, count * _TRAINING_WINDOWS, generator)
+    windows = _some_windows(bank, which, patch_size, wraps, count * TRAINING_WINDOWS, generator)
     origin = windows.mean(0)
     windows -= origin
     directions = torch.linalg.eigh(windows.T @ windows).eigenvectors.flip(1)[:, :MOST_DIRECTIONS]
@@ -279,7 +279,7 @@ def _arranged(
 ) -> Index:
     """Members list by list, each list at the beginning of a block, and their descriptions."""
     channels, height, width = bank.shape
-    r, k, block = patch_size // 2, patch_size, _core.LIST_BLOCK
+    r, k, block = patch_size // 2, patch_size, LIST_BLOCK
     everywhere = np.arange(height * width, dtype=np.uint16).reshape(height, width)
     centres = (everywhere if wraps else everywhere[r : height - r, r : width - r]).ravel()
     # Random order first, which a stable sort keeps within each list: its first members are then a fair sample of it.

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pyels import _core
+import pyels._core as _core
 from pyels.bank.selection import Selection
 from pyels.checks import is_captured
 from pyels.definition import Definition, Masks, Sources, Square, WholeImage
@@ -50,18 +50,9 @@ def evaluate(
         "want": int(want),
         "extra": list(extra),
     }
-    order = selection.begin[:0] if selection.order is None else selection.order
-    given = (
-        images,
-        order.to(images.device),
-        selection.begin,
-        selection.end,
-        query.x,
-        query.alpha,
-        query.sigma,
-        list(extra.values()),
-    )
-    out = partial_posterior(*given, json.dumps(task))
+    order = images.new_empty(0, dtype=torch.int64) if selection.order is None else selection.order.to(images.device)
+    which, levels, beside = (order, selection.begin, selection.end), (query.alpha, query.sigma), list(extra.values())
+    out = partial_posterior(images, *which, query.x, *levels, beside, json.dumps(task))
     height, width = query.x.shape[2:]
     places = definition.places(height, width, query.x.device)
     count = _beside(query.x, selection.counts)[:, None, None] * places
@@ -105,16 +96,12 @@ def partial_posterior(
             **{name: told[name] for name in ("window", "sources", "want")},
         },
     )
-    if told["engine"] == "reference":
-        _core.reference_engine(problem, to)
-        return out
-    options = _filled(_OPTIONS[told["engine"]](), told["options"])
-    if told["engine"] == "sampled":
-        _core.sampled_engine(problem, options, _lists(beside), to)
-    elif told["engine"] == "cpu":
-        _core.cpu_engine(problem, options, to)
+    options = _OPTIONS.get(told["engine"])
+    given = [] if options is None else [_filled(options(), told["options"])]
+    if not x.is_cuda:
+        getattr(_core, f"{told['engine']}_engine")(problem, *given, *([_lists(beside)] if beside else []), to)
     elif x.numel():
-        _launch(problem, options, (images, order, x), out, to)
+        _launch(problem, *given, (images, order, x), out, to)
     return out
 
 
@@ -176,7 +163,7 @@ def _names(task: Mapping[str, Any]) -> list[str]:
     names = ["m", "s", "y"]
     if Want.POSTERIOR in Want(task["want"]):
         names += ["e", "top", "source"]
-    if task["engine"] == "sampled":
+    if "code" in task["extra"]:  # of an index: sums are estimates
         names += ["ss", "sy", "yy", "chance"]
     return names
 

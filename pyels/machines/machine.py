@@ -160,4 +160,7 @@ class Machine(Denoiser):
             return self.bank.select(labels).expand(batch)
         if labels is not None:
             raise ValueError("labels and selection were given; select the labels too, with bank.select(labels=..)")
+        last = selection.last()
+        if last >= len(self.bank):
+            raise ValueError(f"the selection is of images up to {last}, but the bank has {len(self.bank)}")
         return selection.expand(batch)

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from pyels import _core
+from pyels._core import isa_in_use
 from pyels.checks import CPU
 
 
@@ -52,7 +52,7 @@ class Ceilings:
 def this_computer(threads: int, device: torch.device = CPU) -> dict[str, Any]:
     """What timings depend on, beside what is timed."""
     gpu = {"gpu": torch.cuda.get_device_name(device)} if device.type == "cuda" else {}
-    return {"cpu": _cpu_model(), "isa": _core.isa_in_use(), "threads": threads, "torch": torch.__version__, **gpu}
+    return {"cpu": _cpu_model(), "isa": isa_in_use(), "threads": threads, "torch": torch.__version__, **gpu}
 
 
 def _cpu_model() -> str:

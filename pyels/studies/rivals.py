@@ -38,8 +38,6 @@ BUILDING = {"sampled": 200, "top": 100}
 _TOP_DIRECTIONS = 32
 _TOP_LISTS = 4096
 _TOP_LISTS_SEARCHED = 16
-_TRAINING_WINDOWS = 64  # a list
-_LEAST_MEMBERS = 256  # of a list, on average
 _COMPRESSED_AT_ONCE = 1 << 18  # windows
 _GATHERED_AT_ONCE = 1 << 22  # values of windows that were found
 
@@ -135,11 +133,11 @@ def _top(bank: PatchBank, boundary: str, k: int, threads: int, folder: Path) -> 
         return windows(F.pad(images, (r,) * 4, mode="circular") if wraps else images, k).flatten(1)
 
     started = time.perf_counter()
-    lists = max(1, min(_TOP_LISTS, places * len(bank) // _LEAST_MEMBERS))
+    lists = max(1, min(_TOP_LISTS, places * len(bank) // index.LEAST_MEMBERS))
     directions = min(_TOP_DIRECTIONS, channels * k * k)
     search = faiss.index_factory(channels * k * k, f"PCA{directions},IVF{lists},SQ8")
     order = torch.randperm(len(bank), generator=torch.Generator().manual_seed(0))
-    search.train(flat_windows(bank.read(order[: -(-lists * _TRAINING_WINDOWS // places)]), bank_wraps).numpy())
+    search.train(flat_windows(bank.read(order[: -(-lists * index.TRAINING_WINDOWS // places)]), bank_wraps).numpy())
     step = max(1, _COMPRESSED_AT_ONCE // places)
     with tqdm(total=len(bank), desc=f"top: index k={k}", unit="image", leave=False) as bar:
         for start in range(0, len(bank), step):

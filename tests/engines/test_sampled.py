@@ -12,7 +12,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 import pyels
-from pyels import index
+from pyels.engines import index
 from pyels.posterior import PartialPosterior
 from pyels.schedules import make_schedule
 

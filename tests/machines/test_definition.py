@@ -1,0 +1,146 @@
+"""Machines as declarations: any definition in one line, evaluated, or refused in words."""
+
+import itertools
+
+import numpy as np
+import pytest
+import torch
+from helpers import make_bank, noisy
+
+import pyels
+from pyels.engines import oracle
+
+
+def same(a, b):
+    return all(torch.equal(getattr(a, field), getattr(b, field)) for field in vars(a))
+
+
+def masks_of(machine, shape, k):
+    """The windows of a machine at the same position, as masks (H*W, H, W)."""
+    height, width = shape
+    rows, columns = np.indices(shape)
+    inside = [(abs(rows - p // width) <= k // 2) & (abs(columns - p % width) <= k // 2) for p in range(height * width)]
+    return torch.from_numpy(np.stack(inside)).double()
+
+
+@pytest.mark.parametrize("sources", pyels.ELS.boundaries)
+def test_els_is_its_definition(small, sources):
+    x = noisy(small, 0.6, 0.8, batch=2)
+    machine = pyels.Machine(small, pyels.Definition(window=pyels.Square(5), sources=sources))
+    assert same(machine.posterior(x, 0.6, 0.8), pyels.ELS(small, 5, boundary=sources).posterior(x, 0.6, 0.8))
+
+
+def test_named_machines_are_their_definitions(small):
+    x, labels = noisy(small, 0.6, 0.8, batch=2), torch.tensor([2, 0])
+    for named, definition in (
+        (pyels.IS(small), pyels.Definition(pyels.WholeImage(), "same_position")),
+        (pyels.ES(small), pyels.Definition(pyels.WholeImage(), "circular")),
+        (pyels.LS(small, 3), pyels.Definition(pyels.Square(3), "same_position")),
+        (pyels.ELS(small, 3), pyels.Definition(pyels.Square(3))),
+    ):
+        assert named.definition == definition
+        machine = pyels.Machine(small, definition, threads=2)
+        assert same(machine.posterior(x, 0.6, 0.8, labels), named.posterior(x, 0.6, 0.8, labels))
+    assert "Square(k=3)" in repr(machine)
+    assert repr(named).endswith("patch_size=3, engine='cpu')")
+
+
+def test_size_may_come_with_the_call(small):
+    x = noisy(small, 0.6, 0.8)
+    machine = pyels.Machine(small, pyels.Definition(sources="circular"))
+    with pytest.raises(ValueError, match="patch_size is missing"):
+        machine.denoise(x, 0.6, 0.8)
+    mean = machine.denoise(x, 0.6, 0.8, patch_size=7)
+    assert torch.equal(mean, pyels.ELS(small, 7, "circular").denoise(x, 0.6, 0.8))
+    assert machine.patch_size is None
+
+
+@pytest.mark.parametrize("shape", [(1, 6, 5), (3, 5, 6)], ids=str)
+@pytest.mark.parametrize("k", [1, 3, 9])
+def test_squares_as_masks_are_ls(shape, k):
+    bank = make_bank(9, shape, labels=[0, 0, 1] * 3)
+    x, labels = noisy(bank, 0.8, 0.6, batch=3), torch.tensor([1, 0, 1])
+    machine = pyels.Machine(bank, pyels.Definition(pyels.Masks(masks_of(bank, shape[1:], k)), "same_position"))
+    assert machine.engine.name == "reference"
+    ours, ls = machine.posterior(x, 0.8, 0.6, labels), pyels.LS(bank, k, "reference").posterior(x, 0.8, 0.6, labels)
+    for field in ("mean", "entropy", "log_evidence", "source_weight"):
+        torch.testing.assert_close(getattr(ours, field), getattr(ls, field), rtol=0, atol=1e-11)  # worst seen 2e-14
+    assert torch.equal(ours.source, ls.source)
+
+
+def test_masks_of_every_value_and_noise_level():
+    """Weights of each channel that change with the noise: a batch of several levels is as each by itself."""
+    bank = make_bank(7, (2, 4, 5))
+    generator = torch.Generator().manual_seed(0)
+    base = torch.rand(20, 2, 4, 5, generator=generator) * (torch.rand(20, 2, 4, 5, generator=generator) > 0.6)
+    asked = []
+
+    def weights(alpha, sigma):
+        asked.append((alpha, sigma))
+        return base * (1 + sigma)
+
+    machine = pyels.Machine(bank, pyels.Definition(pyels.Masks(weights), "same_position"), engine="reference")
+    alpha, sigma = torch.tensor([0.8, 0.3, 0.8]), torch.tensor([0.6, 0.9, 0.6])
+    x = noisy(bank, alpha, sigma, batch=3)
+    together = machine.posterior(x, alpha, sigma)
+    assert len(asked) == 2
+    for b in range(3):
+        a, s = float(alpha[b]), float(sigma[b])
+        alone = machine.posterior(x[b : b + 1], a, s)
+        slow = oracle.posterior(machine.definition, bank, x[b : b + 1], a, s)
+        for field in ("mean", "entropy", "log_evidence", "source_weight"):
+            torch.testing.assert_close(getattr(alone, field), getattr(slow, field), rtol=0, atol=1e-11)
+            torch.testing.assert_close(getattr(together, field)[b : b + 1], getattr(alone, field), rtol=0, atol=1e-6)
+        assert torch.equal(alone.source, slow.source)
+
+
+def test_empty_windows_weigh_all_images_alike():
+    bank = make_bank(6, (1, 3, 4))
+    machine = pyels.Machine(bank, pyels.Definition(pyels.Masks(torch.zeros(12, 3, 4)), "same_position"))
+    mean = machine.denoise(noisy(bank, 0.6, 0.8), 0.6, 0.8)
+    torch.testing.assert_close(mean[0], bank.read(slice(None)).double().mean(0), rtol=0, atol=1e-6)
+
+
+def test_what_an_engine_cannot_do_is_refused_in_words(small):
+    masks = pyels.Definition(pyels.Masks(torch.ones(72, 9, 8)), "same_position")
+    for engine in ("cpu", "sampled", "faiss"):
+        with pytest.raises(ValueError, match=r"engine '.*' takes windows WholeImage and Square, not Masks; use .*ref"):
+            pyels.Machine(small, masks, engine=engine)
+    for definition, why in (
+        (pyels.Definition(pyels.Square(3), fold="uniform"), "does not fold windows"),
+        (pyels.Definition(pyels.Square(3), mirror=True), "does not look at mirror images"),
+    ):
+        for engine in ("auto", "cpu", "reference", "sampled"):
+            with pytest.raises(ValueError, match=why):
+                pyels.Machine(small, definition, engine=engine)
+
+
+@pytest.mark.parametrize(
+    ("weights", "why"),
+    [
+        (torch.ones(72, 9, 9), r"must have shape \(72, 9, 8\) or \(72, 1, 9, 8\)"),
+        (-torch.ones(72, 9, 8), "finite and not negative"),
+        (torch.full((72, 9, 8), torch.nan), "finite and not negative"),
+        (lambda alpha, sigma: torch.ones(3), "must have shape"),
+    ],
+)
+def test_bad_masks(small, weights, why):
+    machine = pyels.Machine(small, pyels.Definition(pyels.Masks(weights), "same_position"))
+    with pytest.raises(ValueError, match=why):
+        machine.denoise(noisy(small, 0.6, 0.8), 0.6, 0.8)
+
+
+def test_bad_definitions(small):
+    for given, error, why in (
+        ({"window": 5}, TypeError, r"window must be Square\(k\), WholeImage\(\) or Masks"),
+        ({"sources": "torus"}, ValueError, "sources must be one of 'same_position', 'circular', 'interior', 'zeros'"),
+        ({"window": pyels.WholeImage(), "sources": "zeros"}, ValueError, "with WholeImage, got 'zeros'"),
+        ({"window": pyels.Masks(torch.ones(1)), "sources": "circular"}, ValueError, "'same_position' with Masks"),
+    ):
+        with pytest.raises(error, match=why):
+            pyels.Definition(**given)
+    with pytest.raises(TypeError, match=r"must be a pyels\.Definition, got int"):
+        pyels.Machine(small, 5)
+    for k, sources in itertools.product((4, 11), ("circular", "interior")):
+        with pytest.raises(ValueError, match="patch_size"):
+            pyels.Machine(small, pyels.Definition(pyels.Square(k), sources))

@@ -28,7 +28,7 @@ def test_options_are_the_engines_own(small):
         ({"threads": 2.0}, TypeError, "threads must be an int"),
         ({"tolerance": -1}, ValueError, "tolerance must be positive"),
         ({"precision": "low"}, ValueError, "precision must be one of highest, high"),
-        ({"lanes": 3}, TypeError, "unknown argument 'lanes'; engines have the options threads, precision"),
+        ({"lanes": 3}, TypeError, "unknown argument 'lanes'; engines have the options .*threads"),
     ):
         with pytest.raises(error, match=why):
             pyels.ELS(small, 3, **option)

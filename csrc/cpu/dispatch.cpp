@@ -5,12 +5,20 @@
 
 #include "cpu/engine.h"
 #include "cpu/maps.h"
+#include "sampled/scan.h"
 
 namespace pyels {
 namespace {
 
-std::vector<const Kernel*> runnable_kernels() {
-  std::vector<const Kernel*> kernels;
+// What is compiled once per instruction set.
+struct Isa {
+  const Kernel* kernel;
+  const Scan* scan;
+  const char* name() const { return kernel->isa; }
+};
+
+std::vector<Isa> runnable_isas() {
+  std::vector<Isa> isas;
 #if defined(__x86_64__)
   __builtin_cpu_init();
   const bool v2 = __builtin_cpu_supports("sse4.2") && __builtin_cpu_supports("popcnt");
@@ -20,36 +28,39 @@ std::vector<const Kernel*> runnable_kernels() {
   const bool v4 = v3 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                   __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq") &&
                   __builtin_cpu_supports("avx512cd");
-  if (v4) kernels.push_back(&x86_64_v4::kernel);
-  if (v3) kernels.push_back(&x86_64_v3::kernel);
-  if (v2) kernels.push_back(&x86_64_v2::kernel);
+  if (v4) isas.push_back({&x86_64_v4::kernel, &x86_64_v4::scan});
+  if (v3) isas.push_back({&x86_64_v3::kernel, &x86_64_v3::scan});
+  if (v2) isas.push_back({&x86_64_v2::kernel, &x86_64_v2::scan});
 #else
-  kernels.push_back(&generic::kernel);
+  isas.push_back({&generic::kernel, &generic::scan});
 #endif
-  return kernels;
+  return isas;
 }
 
-}  // namespace
-
-const Kernel& kernel_in_use() {
-  const std::vector<const Kernel*> kernels = runnable_kernels();
-  if (kernels.empty()) throw std::runtime_error("this CPU lacks x86-64-v2 (SSE4.2), the least the cpu engine needs");
+Isa chosen_isa() {
+  const std::vector<Isa> isas = runnable_isas();
+  if (isas.empty()) throw std::runtime_error("this CPU lacks x86-64-v2 (SSE4.2), the least the cpu engine needs");
   const char* forced = std::getenv("PYELS_ISA");
-  if (!forced || !*forced) return *kernels.front();
+  if (!forced || !*forced) return isas.front();
   std::string allowed;
-  for (const Kernel* kernel : kernels) {
-    if (std::strcmp(kernel->isa, forced) == 0) return *kernel;
-    allowed += (allowed.empty() ? "" : ", ") + std::string(kernel->isa);
+  for (const Isa& isa : isas) {
+    if (std::strcmp(isa.name(), forced) == 0) return isa;
+    allowed += (allowed.empty() ? "" : ", ") + std::string(isa.name());
   }
   throw std::invalid_argument("PYELS_ISA is '" + std::string(forced) + "'; this CPU runs " + allowed);
 }
 
+}  // namespace
+
+const Kernel& kernel_in_use() { return *chosen_isa().kernel; }
+const Scan& scan_in_use() { return *chosen_isa().scan; }
+
 std::vector<const char*> available_isas() {
   std::vector<const char*> names;
-  for (const Kernel* kernel : runnable_kernels()) names.push_back(kernel->isa);
+  for (const Isa& isa : runnable_isas()) names.push_back(isa.name());
   return names;
 }
 
-const char* isa_in_use() { return kernel_in_use().isa; }
+const char* isa_in_use() { return chosen_isa().name(); }
 
 }  // namespace pyels

@@ -509,7 +509,6 @@ void sum_lanes(const float* v, std::int64_t n, int live, double* sums) {
 
 }  // namespace
 
-extern const Kernel kernel{PYELS_ISA_TEXT, kLanes,    accumulate,      spread_uint8,   spread_float,  sum_lanes,
-                           scan_sum,       scan_pick, point_distances, distance_uint8, distance_float};
+extern const Kernel kernel{PYELS_ISA_TEXT, kLanes, accumulate, spread_uint8, spread_float, sum_lanes};
 
 }  // namespace pyels::PYELS_ISA_NAME

@@ -71,35 +71,6 @@ static constexpr std::int64_t kernel_scratch(std::int64_t height, std::int64_t w
   return (kernel_band + 1 + kept) * kernel_row(width) + width + k_columns - 1 + 3 * kernel_band;
 }
 
-// A query against the descriptions of blocks of 16 windows (Lists in sampled/engine.h):
-// log2 w is about base - norm_scale * norm + rest_scale * rest + dot_scale * (z . code).
-struct ScanQuery {
-  const std::int16_t* z;  // (directions)
-  float base, norm_scale, rest_scale, dot_scale;
-  float rate;   // log2 of how often a window of log2 w = 0 is to be picked
-  float least;  // log2 of how often every window is at least
-  std::uint32_t seed;
-  // The sum of these w, and of their squares, relative to 2^top, where top is the largest so far.
-  float top;
-  double sum, squares;
-};
-struct Pick {
-  std::int32_t member;  // of the blocks
-  float probability;
-};
-struct ScanTask {
-  const std::int8_t* code;   // (blocks, directions / 2, 16, 2)
-  const float *norm, *rest;  // (blocks, 16)
-  std::int64_t directions;
-  std::int64_t members;  // of the blocks, those behind are not there
-  std::uint32_t first;   // number of the first member, for the dice
-};
-
-// Two windows in memory: of x, and of a bank. Rows are read in steps of up to 16 pixels.
-struct WindowPair {
-  std::int64_t channels, k, x_row, x_channel, row, channel;
-};
-
 struct Kernel {
   const char* isa;
   int lanes;
@@ -109,27 +80,9 @@ struct Kernel {
   void (*spread_float)(const float* const* images, std::int64_t width, float* panel);
   // Sums the first `live` lanes of each of n vectors, in double.
   void (*sum_lanes)(const float* v, std::int64_t n, int live, double* sums);
-  void (*scan_sum)(const ScanTask&, ScanQuery&);
-  // Returns the number of picks, up to `members` of them.
-  std::int64_t (*scan_pick)(const ScanTask&, const ScanQuery&, Pick* picks);
-  // Squared distances of x, (dims), to L points, (dims)[L].
-  void (*point_distances)(const float* panel, const float* x, std::int64_t dims, float* distances);
-  // The squared distance of two windows.
-  float (*distance_uint8)(const WindowPair&, const float* x, const std::uint8_t* window);
-  float (*distance_float)(const WindowPair&, const float* x, const float* window);
 };
 
 const Kernel& kernel_in_use();
-
-#if defined(PYELS_ISA_NAME)
-namespace PYELS_ISA_NAME {  // from sampled/scan.cpp into maps.cpp
-void scan_sum(const ScanTask&, ScanQuery&);
-std::int64_t scan_pick(const ScanTask&, const ScanQuery&, Pick* picks);
-void point_distances(const float* panel, const float* x, std::int64_t dims, float* out);
-float distance_uint8(const WindowPair&, const float* x, const std::uint8_t* window);
-float distance_float(const WindowPair&, const float* x, const float* window);
-}  // namespace PYELS_ISA_NAME
-#endif
 
 #if defined(__x86_64__)
 namespace x86_64_v2 {

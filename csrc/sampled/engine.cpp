@@ -11,9 +11,9 @@
 #include <cmath>
 #include <numeric>
 
-#include "cpu/maps.h"
 #include "sampled/estimate.h"
 #include "sampled/prospects.h"
+#include "sampled/scan.h"
 #include "sampled/windows.h"
 #include "sources.h"
 #include "threads.h"
@@ -70,7 +70,7 @@ class Search {
       : a_(a),
         options_(options),
         lists_(lists),
-        kernel_(kernel_in_use()),
+        scan_(scan_in_use()),
         places_(listed_pixels(a)),
         layout_(a),
         prospects_(a, lists) {}
@@ -213,7 +213,7 @@ class Search {
     each_list(0, std::ssize(pixels_), [&](Pick*, std::int64_t, std::int32_t i, Entry& e, const ScanTask& t) {
       ScanQuery scan = pixels_[static_cast<std::size_t>(i)].scan;
       scan.top = e.top, scan.sum = e.sum, scan.squares = e.squares;
-      kernel_.scan_sum(t, scan);
+      scan_.scan_sum(t, scan);
       e.top = scan.top, e.sum = static_cast<float>(scan.sum), e.squares = static_cast<float>(scan.squares);
     });
     each_pixel(
@@ -266,7 +266,7 @@ class Search {
       scan.rate -= std::log2(looked_at);
       const double least = alike * q.picks / prospects_.windows() / static_cast<double>(looked_at);
       scan.least = static_cast<float>(std::clamp(std::log2(least), -20.0, 0.0));  // dice have 24 bits
-      const std::int64_t n = kernel_.scan_pick(t, scan, picks);
+      const std::int64_t n = scan_.scan_pick(t, scan, picks);
       for (const Pick* p = picks; p < picks + n; ++p)
         found(share, i, std::int64_t{t.first} + p->member, p->probability * looked_at);
     });
@@ -306,9 +306,9 @@ class Search {
   void evaluate(std::int64_t from, std::int64_t to) {
     shares_.assign(static_cast<std::size_t>(image_shares * (to - from)), Estimate(a_.channels));
     if (a_.pixels_uint8)
-      weigh(from, to, a_.pixels_uint8, kernel_.distance_uint8);
+      weigh(from, to, a_.pixels_uint8, scan_.distance_uint8);
     else
-      weigh(from, to, a_.pixels_float, kernel_.distance_float);
+      weigh(from, to, a_.pixels_float, scan_.distance_float);
     each_pixel(
         from, to,
         [&](Pixel& q, std::int64_t i, int) {
@@ -391,7 +391,7 @@ class Search {
   const Problem& a_;
   const SampledOptions& options_;
   const Lists& lists_;
-  const Kernel& kernel_;
+  const Scan& scan_;
   const std::vector<Place> places_;
   const QueryLayout layout_;
   const Prospects prospects_;

@@ -27,14 +27,14 @@ std::uint32_t seed(const Pixel& q) {
 }  // namespace
 
 Prospects::Prospects(const Problem& a, const Lists& lists)
-    : lists_(lists), kernel_(kernel_in_use()), layout_(a), k_(a.patch_size), dims_(a.channels * k_ * k_) {
+    : lists_(lists), scan_(scan_in_use()), layout_(a), k_(a.patch_size), dims_(a.channels * k_ * k_) {
   for (std::int64_t l = 0; l < lists.count; ++l) {
     const double members = std::max(1.0, static_cast<double>(size(l)));
     sizes_.push_back({std::log2(members), std::sqrt(2 * std::log(members))});
     windows_ += static_cast<double>(size(l));
   }
   // Directions turned, so that coordinates are summed side by side.
-  const std::int64_t lanes = kernel_.lanes, n = lists_.directions_count;
+  const std::int64_t lanes = scan_.lanes, n = lists_.directions_count;
   turned_.resize(static_cast<std::size_t>(dims_ * n));
   for (std::int64_t i = 0; i < n; ++i)
     for (std::int64_t j = 0; j < dims_; ++j) turned_[j * n + i] = lists_.directions[i * dims_ + j];
@@ -87,11 +87,11 @@ Model Prospects::model(const Pixel& q, std::int64_t l, double distance) const {
 }
 
 void Prospects::begin(Pixel& q, Room& room) const {
-  const std::int64_t lanes = kernel_.lanes, n = lists_.directions_count;
+  const std::int64_t lanes = scan_.lanes, n = lists_.directions_count;
   const double outside = describe(q, room.z);
   room.distances.resize(static_cast<std::size_t>(lists_.count + lanes));
   for (std::int64_t l = 0; l < lists_.count; l += lanes)
-    kernel_.point_distances(means_.get() + l * n, room.z.data(), n, room.distances.data() + l);
+    scan_.point_distances(means_.get() + l * n, room.z.data(), n, room.distances.data() + l);
   room.models.clear();
   double least = -infinity, nearest = infinity;
   for (std::int64_t l = 0; l < lists_.count; ++l) {

@@ -6,8 +6,8 @@
 #include <limits>
 #include <vector>
 
-#include "cpu/maps.h"
 #include "sampled/engine.h"
+#include "sampled/scan.h"
 #include "threads.h"
 #include "weighing.h"
 
@@ -100,7 +100,7 @@ class Prospects {
   Model model(const Pixel& q, std::int64_t l, double distance) const;
 
   const Lists& lists_;
-  const Kernel& kernel_;
+  const Scan& scan_;
   const QueryLayout layout_;
   const std::int64_t k_, dims_;
   struct Size {

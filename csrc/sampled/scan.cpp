@@ -3,7 +3,8 @@
 // Descriptions lie in blocks of 16, pairs of coordinates side by side, (directions / 2, 16, 2): a product of two pairs
 // of 16-bit integers, summed to 32 bits, is one instruction. What they say of distances is approximate, and only
 // decides what is picked. Distances of windows that were picked follow below.
-#include "cpu/maps.h"
+#include "sampled/scan.h"
+
 #include "cpu/vec.h"
 
 namespace pyels::PYELS_ISA_NAME {
@@ -53,8 +54,6 @@ PYELS_INLINE Vec log_weights(const ScanTask& t, const ScanQuery& q, std::int64_t
       if (at + lane >= t.members) log_w[lane] = kAbsent;
   return log_w;
 }
-
-}  // namespace
 
 void scan_sum(const ScanTask& t, ScanQuery& q) {
   const std::int64_t blocks = (t.members + 15) / 16;
@@ -124,8 +123,6 @@ void point_distances(const float* panel, const float* x, std::int64_t dims, floa
   __builtin_memcpy(out, &total, sizeof total);
 }
 
-namespace {
-
 PYELS_INLINE Vec read(const float* at) {
   Vec v;
   __builtin_memcpy(&v, at, sizeof v);
@@ -184,9 +181,11 @@ float distance(const WindowPair& t, const float* x, const Pixel* window) {
   return across(even + odd);
 }
 
-}  // namespace
-
 float distance_uint8(const WindowPair& t, const float* x, const std::uint8_t* window) { return distance(t, x, window); }
 float distance_float(const WindowPair& t, const float* x, const float* window) { return distance(t, x, window); }
+
+}  // namespace
+
+extern const Scan scan{kLanes, scan_sum, scan_pick, point_distances, distance_uint8, distance_float};
 
 }  // namespace pyels::PYELS_ISA_NAME

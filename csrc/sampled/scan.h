@@ -1,0 +1,68 @@
+// The interface of what reads the index and the windows, compiled once per instruction set from scan.cpp and chosen at
+// run time by cpu/dispatch.cpp. No std templates here, as in cpu/maps.h.
+#pragma once
+
+#include <cstdint>
+
+namespace pyels {
+
+// A query against the descriptions of blocks of 16 windows (Lists in engine.h):
+// log2 w is about base - norm_scale * norm + rest_scale * rest + dot_scale * (z . code).
+struct ScanQuery {
+  const std::int16_t* z;  // (directions)
+  float base, norm_scale, rest_scale, dot_scale;
+  float rate;   // log2 of how often a window of log2 w = 0 is to be picked
+  float least;  // log2 of how often every window is at least
+  std::uint32_t seed;
+  // The sum of these w, and of their squares, relative to 2^top, where top is the largest so far.
+  float top;
+  double sum, squares;
+};
+struct Pick {
+  std::int32_t member;  // of the blocks
+  float probability;
+};
+struct ScanTask {
+  const std::int8_t* code;   // (blocks, directions / 2, 16, 2)
+  const float *norm, *rest;  // (blocks, 16)
+  std::int64_t directions;
+  std::int64_t members;  // of the blocks, those behind are not there
+  std::uint32_t first;   // number of the first member, for the dice
+};
+
+// Two windows in memory: of x, and of a bank. Rows are read in steps of up to 16 pixels.
+struct WindowPair {
+  std::int64_t channels, k, x_row, x_channel, row, channel;
+};
+
+struct Scan {
+  int lanes;
+  void (*scan_sum)(const ScanTask&, ScanQuery&);
+  // Returns the number of picks, up to `members` of them.
+  std::int64_t (*scan_pick)(const ScanTask&, const ScanQuery&, Pick* picks);
+  // Squared distances of x, (dims), to L points, (dims)[L].
+  void (*point_distances)(const float* panel, const float* x, std::int64_t dims, float* distances);
+  // The squared distance of two windows.
+  float (*distance_uint8)(const WindowPair&, const float* x, const std::uint8_t* window);
+  float (*distance_float)(const WindowPair&, const float* x, const float* window);
+};
+
+const Scan& scan_in_use();
+
+#if defined(__x86_64__)
+namespace x86_64_v2 {
+extern const Scan scan;
+}
+namespace x86_64_v3 {
+extern const Scan scan;
+}
+namespace x86_64_v4 {
+extern const Scan scan;
+}
+#else
+namespace generic {
+extern const Scan scan;
+}
+#endif
+
+}  // namespace pyels

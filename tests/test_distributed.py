@@ -26,6 +26,8 @@ from pyels.studies import resumable
 PYELS = ("-m", "pyels")
 LONG = timedelta(seconds=120)
 
+pytestmark = pytest.mark.torchrun
+
 
 class Processes:
     """As many processes as there are command lines, in one group, ended when the block is left.
@@ -120,7 +122,6 @@ def undisturbed(tmp_path_factory):
     return out
 
 
-@pytest.mark.torchrun
 def test_torchrun_with_a_shared_bank_equals_one_process(tmp_path):
     arguments = (*SMALL, "--labels", "0,1")
     assert run(*arguments, "--out", tmp_path / "alone") == 0
@@ -272,7 +273,6 @@ def check_stopped(out, of):
     return {p: p.stat().st_mtime_ns for p in kept}
 
 
-@pytest.mark.torchrun
 def test_killed_process_under_torchrun_ends_the_run_and_it_goes_on(tmp_path, undisturbed):
     out = tmp_path / "out"
     arguments = (*LONGER, "--shard", "bank", "--out", out)

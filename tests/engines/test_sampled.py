@@ -59,28 +59,33 @@ def folder(tmp_path_factory):
     return tmp_path_factory.mktemp("index")
 
 
+@pytest.mark.slow
 def test_error_on_fashion_mnist(fashion, folder):
     results = compare(fashion[:2000], "zeros", 0.03, folder)  # 1.7% missed
     check_error(*results, 0.03)
     assert results[0].square().mean((1, 2, 3)).sqrt().max() < 0.01  # 0.006
 
 
+@pytest.mark.slow
 def test_error_on_cifar10(shared, tmp_path):
     bank = pyels.PatchBank.load(shared / "data" / "cifar10-subset.npz")[:500]
     check_error(*compare(bank, "zeros", 0.05, tmp_path, batch=1), 0.05)
 
 
+@pytest.mark.slow
 def test_error_on_mnist(shared, tmp_path):
     bank = pyels.PatchBank.load(shared / "data" / "mnist-subset.npz")[:1500]
     check_error(*compare(bank, "zeros", 0.03, tmp_path), 0.03)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("boundary", ["circular", "interior"])
 def test_boundaries_that_wrap(fashion, tmp_path, boundary):
     levels = ((0.2, 5), (0.6, 9), (0.9, 13))
     check_error(*compare(fashion[:1500], boundary, 0.03, tmp_path, batch=1, levels=levels), 0.03)
 
 
+@pytest.mark.slow
 def test_a_smaller_tolerance_gives_a_smaller_error(fashion, folder):
     alpha, sigma = level(0.8)
     bank = fashion[:2000]
@@ -94,6 +99,7 @@ def test_a_smaller_tolerance_gives_a_smaller_error(fashion, folder):
     assert errors[1] < 0.005
 
 
+@pytest.mark.slow
 def test_all_fields(fashion, folder):
     alpha, sigma = level(0.4)
     bank = fashion[:2000]
@@ -112,6 +118,7 @@ def test_all_fields(fashion, folder):
     assert (exact.error <= 1e-4).all()
 
 
+@pytest.mark.slow
 def test_each_image_as_if_alone_and_any_number_of_threads(fashion, folder):
     bank = fashion[:2000]
     alpha, sigma = (torch.tensor(v) for v in zip(level(0.3), level(0.9), level(0.6), strict=True))
@@ -139,6 +146,7 @@ def test_every_instruction_set_and_dtype(monkeypatch, tmp_path, isa):
             assert (error > post.error).float().mean() <= 0.07
 
 
+@pytest.mark.slow
 def test_classes(fashion, tmp_path):
     bank = fashion[:1500]
     alpha, sigma = level(0.7)
@@ -164,6 +172,7 @@ def test_machines_with_few_sources_are_exact(small, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 def test_extreme_noise(fashion, folder):
     bank = fashion[:2000]
     machine, exact = pyels.ELS(bank, 9, engine="faiss", index=folder), pyels.ELS(bank, 9)
@@ -181,6 +190,7 @@ def test_identical_images(tmp_path):
     assert torch.isfinite(post.error).all()
 
 
+@pytest.mark.slow
 def test_parts_merge(fashion, folder, tmp_path):
     """An approximate and an exact part of a bank merge to the posterior over both."""
     bank = fashion[:3000]

@@ -33,6 +33,7 @@ def same(a, b):
     return all(torch.equal(x, y) for x, y in zip(a.parameters(), b.parameters(), strict=True))
 
 
+@pytest.mark.slow
 def test_training_learns(fashion):
     bank = pyels.PatchBank(fashion.images[:64, :, 8:20, 8:20].contiguous(), fashion.labels[:64])
     for kind in (pyels.ResNet, pyels.UNet):
@@ -192,6 +193,7 @@ main()
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("end", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL], ids=str)
 def test_train_command_goes_on_where_it_was_ended(bank_file, tmp_path, end):
     """SIGINT and SIGTERM write a checkpoint at once; SIGKILL leaves the last one, here of the step before."""

@@ -62,6 +62,7 @@ def arguments(tmp_path):
     return "bench", "--dataset", tmp_path / "bank.npz", *options, "--out", tmp_path / "out"
 
 
+@pytest.mark.slow
 def test_bench_writes_every_record(arguments, tmp_path, capsys):
     threads = torch.get_num_threads()
     assert run(*arguments, "--batch", 2, "--json") == 0

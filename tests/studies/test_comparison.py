@@ -89,6 +89,7 @@ def test_report_says_what_was_measured():
     assert json.loads(json.dumps(report)) == report
 
 
+@pytest.mark.slow
 def test_bootstrap_interval_covers_the_true_median():
     """Of 200 samples of 25 values each, the interval misses the true median of 0 in about 5%; 3% seen."""
     generator = torch.Generator().manual_seed(0)
@@ -122,6 +123,7 @@ def compare_arguments(trained, out, *more):
     return ("compare", "--network", trained / "net", *options, *more)
 
 
+@pytest.mark.slow
 def test_calibrate_command(trained, tmp_path, capsys):
     scales = json.loads((trained / "sizes" / "scales.json").read_text())
     assert scales["sizes"] == [3, 5, 7]
@@ -186,6 +188,7 @@ def test_compare_command(trained, tmp_path, capsys):
         torch.testing.assert_close(again, images[name], atol=1e-5, rtol=0)
 
 
+@pytest.mark.slow
 def test_any_number_of_jobs_and_threads_compares_alike(trained, tmp_path):
     images = []
     for jobs, threads in ((1, 1), (1, 2), (3, 3), (2, 4)):
@@ -197,6 +200,7 @@ def test_any_number_of_jobs_and_threads_compares_alike(trained, tmp_path):
             torch.testing.assert_close(other[name], value, atol=1e-5, rtol=0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("end", [signal.SIGKILL, signal.SIGINT], ids=str)
 def test_a_comparison_that_was_ended_goes_on(trained, tmp_path, end):
     options = compare_arguments(trained, tmp_path / "whole", "--num", 30, "--jobs", 2, "--threads", 2)

@@ -89,6 +89,7 @@ def test_every_command_leaves_a_folder_alone_that_is_in_use(sample, tmp_path, ca
     assert run_program(*sample) == 0
 
 
+@pytest.mark.slow
 def test_two_commands_at_once(sample, tmp_path):
     """As a double click or a job array starts them."""
     processes = [
@@ -212,6 +213,7 @@ assert kills > 100, kills
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("script", [AT_ONCE, KILLS], ids=["at-once", "kills"])
 def test_many_processes(tmp_path, script):
     """Two that start in the same moment in a new folder; one that is ended before each of its changes to the disk."""
@@ -267,6 +269,7 @@ def test_a_run_json_of_somebody_else_is_not_replaced(sample, tmp_path, capsys):
     assert contents(tmp_path / "out") == {"run.json": b'{"runs": 7}'}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("end", [signal.SIGINT, signal.SIGTERM], ids=str)
 @pytest.mark.parametrize("visited", [False, True])
 def test_ended_before_the_first_sample(sample, tmp_path, end, visited):
@@ -301,6 +304,7 @@ def test_ended_before_the_first_sample(sample, tmp_path, end, visited):
     }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("end", [signal.SIGTERM, signal.SIGKILL], ids=str)
 def test_training_ended_while_it_writes(sample, tmp_path, end):
     """Half of a checkpoint is not left behind, at the latest by the run that goes on."""

@@ -166,6 +166,7 @@ def arguments(tmp_path):
     return ("scaling", "--dataset", tmp_path / "bank.npz", *options, "--out", tmp_path / "out")
 
 
+@pytest.mark.slow
 @pytest.mark.needs("faiss")
 def test_the_study(arguments, tmp_path, capsys):
     threads = torch.get_num_threads()
@@ -246,6 +247,7 @@ def test_table(arguments, capsys):
     assert lines[-1].startswith("pictures: ")
 
 
+@pytest.mark.slow
 def test_a_study_that_was_interrupted_goes_on(arguments, tmp_path, monkeypatch, capsys):
     options = (*arguments[:-2], "--tolerance", "none", "--top", "none")
     assert run_program(*options, "--out", tmp_path / "whole") == 0

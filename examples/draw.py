@@ -2,7 +2,7 @@
 
 One sees, in draw.png, a sandal, a trouser, a pullover and an ankle boot (upper row) that are in no data set, and below
 each the image of the bank that is most like it: ELS makes new pictures of old patches. With `pyels.IS(bank)`, the
-unrestricted optimum, both rows are the same.
+unrestricted optimum, which takes no patch sizes, both rows are the same.
 """
 
 import matplotlib

@@ -99,7 +99,7 @@ def _option(one: Field[Any], hint: Any) -> click.Option:
         type=one.metadata["type"] or _click_type(hint),
         help=one.metadata["help"],
         required=one.default is MISSING,
-        is_flag=hint is bool,
+        is_flag=True if hint is bool else None,  # click takes False for an option with a value that may be left out
         multiple=get_origin(hint) is tuple,
         **shown,
     )

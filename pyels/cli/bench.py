@@ -55,7 +55,7 @@ def bench_command(given: Bench) -> None:
     resumable.check_seeds(given.seed, given.batch)
     settings = given.passed_to(
         bench.Settings,
-        sizes=sorted(set(integers("--sizes", given.sizes))),
+        sizes=sorted(set(integers("sizes", given.sizes))),
         boundaries=list(dict.fromkeys(given.boundary or ELS.boundaries)),
         threads=given.all_threads,
     )

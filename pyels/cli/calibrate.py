@@ -22,7 +22,6 @@ from pyels.cli.settings import (
     NetworkOptions,
     OutputOptions,
     boundary_of,
-    check_boundary,
     check_sizes,
     integers,
     record_of_engine,
@@ -68,10 +67,9 @@ def calibrate_command(given: Calibrate) -> None:
     pixel, and the calibrated size), calibration.safetensors (each sample's scores and gradients) and run.json. A run
     that was stopped goes on after its last finished trajectory when the command is repeated.
     """
-    check_boundary(given.machine, given.boundary)
     denoiser, bank, record, of_both = given.load()
     jobs, each = given.split(given.num, bank)
-    machine = given.machine_of(given.machine, bank, given.boundary or boundary_of(record), each)
+    machine = given.machine_of(given.machine, bank, each, given.boundary, boundary_of(record))
     sizes = _sizes(given.sizes, machine, record)
     check_sizes(machine, sizes)
     classes = given.classes(denoiser, bank)
@@ -112,7 +110,7 @@ def calibrate_command(given: Calibrate) -> None:
 def _sizes(text: str | None, machine: Machine, record: Mapping[str, Any]) -> list[int]:
     """Those to try, ascending."""
     if text is not None:
-        return sorted(set(integers("--sizes", text)))
+        return sorted(set(integers("sizes", text)))
     largest = NETWORKS.get(str(record.get("kind")).lower(), Network).LARGEST_SIZE
     return list(range(3, 1 + (min(largest, *machine.bank.shape[1:]) if machine.definition.wraps else largest), 2))
 

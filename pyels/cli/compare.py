@@ -12,7 +12,7 @@ from torch import Tensor
 
 from pyels import presets
 from pyels.bank import PatchBank
-from pyels.cli.options import AT_LEAST_1, command, option
+from pyels.cli.options import AT_LEAST_1, command, in_words, option
 from pyels.cli.progress import StepBar
 from pyels.cli.settings import (
     BOUNDED,
@@ -40,20 +40,16 @@ _MOST_PAIRS = 100  # in the picture
 _FEWEST_SEEDS = 5  # of which resampling says anything
 
 
-def _listed(words: list[str]) -> str:
-    return " and ".join(filter(None, (", ".join(words[:-1]), words[-1])))
-
-
 @dataclass(frozen=True, kw_only=True)
 class Compare(NetworkOptions, LabelOptions, EngineOptions, JobOptions, OutputOptions):
     machines: str = option(
         "els,ls,is",
-        f"Of {', '.join(MACHINES)}; {_listed(sorted(_WITH_BOUNDARY))} name the boundary, {_listed(BOUNDED)} takes that "
-        "of the network's padding (zeros where it is not known).",
+        f"Of {', '.join(MACHINES)}; {in_words(sorted(_WITH_BOUNDARY))} name the boundary, {in_words(BOUNDED)} takes "
+        "that of the network's padding (zeros where it is not known).",
     )
     patch_sizes: str | None = option(
         None,
-        f"Of {_listed(LOCAL)}: one size a step, cleanest first, as 3,3,5,..; a scales.json of pyels calibrate; or a "
+        f"Of {in_words(LOCAL)}: one size a step, cleanest first, as 3,3,5,..; a scales.json of pyels calibrate; or a "
         "preset's name.",
     )
     steps: int | None = option(
@@ -119,7 +115,7 @@ def _machines(given: Compare, bank: PatchBank, boundary: str, threads: int) -> d
         if spec not in allowed:
             raise ValueError(f"--machines must be of {', '.join(allowed)}, got {spec!r}")
         name, _, named_boundary = spec.partition(":")
-        machines[spec] = given.machine_of(name, bank, named_boundary or boundary, threads)
+        machines[spec] = given.machine_of(name, bank, threads, named_boundary or None, boundary)
     return machines
 
 

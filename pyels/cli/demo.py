@@ -38,7 +38,7 @@ def demo_command(given: Demo) -> None:
     network, record = comparison.load_demo_network()
     sizes = record["calibration"]["patch_sizes"]
     jobs, each = given.split(given.num, bank)
-    machines = {name: given.machine_of(name, bank, "zeros", each) for name in ("els", "ls", "is")}
+    machines = {name: given.machine_of(name, bank, each) for name in ("els", "ls", "is")}
     contenders = {comparison.NETWORK: comparison.Contender(network, len(sizes))}
     for name, machine in machines.items():
         contenders[name] = comparison.Contender(machine, len(sizes), sizes if is_local(machine) else None)

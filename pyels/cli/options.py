@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import MISSING, Field, dataclass, field, fields
 from itertools import chain
 from pathlib import Path
@@ -67,7 +67,7 @@ class Settings:
 def check(name: str, value: Any, rule: Rule) -> None:
     words, keeps_to_it = rule
     if value is not None and not keeps_to_it(value):
-        raise ValueError(f"{_flag(name)} must be {words}, got {value}")
+        raise ValueError(f"{flag(name)} must be {words}, got {value}")
 
 
 def command(kind: type[S]) -> Callable[[Callable[[S], None]], click.Command]:
@@ -95,7 +95,7 @@ def _listed(kind: type[Settings]) -> list[Field[Any]]:
 def _option(one: Field[Any], hint: Any) -> click.Option:
     shown = {} if one.default in (MISSING, None, ()) or hint is bool else {"default": one.default, "show_default": True}
     return click.Option(
-        [_flag(one.name)],
+        [flag(one.name)],
         type=one.metadata["type"] or _click_type(hint),
         help=one.metadata["help"],
         required=one.default is MISSING,
@@ -117,5 +117,10 @@ def _name(kind: type[Settings]) -> str:
     return kind.__name__.lower()
 
 
-def _flag(name: str) -> str:
+def flag(name: str) -> str:
     return "--" + name.replace("_", "-")
+
+
+def in_words(names: Iterable[str]) -> str:
+    *others, last = names
+    return f"{', '.join(others)} and {last}" if others else last

@@ -26,7 +26,6 @@ from pyels.cli.settings import (
     PrecisionOptions,
     SampledOptions,
     ThreadOptions,
-    check_boundary,
     check_sizes,
     default_preset,
     describe,
@@ -87,10 +86,9 @@ def sample_command(given: Sample) -> None:
         )
     join_processes()  # before the data is looked at: if that fails on one machine, the others notice
     resumable.check_seeds(given.seed, given.num)
-    classes = None if given.labels is None else integers("--labels", given.labels)
-    check_boundary(given.machine, given.boundary)
+    classes = None if given.labels is None else integers("labels", given.labels)
     bank = datasets.load(given.dataset, limit=given.limit, memory_limit=given.memory_limit)
-    machine = given.machine_of(given.machine, bank, given.boundary or "zeros", given.threads)
+    machine = given.machine_of(given.machine, bank, given.threads, given.boundary)
     stepping = _stepping(given, machine)
     per_sample = None if classes is None else [classes[i % len(classes)] for i in range(given.num)]
     for c in set(per_sample or []):

@@ -136,7 +136,7 @@ def _images(images: str | None, all_images: int) -> list[int]:
     """Ascending, without repetition."""
     sizes = [n for n in _IMAGES if n < all_images] + [all_images]
     if images is not None:
-        sizes = sorted(set(integers("--images", images)))
+        sizes = sorted(set(integers("images", images)))
     if sizes[0] < 1:
         raise ValueError(f"--images must be at least 1, got {sizes[0]}")
     return sizes

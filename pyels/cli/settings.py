@@ -15,7 +15,7 @@ import torch
 
 from pyels import adapters, presets
 from pyels.bank import PatchBank, datasets
-from pyels.cli.options import AT_LEAST_1, Settings, check, option
+from pyels.cli.options import AT_LEAST_1, Settings, check, flag, in_words, option
 from pyels.definition import Square
 from pyels.denoiser import Denoiser
 from pyels.engines import NAMES, default_threads, find_engine
@@ -168,17 +168,17 @@ class LabelOptions(SeedOptions):
             return None
         if self.labels is None and bank.labels is None:
             raise ValueError("the network is class-conditional, but the data set has no labels")
-        classes = bank.classes if self.labels is None else integers("--labels", self.labels)
+        classes = bank.classes if self.labels is None else integers("labels", self.labels)
         for c in classes:
             bank.class_range(c)
         return [classes[seed % len(classes)] for seed in self.seeds]
 
 
-def integers(flag: str, text: str) -> list[int]:
+def integers(name: str, text: str) -> list[int]:
     try:
         return [int(part) for part in text.split(",")]
     except ValueError:
-        raise ValueError(f"{flag} must be integers separated by commas, such as 3,3,5, got {text!r}") from None
+        raise ValueError(f"{flag(name)} must be integers separated by commas, such as 3,3,5, got {text!r}") from None
 
 
 # ---- Machines and their engines ------------------------------------------------------------------------------------
@@ -222,11 +222,15 @@ class EngineOptions(Settings):
 
     engine: str = option("auto", type=click.Choice(NAMES))
 
-    def machine_of(self, name: str, bank: PatchBank, boundary: str, threads: int | None) -> Machine:
-        """The machine of a name, with the boundary where it has one."""
+    def machine_of(
+        self, name: str, bank: PatchBank, threads: int | None, boundary: str | None = None, otherwise: str = "zeros"
+    ) -> Machine:
+        """The machine of a name; where it has a boundary, with the one asked for, or otherwise that of the command."""
         make: Any = MACHINES[name]
+        if boundary is not None and not make.boundaries:
+            raise ValueError(f"--boundary {boundary} was given, but only machine {in_words(BOUNDED)} has one")
         self.check_engine(make)
-        own = {"boundary": boundary} if make.boundaries else {}
+        own = {"boundary": boundary or otherwise} if make.boundaries else {}
         options = {one.name: getattr(self, one.name) for one in fields(self) if one.metadata["elsewhere"]}
         machine: Machine = make(bank, engine=self.engine, threads=threads, **own, **options)
         return machine
@@ -274,11 +278,6 @@ def record_of_engine(machine: Machine) -> dict[str, Any]:
     return settings if machine.bank.memory_limit is None else {**settings, "memory_limit": machine.bank.memory_limit}
 
 
-def check_boundary(machine: str, boundary: str | None) -> None:
-    if boundary is not None and machine not in BOUNDED:
-        raise ValueError(f"--boundary {boundary} was given, but only machine {' and '.join(BOUNDED)} has one")
-
-
 # ---- Patch sizes ---------------------------------------------------------------------------------------------------
 
 
@@ -290,8 +289,7 @@ def is_local(machine: Machine) -> bool:
 def refuse_sizes(**given: Any) -> None:
     """Raise ValueError where sizes were given for machines that are not local."""
     if any(value is not None for value in given.values()):
-        flags = " and ".join("--" + name.replace("_", "-") for name in given)
-        raise ValueError(f"machines {' and '.join(WHOLE)} compare whole images: leave out {flags}")
+        raise ValueError(f"machines {in_words(WHOLE)} compare whole images: leave out {in_words(map(flag, given))}")
 
 
 def sizes_of_steps(text: str, steps: int | None, schedule: str) -> list[int]:
@@ -300,7 +298,7 @@ def sizes_of_steps(text: str, steps: int | None, schedule: str) -> list[int]:
     if text.endswith(".json"):
         sizes = sizes_of_file(Path(text), schedule)
     elif re.search(r"^[-+\d]|,", text):  # before it is looked up as a folder: many numbers are too long for a name
-        sizes = integers("--patch-sizes", text)
+        sizes = integers("patch_sizes", text)
     elif text and (Path(text) / "scales.json").is_file():
         sizes = sizes_of_file(Path(text) / "scales.json", schedule)
     else:

@@ -20,6 +20,7 @@ from pyels.definition import Square
 from pyels.denoiser import Denoiser
 from pyels.engines import NAMES, default_threads, find_engine
 from pyels.engines.cuda import PRECISIONS
+from pyels.engines.sampled import TOLERANCE
 from pyels.machines import MACHINES, Machine
 from pyels.studies import resumable
 
@@ -204,7 +205,7 @@ class ThreadOptions(Settings):
 class JobOptions(ThreadOptions):
     jobs: int | None = option(
         None,
-        "Seeds worked on at the same time.  [default: one a thread, up to 8; 1 beyond --memory-limit]",
+        f"Seeds worked on at the same time.  [default: one a thread, up to {_MOST_JOBS}; 1 beyond --memory-limit]",
         must_be=AT_LEAST_1,
     )
 
@@ -260,7 +261,8 @@ class PrecisionOptions(EngineOptions):
 class SampledOptions(EngineOptions):
     tolerance: float | None = option(
         None,
-        "Of engine sampled: how far a pixel's mean may be from the exact one, half a 95% interval.  [default: 0.01]",
+        "Of engine sampled: how far a pixel's mean may be from the exact one, half a 95% interval.  "
+        f"[default: {TOLERANCE}]",
         elsewhere=_EXACT,
     )
     index: Path | None = option(

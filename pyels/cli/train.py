@@ -19,6 +19,8 @@ from pyels.networks.training import CHECKPOINT, Anneal, Optimizer, Recipe, bfloa
 from pyels.schedules import SCHEDULES
 from pyels.studies import plots, resumable
 
+_STEPS = 10_000
+
 
 @dataclass(frozen=True, kw_only=True)
 class Train(DatasetOptions, SizeOptions, ThreadOptions, OutputOptions):
@@ -30,7 +32,7 @@ class Train(DatasetOptions, SizeOptions, ThreadOptions, OutputOptions):
     )
     padding: Padding = option("zeros")
     unconditional: bool = option(False, "Do not tell the network the classes, where there are some.")
-    steps: int | None = option(None, "Optimiser steps.  [default: 10000]")
+    steps: int | None = option(None, f"Optimiser steps.  [default: {_STEPS}]")
     epochs: float | None = option(
         None,
         "Passes over the data, instead of --steps (300 in the paper).",
@@ -78,7 +80,7 @@ def train_command(given: Train) -> None:
     bank = datasets.load(given.dataset, limit=given.limit, size=given.size)
     steps = given.steps
     if steps is None:
-        steps = 10_000 if given.epochs is None else max(1, round(given.epochs * len(bank) / given.batch_size))
+        steps = _STEPS if given.epochs is None else max(1, round(given.epochs * len(bank) / given.batch_size))
     bfloat16 = given.arithmetic == "bfloat16" or (given.arithmetic == "auto" and bfloat16_is_faster(device))
     recipe = given.passed_to(Recipe, steps=steps, bfloat16=bfloat16)
     classes = None if given.unconditional or bank.labels is None else bank.classes[-1] + 1

@@ -109,4 +109,5 @@ def test_every_option_is_in_the_help(name, capsys):
 def test_choices_of_machines_are_those_there_are():
     choices = {name: {one.name: one.type for one in program.commands[name].params} for name in ("sample", "calibrate")}
     assert choices["sample"]["machine"].choices == tuple(MACHINES)
-    assert set(choices["calibrate"]["machine"].choices) == {"ls", "els"}
+    local = set(choices["calibrate"]["machine"].choices)
+    assert {"ls", "els"} <= local <= set(MACHINES) - {"is", "es"}

@@ -48,7 +48,7 @@ class JsonOptions(Settings):
 
 @dataclass(frozen=True, kw_only=True)
 class OutputOptions(JsonOptions):
-    out: Path
+    out: Path = option()
 
     def hold_folder(self) -> None:
         """Work in the output folder until the command ends."""

@@ -25,7 +25,7 @@ class Shared(Settings):
 
 @dataclass(frozen=True, kw_only=True)
 class Output(Settings):
-    out: Path
+    out: Path = option()
 
 
 @dataclass(frozen=True, kw_only=True)

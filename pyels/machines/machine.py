@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import fields, replace
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -40,6 +40,7 @@ class Machine(Denoiser):
     """
 
     wishes = ("tolerance", "selection")
+    boundaries: ClassVar[tuple[str, ...]] = ()  # of a machine that is made with `boundary`: what it may be
 
     def __init__(self, bank: PatchBank, definition: Definition, engine: str | Engine = "auto", **options: Any) -> None:
         if not isinstance(bank, PatchBank):

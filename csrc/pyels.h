@@ -44,7 +44,7 @@ struct Problem {
   const std::uint8_t* pixels_uint8 = nullptr;  // (N, C, H, W)
   const float* pixels_float = nullptr;         // (N, C, H, W)
   std::int64_t images = 0, channels = 0, height = 0, width = 0;
-  const std::int64_t* order = nullptr;  // (N) image numbers, those of one class side by side; null: 0 .. N-1
+  const std::int64_t* order = nullptr;  // (M) image numbers, those of one set side by side; null: 0 .. N-1
 
   // Queries. Query b is compared with the images order[begin[b]] .. order[end[b] - 1].
   std::int64_t queries = 0;             // B

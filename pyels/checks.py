@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import field, fields
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -11,6 +15,16 @@ LARGEST_ALPHA = 1e6
 SMALLEST_SIGMA = 1e-9
 MOST_THREADS = 4096
 CPU = torch.device("cpu")
+
+
+def checked(default: Any, check: Callable[[Any], Any]) -> Any:
+    """A field of a dataclass that a caller may set; `check` gives a value its type, or says what is wrong with it."""
+    return field(default=default, metadata={"check": check})
+
+
+def checks_of(kind: Any) -> dict[str, Callable[[Any], Any]]:
+    """The checks of these fields, by name."""
+    return {one.name: one.metadata["check"] for one in fields(kind) if "check" in one.metadata}
 
 
 def check_images(

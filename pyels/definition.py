@@ -11,7 +11,7 @@ A machine is a definition over a bank; engines evaluate it, or say why they cann
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from enum import Enum
 
 import torch
@@ -70,7 +70,7 @@ class Masks:
              (alpha, sigma) that returns such
     """
 
-    weights: Tensor | Callable[[float, float], Tensor]
+    weights: Tensor | Callable[[float, float], Tensor] = field(repr=False)
 
     def at(self, alpha: float, sigma: float, shape: Sequence[int]) -> Tensor:
         """The weights at one noise level, (H*W, C, H, W) float64, for images (C, H, W)."""
@@ -143,15 +143,24 @@ class Definition:
         """k of a square window; None where it has none, or none yet."""
         return self.window.k if isinstance(self.window, Square) else None
 
+    @property
+    def size(self) -> int:
+        """k; 1, which has no meaning, where windows have none. Raises ValueError where it is not said yet."""
+        if isinstance(self.window, Square) and self.window.k is None:
+            check_patch_size(None, 1, 1, False)
+        return self.patch_size or 1
+
     def of_size(self, k: int | None, height: int, width: int) -> Definition:
         """The same with windows of size k; None: as it is. Raises ValueError for a size that it cannot have, or where
         it has none yet."""
         if not isinstance(self.window, Square):
+            if k is not None:
+                raise ValueError(f"patch_size {k} was given, but {type(self.window).__name__} has none; leave it out")
             return self
         size = check_patch_size(self.window.k if k is None else k, height, width, self.wraps)
         return replace(self, window=Square(size))
 
     def places(self, height: int, width: int, device: torch.device = CPU) -> Tensor:
         """The number of patches of one image in S(p) of every pixel p, (H, W) float64."""
-        k, sources = self.patch_size or 1, Sources(self.sources)
+        k, sources = self.size, Sources(self.sources)
         return sources.along(height, k, device)[:, None] * sources.along(width, k, device)[None, :]

@@ -2,23 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, fields, replace
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from pyels.bank.selection import Selection, check_selection
-from pyels.checks import CPU, check_images, check_labels, check_level, check_tolerance
+from pyels.checks import CPU, check_images, check_labels, check_level, check_tolerance, checked, checks_of
 
 
-def _wish(check: Callable[[Any], Any]) -> Any:
-    """A field of `Query` that a caller may leave out; `check` gives it its type, or says what is wrong with it."""
-    return field(default=None, metadata={"check": check})
-
-
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Query:
     """Noisy images x = alpha * x0 + sigma * noise, and what is known of them and wished for.
 
@@ -41,8 +36,15 @@ class Query:
     sigma: Tensor
     labels: Tensor | None = None
     patch_size: int | None = None
-    tolerance: float | None = _wish(check_tolerance)
-    selection: Selection | None = _wish(check_selection)
+    tolerance: float | None = checked(None, check_tolerance)
+    selection: Selection | None = checked(None, check_selection)
+
+    def __post_init__(self) -> None:
+        for level in (self.alpha, self.sigma):
+            if not isinstance(level, Tensor) or level.dtype != torch.float64 or level.shape != self.x.shape[:1]:
+                raise TypeError(
+                    "alpha and sigma of a Query are (B,) float64; make one by denoiser.query(x, alpha, sigma)"
+                )
 
     def __len__(self) -> int:
         return len(self.x)
@@ -54,7 +56,7 @@ class Query:
         return replace(self, x=self.x[which], alpha=self.alpha[which], sigma=self.sigma[which], labels=labels)
 
 
-_WISHES = {f.name: f.metadata["check"] for f in fields(Query) if "check" in f.metadata}
+_WISHES = checks_of(Query)
 
 
 class Denoiser:

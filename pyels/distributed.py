@@ -16,6 +16,7 @@ import functools
 import json
 import os
 import queue
+import zlib
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
@@ -141,22 +142,24 @@ class _Together(Engine):
         if size() == 1:
             return mine
         names = [field.name for field in fields(mine) if getattr(mine, field.name) is not None]
-        tensors = [_digest(query, selection, definition), *(getattr(mine, name) for name in names)]
+        told = *_digest(query, selection, definition), *(getattr(mine, name) for name in names)
         # One message for a batch: image numbers are exact in float64. All processes get all parts and merge them in the
         # order of the bank, by the one merge there is, rather than reduce them on the way: torch.distributed has no
         # reductions of one's own, and like this all get the same bits.
-        packed = torch.cat([tensor.double().flatten() for tensor in tensors])
+        packed = torch.cat([tensor.double().flatten() for tensor in told])
         everyones = [torch.empty_like(packed) for _ in range(size())]
         with _lost():
             dist.all_gather(everyones, packed)
         parts = []
         for received in everyones:
-            pieces = torch.split(received, [tensor.numel() for tensor in tensors])
-            digest, *values = (
-                piece.reshape(tensor.shape).to(tensor.dtype) for piece, tensor in zip(pieces, tensors, strict=True)
+            pieces = torch.split(received, [tensor.numel() for tensor in told])
+            rounded, exact, *values = (
+                piece.reshape(tensor.shape).to(tensor.dtype) for piece, tensor in zip(pieces, told, strict=True)
             )
-            if not torch.allclose(digest, tensors[0], rtol=1e-3, atol=1e-3):
-                raise ValueError("the processes passed different queries; give all of them the same x, labels and size")
+            if not (torch.allclose(rounded, told[0], rtol=1e-3, atol=1e-3) and torch.equal(exact, told[1])):
+                raise ValueError(
+                    "the processes passed different queries; give all of them the same x, levels, labels and size"
+                )
             parts.append(PartialPosterior(**dict(zip(names, values, strict=True))))
         return functools.reduce(PartialPosterior.merge, parts)
 
@@ -187,7 +190,8 @@ class Sharded(Machine):
             raise TypeError(f"machine must be a pyels.Machine, got {type(machine).__name__}")
         if isinstance(machine.engine, Sampled):
             raise ValueError("engine 'sampled' has an index over the whole bank; let processes share seeds instead")
-        super().__init__(machine.bank, machine.definition, _Together(machine.engine))
+        own = machine.engine.own if isinstance(machine.engine, _Together) else machine.engine
+        super().__init__(machine.bank, machine.definition, _Together(own))
         self.machine = machine
 
     def __repr__(self) -> str:
@@ -261,12 +265,13 @@ def _lost() -> Iterator[None]:
         raise Lost from error
 
 
-def _digest(query: Query, selection: Selection, definition: Definition) -> Tensor:
-    """What tells queries apart. Not to the last bit: CPUs of different kinds round differently."""
+def _digest(query: Query, selection: Selection, definition: Definition) -> tuple[Tensor, Tensor]:
+    """What tells queries apart: to rounding, as CPUs of different kinds round differently; and exactly."""
     pixels = query.x.double().flatten(1)
-    k = torch.tensor([definition.patch_size or 0])
-    told = torch.cat([selection.begin, selection.end, k]).double()
-    return torch.cat([pixels.sum(1), pixels.square().sum(1), told.to(query.x.device)])
+    levels = torch.cat([query.alpha, query.sigma]).to(pixels.device)
+    sets = zlib.crc32("\n".join(selection.names).encode())  # below 2^53, as all that is sent
+    exact = torch.cat([selection.begin, selection.end, torch.tensor([definition.size, sets])])
+    return torch.cat([pixels.sum(1), pixels.square().sum(1), levels]), exact.double().to(pixels.device)
 
 
 def _tell(process: int, i: int) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pyels.checks import check_images, check_labels
+from pyels.checks import check_labels
 from pyels.denoiser import Denoiser, eps_from_x0
 from pyels.schedules import Schedule, make_schedule
 
@@ -154,7 +154,7 @@ def sample(
     """
     if not isinstance(denoiser, Denoiser):
         raise TypeError(f"denoiser must be a machine or another pyels.Denoiser, got {type(denoiser).__name__}")
-    noise = check_images(noise, device=denoiser.device)
+    noise = denoiser.check_images(noise)
     labels = check_labels(labels, len(noise))
     if patch_sizes is not None:  # all of them now, not each at its step
         if isinstance(patch_sizes, (str, int)):

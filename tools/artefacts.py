@@ -11,7 +11,8 @@ import tempfile
 from pathlib import Path
 
 import pyels
-from pyels.cli.common import StepBar, sizes_of_file
+from pyels.cli.progress import StepBar
+from pyels.cli.settings import sizes_of_file
 from pyels.studies import comparison, plots
 
 ROOT = Path(__file__).parent.parent

@@ -209,6 +209,8 @@ class PatchBank:
 
     def check_selected(self, selection: Selection) -> None:
         """`check_file` of the images of a selection."""
+        if self._file is not None and self._images is not None:
+            self._file.check_length()
         for _, images, _ in selection.sets():
             if len(images):
                 self.check_file(int(images[0]), int(images[-1]) + 1)
@@ -238,8 +240,10 @@ class PatchBank:
         ------
         TypeError, ValueError  numbers that are none of the bank's, a class without images, a query that is left none
         """
-        given = None if labels is None else torch.as_tensor(labels).reshape(-1)
-        return select(self, None if given is None else check_labels(given, len(given)), images, without)
+        if labels is not None:
+            labels = [labels] if isinstance(labels, int) else labels
+            labels = check_labels(labels, len(labels))
+        return select(self, labels, images, without)
 
     def class_range(self, label: int) -> tuple[int, int]:
         """Where a class begins and ends in `order`. Raises ValueError for a class with no images."""

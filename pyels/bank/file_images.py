@@ -21,6 +21,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from pyels.bank.selection import as_numbers
+
 Pixels = np.ndarray[Any, Any]
 
 DTYPES = {np.dtype(np.uint8): torch.uint8, np.dtype(np.float32): torch.float32}
@@ -139,7 +141,7 @@ class FileImages:
                 self._buffers += [torch.empty((length, *self.shape[1:]), dtype=self.dtype) for _ in range(2)]
 
             def read(i: int) -> tuple[Tensor, Tensor]:
-                numbers = _as_numbers(parts[i])
+                numbers = as_numbers(parts[i])
                 pixels = self._buffers[i % 2][: len(numbers)]
                 self._fill(file, numbers, pixels)
                 return numbers, pixels
@@ -173,7 +175,7 @@ class FileImages:
 
     def forget(self) -> None:
         """Let the checksums be compared once more."""
-        self._verified[self._numbers_in_file(_as_numbers(range(len(self))))] = False
+        self._verified[self._numbers_in_file(as_numbers(range(len(self))))] = False
 
     def check_length(self) -> None:
         """Raise BankFileError if the file has become too short; to be asked before mapped images are used."""
@@ -221,10 +223,6 @@ class FileImages:
 
     def _numbers_in_file(self, numbers: Tensor) -> np.ndarray[Any, np.dtype[np.int64]]:
         return self.numbers.start + self.numbers.step * numbers.numpy()
-
-
-def _as_numbers(which: range | Tensor) -> Tensor:
-    return which if isinstance(which, Tensor) else torch.arange(which.start, which.stop, which.step)
 
 
 def _identity(status: os.stat_result) -> tuple[int, int]:

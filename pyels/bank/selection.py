@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
-import zlib
+import hashlib
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
-ALL = "all"
+if TYPE_CHECKING:
+    from pyels.bank.bank import PatchBank
+
+ALL, LIST = "all", "images-"  # the name of all images; what those of lists begin with
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Selection:
     """Query b is compared with the images order[begin[b]] .. order[end[b] - 1] of a bank, whose numbers ascend.
 
@@ -22,13 +26,15 @@ class Selection:
 
     Attributes
     ----------
-    order  (M,) int64 image numbers, those of one set side by side; None: 0 .. N-1
-    begin  (B,) int64, in CPU memory; (1,) where it serves any number of queries
-    end    (B,) int64, likewise
-    names  (B,) what the set of images of each query is called: sets of one name are the same; may stand in the name of
-           a file
+    bank_size  number of images of the bank
+    order      (M,) int64 image numbers, those of one set side by side; None: 0 .. N-1
+    begin      (B,) int64, in CPU memory; (1,) where it serves any number of queries
+    end        (B,) int64, likewise
+    names      (B,) what the set of images of each query is called: sets of one name are the same; may stand in the name
+               of a file
     """
 
+    bank_size: int
     order: Tensor | None
     begin: Tensor
     end: Tensor
@@ -48,27 +54,22 @@ class Selection:
             return self
         if len(self) != 1:
             raise ValueError(f"the selection is for {len(self)} queries, but x has {batch} images; give one for each")
-        return Selection(self.order, self.begin.repeat(batch), self.end.repeat(batch), self.names * batch)
+        return self.of([0] * batch)
 
     def of(self, queries: Sequence[int]) -> Selection:
         """That of some of the queries."""
         which = torch.tensor(queries, dtype=torch.int64)
-        return Selection(self.order, self.begin[which], self.end[which], tuple(self.names[b] for b in queries))
+        return replace(self, begin=self.begin[which], end=self.end[which], names=tuple(self.names[b] for b in queries))
 
     def share(self, part: int, parts: int) -> Selection:
         """Of every query's images part number `part`, 0 .. parts - 1; the parts have none in common and are together
         all."""
-        names = tuple(f"{name}-{part}of{parts}" for name in self.names)
         first, last = (self.begin + self.counts * i // parts for i in (part, part + 1))
-        return Selection(self.order, first, last, names)
-
-    def last(self) -> int:
-        """The highest image number."""
-        return max((int(images[-1]) for _, images, _ in self.sets() if len(images)), default=-1)
+        return replace(self, begin=first, end=last, names=tuple(f"{name}-{part}of{parts}" for name in self.names))
 
     def nothing(self) -> Selection:
         """No image for any query."""
-        return Selection(None, torch.zeros_like(self.begin), torch.zeros_like(self.begin), self.names)
+        return replace(self, order=None, begin=torch.zeros_like(self.begin), end=torch.zeros_like(self.begin))
 
     def sets(self) -> Iterator[tuple[str, range | Tensor, list[int]]]:
         """Every set of images once: its name, its image numbers, and the queries that it is for."""
@@ -84,13 +85,15 @@ class Selection:
         sets = [images for _, images, _ in self.sets() if len(images)]
         if len(sets) <= 1:
             return sets[0] if sets else range(0)
-        return torch.cat([as_numbers(images) for images in sets]).unique()  # type: ignore[no-any-return, no-untyped-call]
+        together: Tensor = torch.cat([as_numbers(images) for images in sets]).unique()  # type: ignore[no-untyped-call]
+        return together
 
     def among(self, numbers: Tensor) -> Selection:
         """The same for neighbours in `images`, (n,): images then are places in `numbers`."""
         sets = list(self.sets())
         if self.order is None and len(sets) == 1:
-            return Selection(None, torch.zeros_like(self.begin), torch.full_like(self.end, len(numbers)), self.names)
+            begin, end = torch.zeros_like(self.begin), torch.full_like(self.end, len(numbers))
+            return replace(self, begin=begin, end=end)
         begin, end = torch.zeros_like(self.begin), torch.zeros_like(self.end)
         ends = torch.stack([numbers[0], numbers[-1] + 1])
         order: list[Tensor] = []
@@ -100,12 +103,19 @@ class Selection:
             begin[queries] = sum(map(len, order))
             order.append(torch.searchsorted(numbers, images[first:last]))
             end[queries] = sum(map(len, order))
-        return Selection(torch.cat(order), begin, end, self.names)
+        return replace(self, order=torch.cat(order), begin=begin, end=end)
 
 
 def check_selection(selection: Selection) -> Selection:
     if not isinstance(selection, Selection):
         raise TypeError(f"selection must be what bank.select(..) gives, got {type(selection).__name__}")
+    order, begin, end = selection.order, selection.begin, selection.end
+    last = selection.bank_size if order is None else len(order)
+    sound = bool(((begin >= 0) & (begin <= end) & (end <= last)).all())
+    if order is not None and len(order):
+        sound &= 0 <= int(order.min()) <= int(order.max()) < selection.bank_size
+    if not sound:
+        raise ValueError("selection has images that its bank has not; make one by bank.select(..)")
     return selection
 
 
@@ -113,56 +123,62 @@ def as_numbers(images: range | Tensor) -> Tensor:
     return images if isinstance(images, Tensor) else torch.arange(images.start, images.stop, images.step)
 
 
-def select(bank: Any, labels: Tensor | None, images: Any, without: Any) -> Selection:
+def select(bank: PatchBank, labels: Tensor | None, images: Any, without: Any) -> Selection:
     """`PatchBank.select`, of labels that are checked."""
+    size = len(bank)
+    classes: list[Any] = [None] if labels is None else labels.tolist()
     if images is None and without is None:
         if labels is None:
-            return Selection(None, torch.tensor([0]), torch.tensor([len(bank)]), (ALL,))
-        classes = labels.tolist()
+            return Selection(size, None, torch.tensor([0]), torch.tensor([size]), (ALL,))
         ranges = [bank.class_range(c) for c in classes]
         begin, end = (torch.tensor([ends[i] for ends in ranges], dtype=torch.int64) for i in (0, 1))
-        return Selection(bank.order, begin, end, tuple(f"class{c}" for c in classes))
-    chosen, left_out = _lists(bank, "images", images), _lists(bank, "without", without)
-    batch = max(1 if labels is None else len(labels), len(chosen), len(left_out))
-    for name, given in (("labels", labels), ("images", chosen), ("without", left_out)):
-        if given is not None and len(given) not in (1, batch):
+        return Selection(size, bank.order, begin, end, tuple(f"class{c}" for c in classes))
+    only, but = _lists(size, "images", images), _lists(size, "without", without)
+    batch = max(len(classes), len(only), len(but))
+    for name, given in (("labels", classes), ("images", only), ("without", but)):
+        if len(given) not in (1, batch):
             raise ValueError(f"{name} is for {len(given)} queries, but the rest for {batch}; give one list, or {batch}")
-    order, names = [], []
-    for b in range(batch):
-        numbers = torch.arange(len(bank))
-        if labels is not None:
-            begin, end = bank.class_range(int(labels[b % len(labels)]))
-            numbers = bank.order[begin:end]
+    sets: dict[Any, tuple[int, int, str]] = {}  # each once, whichever queries it is for
+    order: list[Tensor] = []
+    queries = [tuple(b % len(given) for given in (classes, only, but)) for b in range(batch)]
+    for b, (c, i, w) in enumerate(queries):
+        if (key := (classes[c], i, w)) in sets:
+            continue
+        numbers = torch.arange(size) if key[0] is None else bank.order[slice(*bank.class_range(key[0]))]
         if images is not None:
-            numbers = numbers[torch.isin(numbers, chosen[b % len(chosen)])]
+            numbers = numbers[torch.isin(numbers, only[i])]
         if without is not None:
-            numbers = numbers[~torch.isin(numbers, left_out[b % len(left_out)])]
+            numbers = numbers[~torch.isin(numbers, but[w])]
         if len(numbers) == 0:
             raise ValueError(f"no images are left for query {b}; select some")
+        begins = sum(map(len, order))
+        name = LIST + hashlib.blake2b(numbers.numpy().tobytes(), digest_size=16).hexdigest()
+        sets[key] = begins, begins + len(numbers), name
         order.append(numbers)
-        names.append(f"images{zlib.crc32(numbers.numpy().tobytes()):08x}")
-    ends = torch.tensor([len(numbers) for numbers in order]).cumsum(0)
-    begins = ends - torch.tensor([len(numbers) for numbers in order])
-    return Selection(torch.cat(order), begins, ends, tuple(names))
+    found = [sets[classes[c], i, w] for c, i, w in queries]
+    begin, end = (torch.tensor([one[i] for one in found]) for i in (0, 1))
+    return Selection(size, torch.cat(order), begin, end, tuple(name for _, _, name in found))
 
 
-def _lists(bank: Any, name: str, given: Any) -> list[Tensor]:
+def _lists(size: int, name: str, given: Any) -> list[Tensor]:
     """Image numbers, one list for all queries or one for each."""
     if given is None:
         return [torch.arange(0)]
-    try:
-        each = [given] if torch.as_tensor(given).dim() < 2 else list(given)
-    except (TypeError, ValueError, RuntimeError):  # lists of several lengths
-        each = list(given)
+    arrays = (Tensor, np.ndarray)
+    if isinstance(given, int):
+        given = [given]
+    if not isinstance(given, (*arrays, list, tuple, range)):
+        raise TypeError(f"{name} must be image numbers, one list or one for each query, got {type(given).__name__}")
+    nested = given.ndim > 1 if isinstance(given, arrays) else any(not isinstance(n, (int, float)) for n in given)
     lists = []
-    for one in each:
+    for one in given if nested and len(given) else [given]:
         try:
             numbers = torch.as_tensor(one).cpu().reshape(-1)
         except (TypeError, ValueError, RuntimeError):
             raise TypeError(f"{name} must be image numbers, one list or one for each query, got {one!r}") from None
         if len(numbers) and (numbers.is_floating_point() or numbers.is_complex() or numbers.dtype == torch.bool):
             raise TypeError(f"{name} must be image numbers, got {numbers.dtype}")
-        if len(numbers) and not 0 <= int(numbers.min()) <= int(numbers.max()) < len(bank):
-            raise ValueError(f"{name} must be image numbers from 0 to {len(bank) - 1}, got {one}")
+        if len(numbers) and not 0 <= int(numbers.min()) <= int(numbers.max()) < size:
+            raise ValueError(f"{name} must be image numbers from 0 to {size - 1}, got {one}")
         lists.append(numbers.to(torch.int64))
     return lists

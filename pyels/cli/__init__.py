@@ -11,10 +11,10 @@ import pyels
 from pyels import distributed
 from pyels.cli.bench import bench_command
 from pyels.cli.calibrate import calibrate_command
-from pyels.cli.common import GO_ON, report
 from pyels.cli.compare import compare_command
 from pyels.cli.demo import demo_command
 from pyels.cli.info import info_command
+from pyels.cli.progress import GO_ON, report
 from pyels.cli.sample import sample_command
 from pyels.cli.scaling import scaling_command
 from pyels.cli.train import train_command

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import sys
-from dataclasses import asdict
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,71 +13,37 @@ from tqdm import tqdm
 
 import pyels
 from pyels.bank import datasets
-from pyels.cli.common import (
-    check_precision,
-    dataset_option,
-    describe,
-    engine_option,
-    integers,
-    json_option,
-    out_option,
-    precision_option,
-    threads_option,
-    work_in,
-)
-from pyels.engines import default_threads
+from pyels.cli.options import AT_LEAST_1, command, option
+from pyels.cli.settings import DatasetOptions, OutputOptions, PrecisionOptions, ThreadOptions, describe, integers, where
 from pyels.files import write_json
 from pyels.machines import ELS
 from pyels.studies import bench, plots, resumable
 
 
-@click.command("bench")
-@dataset_option
-@click.option("--images", type=int, default=512, show_default=True, help="Images in the bank.")
-@click.option("--image-size", type=int, default=32, show_default=True, help="Images are resized to so many pixels.")
-@click.option("--sizes", default="3,5,7,9,11,13,15,17", show_default=True, help="Patch sizes.")
-@click.option(
-    "--boundary",
-    "boundaries",
-    type=click.Choice(ELS.boundaries),
-    multiple=True,
-    help="May be repeated.  [default: all]",
-)
-@click.option("--batch", type=int, default=1, show_default=True, help="Queries in one call.")
-@click.option(
-    "--time", "noise_time", type=float, help="Noise level t of the queries.  [default: where the paper uses the size]"
-)
-@click.option("--repeats", type=int, default=5, show_default=True, help="Timings of each method; the median counts.")
-@click.option(
-    "--seconds",
-    type=float,
-    default=1.0,
-    show_default=True,
-    help="About how long one timing may take; slow methods run on fewer images.",
-)
-@click.option("--seed", type=int, default=0, show_default=True, help="Query i gets the noise of seed + i.")
-@engine_option
-@precision_option
-@threads_option
-@out_option("pyels-bench")
-@json_option
-def bench_command(
-    dataset: str,
-    images: int,
-    image_size: int,
-    sizes: str,
-    boundaries: tuple[str, ...],
-    batch: int,
-    noise_time: float | None,
-    repeats: int,
-    seconds: float,
-    seed: int,
-    engine: str,
-    precision: str,
-    threads: int | None,
-    out: Path,
-    as_json: bool,
-) -> None:
+@dataclass(frozen=True, kw_only=True)
+class Bench(DatasetOptions, PrecisionOptions, ThreadOptions, OutputOptions):
+    images: int = option(512, "Images in the bank.", must_be=AT_LEAST_1)
+    image_size: int = option(32, "Images are resized to so many pixels.", must_be=AT_LEAST_1)
+    sizes: str = option("3,5,7,9,11,13,15,17", "Patch sizes.")
+    boundary: tuple[str, ...] = option((), "May be repeated.  [default: all]", type=click.Choice(ELS.boundaries))
+    batch: int = option(1, "Queries in one call.", must_be=AT_LEAST_1)
+    time: float | None = option(
+        None,
+        "Noise level t of the queries.  [default: where the paper uses the size]",
+        must_be=("above 0 and at most 1", lambda time: 0 < time <= 1),
+    )
+    repeats: int = option(5, "Timings of each method; the median counts.", must_be=AT_LEAST_1)
+    seconds: float = option(
+        1.0,
+        "About how long one timing may take; slow methods run on fewer images.",
+        must_be=("above 0 and at most 3600", lambda seconds: 0 < seconds <= 3600),
+    )
+    seed: int = option(0, "Query i gets the noise of seed + i.")
+    out: Path = option(Path("pyels-bench"))
+
+
+@command(Bench)
+def bench_command(given: Bench) -> None:
     """Pairs per second of ELS, beside what one would otherwise run.
 
     That is scaled dot product attention and chunked matrix products in torch, the released code's way (convolution
@@ -85,73 +51,57 @@ def bench_command(
     Every method is compared with the float64 oracle before it is timed. Writes bench.json and bench.png to the output
     folder.
     """
-    for option, number in (
-        ("--images", images),
-        ("--image-size", image_size),
-        ("--batch", batch),
-        ("--repeats", repeats),
-    ):
-        if number < 1:
-            raise ValueError(f"{option} must be at least 1, got {number}")
-    if noise_time is not None and not 0 < noise_time <= 1:
-        raise ValueError(f"--time must be above 0 and at most 1, got {noise_time}")
-    if not 0 < seconds <= 3600:
-        raise ValueError(f"--seconds must be above 0 and at most 3600, got {seconds}")
-    check_precision("els", engine, precision)
-    resumable.check_seeds(seed, batch)
-    settings = bench.Settings(
-        sizes=sorted(set(integers("--sizes", sizes))),
-        boundaries=list(dict.fromkeys(boundaries or ELS.boundaries)),
-        time=noise_time,
-        repeats=repeats,
-        seconds=seconds,
-        seed=seed,
-        engine=engine,
-        precision=precision,
-        threads=default_threads() if threads is None else threads,
+    given.check_engine(ELS)
+    resumable.check_seeds(given.seed, given.batch)
+    settings = given.passed_to(
+        bench.Settings,
+        sizes=sorted(set(integers("sizes", given.sizes))),
+        boundaries=list(dict.fromkeys(given.boundary or ELS.boundaries)),
+        threads=given.all_threads,
     )
-    loaded = datasets.load(dataset, limit=images + batch, size=image_size)
-    if len(loaded) < images + batch:
+    count = given.images + given.batch
+    loaded = datasets.load(given.dataset, limit=count, size=given.image_size)
+    if len(loaded) < count:
         raise ValueError(
-            f"--images {images} and --batch {batch} take {images + batch} images, but {dataset} has {len(loaded)}"
+            f"--images {given.images} and --batch {given.batch} take {count} images, but {given.dataset} has "
+            f"{len(loaded)}"
         )
-    bank, x0 = loaded[:images], loaded.read(slice(images, images + batch))
+    bank, x0 = loaded[: given.images], loaded.read(slice(given.images, count))
     bench.check(bank, settings)
-    work_in(out)
+    given.hold_folder()
     with tqdm(total=bench.steps(settings), desc="measuring", unit="step", file=sys.stderr) as bar:
         result = {
             "command": "bench",
             "version": pyels.__version__,
-            "dataset": dataset if dataset in datasets.NAMES else str(Path(dataset).resolve()),
+            "dataset": where(given.dataset),
             "bank": describe(bank),
-            "batch": batch,
+            "batch": given.batch,
             "settings": asdict(settings),
             **bench.run(bank, x0, settings, bar.update),
         }
-        write_json(out / "bench.json", result)
+        write_json(given.out / "bench.json", result)
         computer = result["computer"]
         channels, height, width = bank.shape
         plots.draw_rates(
-            out / "bench.png",
+            given.out / "bench.png",
             bench.curves(result, channels),
-            f"{images} images of {channels}x{height}x{width}, batch {batch}; "
+            f"{given.images} images of {channels}x{height}x{width}, batch {given.batch}; "
             + computer.get("gpu", f"{computer['cpu']}, threads: {computer['threads']}"),
         )
-    if as_json:
-        click.echo(json.dumps(result, indent=2))
-        return
-    for line in _rates_table(result["ratios"]):
-        click.echo(line)
+    given.show(result, [*_lines(result), f"picture: {given.out / 'bench.png'}"])
+
+
+def _lines(result: dict[str, Any]) -> Iterator[str]:
+    yield from _rates_table(result["ratios"])
     for record in result["records"]:
         if record["ceiling_share"] is not None:
             share = f"{record['ceiling_share']:.0%} of the GPU's float32 ceiling"
-            click.echo(f"k = {record['patch_size']}, {record['boundary']}: {share}")
+            yield f"k = {record['patch_size']}, {record['boundary']}: {share}"
     top = result["ceilings"]
-    click.echo(
+    yield (
         f"ceilings: {top['multiply_adds_per_second']:.2g} multiply-adds/s, {top['exponentials_per_second']:.2g} "
         f"exponentials/s, {top['copied_bytes_per_second']:.2g} bytes copied/s"
     )
-    click.echo(f"picture: {out / 'bench.png'}")
 
 
 def _rates_table(ratios: dict[str, Any]) -> list[str]:

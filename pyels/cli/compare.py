@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,80 +12,58 @@ from torch import Tensor
 
 from pyels import presets
 from pyels.bank import PatchBank
-from pyels.cli.common import (
-    StepBar,
+from pyels.cli.options import AT_LEAST_1, command, in_words, option
+from pyels.cli.progress import StepBar
+from pyels.cli.settings import (
+    BOUNDED,
+    DEFAULT_STEPS,
+    LOCAL,
+    EngineOptions,
+    JobOptions,
+    LabelOptions,
+    NetworkOptions,
+    OutputOptions,
     boundary_of,
     check_sizes,
-    classes_of_seeds,
-    engine_option,
-    engine_settings,
-    jobs_option,
-    json_option,
-    load_network_and_bank,
-    make_machine,
-    named_sizes,
-    network_options,
-    out_option,
-    seeds_labels_option,
-    split_threads,
-    threads_option,
-    work_in,
+    is_local,
+    record_of_engine,
+    refuse_sizes,
+    sizes_of_steps,
 )
 from pyels.files import write_json, write_tensors
-from pyels.machines import ELS, LS, Machine
+from pyels.machines import MACHINES, Machine
 from pyels.schedules import SCHEDULES
 from pyels.studies import comparison, plots, resumable
 
-_MACHINES = ("is", "es", "ls", "els", *(f"els:{boundary}" for boundary in ELS.boundaries))
+_WITH_BOUNDARY = [f"{name}:{boundary}" for name in BOUNDED for boundary in MACHINES[name].boundaries]
 _MOST_PAIRS = 100  # in the picture
 _FEWEST_SEEDS = 5  # of which resampling says anything
 
 
-@click.command("compare")
-@network_options
-@click.option(
-    "--machines",
-    default="els,ls,is",
-    show_default=True,
-    help="Of is, es, ls, els; els:circular, els:interior and els:zeros name the boundary, els takes that of the "
-    "network's padding (zeros where it is not known).",
-)
-@click.option(
-    "--patch-sizes",
-    help="Of els and ls: one size a step, cleanest first, as 3,3,5,..; a scales.json of pyels calibrate; or a preset's "
-    "name.",
-)
-@click.option("--steps", type=int, help="Steps of the machines.  [default: 20, or as many as --patch-sizes]")
-@click.option("--network-steps", type=int, help="Steps of the network.  [default: as many as the machines]")
-@click.option("--schedule", type=click.Choice(SCHEDULES), default="cosine", show_default=True)
-@click.option("--num", type=int, default=50, show_default=True, help="Number of seeds.")
-@seeds_labels_option
-@click.option("--seed", type=int, default=0, show_default=True, help="First seed.")
-@engine_option
-@threads_option
-@jobs_option
-@out_option("pyels-comparison")
-@json_option
-def compare_command(
-    source: str,
-    dataset: str | None,
-    limit: int | None,
-    size: int | None,
-    memory_limit: str | None,
-    machines: str,
-    patch_sizes: str | None,
-    steps: int | None,
-    network_steps: int | None,
-    schedule: str,
-    num: int,
-    labels: str | None,
-    seed: int,
-    engine: str,
-    threads: int | None,
-    jobs: int | None,
-    out: Path,
-    as_json: bool,
-) -> None:
+@dataclass(frozen=True, kw_only=True)
+class Compare(NetworkOptions, LabelOptions, EngineOptions, JobOptions, OutputOptions):
+    machines: str = option(
+        "els,ls,is",
+        f"Of {', '.join(MACHINES)}; {in_words(sorted(_WITH_BOUNDARY))} name the boundary, {in_words(BOUNDED)} takes "
+        "that of the network's padding (zeros where it is not known).",
+    )
+    patch_sizes: str | None = option(
+        None,
+        f"Of {in_words(LOCAL)}: one size a step, cleanest first, as 3,3,5,..; a scales.json of pyels calibrate; or a "
+        "preset's name.",
+    )
+    steps: int | None = option(
+        None, "Steps of the machines.  [default: 20, or as many as --patch-sizes]", must_be=AT_LEAST_1
+    )
+    network_steps: int | None = option(
+        None, "Steps of the network.  [default: as many as the machines]", must_be=AT_LEAST_1
+    )
+    schedule: str = option("cosine", type=click.Choice(SCHEDULES))
+    out: Path = option(Path("pyels-comparison"))
+
+
+@command(Compare)
+def compare_command(given: Compare) -> None:
     """Let machines and a network draw from the same noise, and measure how alike they are.
 
     Writes report.json (pearson_r, its square pearson_r2 and r2_score of every seed, their medians with quartiles and
@@ -93,78 +71,68 @@ def compare_command(
     figure 10), pairs.png (the network's and the first machine's pictures, best to worst), comparison.safetensors and
     run.json. A run that was stopped goes on after its last finished seed when the command is repeated.
     """
-    resumable.check_seeds(seed, num)
-    denoiser, bank, record, settings = load_network_and_bank(source, dataset, limit, size, memory_limit)
-    jobs, each = split_threads(jobs, threads, num, bank)
-    if steps is not None and steps < 1:
-        raise ValueError(f"--steps must be at least 1, got {steps}")
-    built = _build(machines, bank, boundary_of(record), engine, each)
-    used = _patch_sizes(built, patch_sizes, steps, schedule)
-    n = len(used) if used is not None else 20 if steps is None else steps
-    network_steps = n if network_steps is None else network_steps
-    if network_steps < 1:
-        raise ValueError(f"--network-steps must be at least 1, got {network_steps}")
+    denoiser, bank, record, of_both = given.load()
+    jobs, each = given.split(given.num, bank)
+    machines = _machines(given, bank, boundary_of(record), each)
+    sizes = _sizes(given, [machine for machine in machines.values() if is_local(machine)])
+    steps = len(sizes) if sizes is not None else given.steps or DEFAULT_STEPS
+    network_steps = given.network_steps or steps
     contenders = {comparison.NETWORK: comparison.Contender(denoiser, network_steps)}
-    for spec, machine in built.items():
-        contenders[spec] = comparison.Contender(machine, n, used if isinstance(machine, (ELS, LS)) else None)
-    seeds = [seed + i for i in range(num)]
-    classes = classes_of_seeds(labels, denoiser, bank, seeds)
-    settings = {
-        "command": "compare",
-        **settings,
-        "machines": list(built),
-        "boundary": boundary_of(record),
-        "patch_sizes": used,
-        "steps": n,
-        "network_steps": network_steps,
-        "schedule": schedule,
-        "seeds": seeds,
-        "labels": classes,
-        **engine_settings(next(iter(built.values()))),
-    }
-    work_in(out)
-    resumable.check_finished(out, settings)
-    images, report = run_comparison(contenders, bank, seeds, classes, schedule, out, settings, jobs)
-    write_tensors(out / "comparison.safetensors", images)
-    pictures = _draw(out, images, report)
-    resumable.finished(out)
-    if as_json:
-        click.echo(json.dumps(report, indent=2))
-        return
-    print_report(report)
-    click.echo(f"steps: {n} of the machines, {network_steps} of the network")
-    click.echo(f"pictures: {', '.join(map(str, pictures))}")
+    for spec, machine in machines.items():
+        contenders[spec] = comparison.Contender(machine, steps, sizes if is_local(machine) else None)
+    classes = given.classes(denoiser, bank)
+    settings = given.record(
+        machines=list(machines),
+        boundary=boundary_of(record),
+        patch_sizes=sizes,
+        steps=steps,
+        network_steps=network_steps,
+        seeds=given.seeds,
+        labels=classes,
+        **of_both,
+        **record_of_engine(next(iter(machines.values()))),
+    )
+    given.hold_folder()
+    resumable.check_finished(given.out, settings)
+    images, report = run_comparison(contenders, bank, given.out, settings, jobs, given.schedule)
+    write_tensors(given.out / "comparison.safetensors", images)
+    pictures = _draw(given.out, images, report)
+    resumable.finished(given.out)
+    given.show(
+        report,
+        [
+            *table(report),
+            f"steps: {steps} of the machines, {network_steps} of the network",
+            f"pictures: {', '.join(map(str, pictures))}",
+        ],
+    )
 
 
-def _build(specs: str, bank: PatchBank, boundary: str, engine: str, threads: int) -> dict[str, Machine]:
+def _machines(given: Compare, bank: PatchBank, boundary: str, threads: int) -> dict[str, Machine]:
     """The machines of --machines, by the names given there."""
-    built = {}
-    for spec in dict.fromkeys(part.strip().lower() for part in specs.split(",")):
-        if spec not in _MACHINES:
-            raise ValueError(f"--machines must be of {', '.join(_MACHINES)}, got {spec!r}")
-        kind, _, named_boundary = spec.partition(":")
-        built[spec] = make_machine(kind, bank, named_boundary or boundary, engine, threads)
-    return built
+    allowed, machines = (*MACHINES, *_WITH_BOUNDARY), {}
+    for spec in dict.fromkeys(part.strip().lower() for part in given.machines.split(",")):
+        if spec not in allowed:
+            raise ValueError(f"--machines must be of {', '.join(allowed)}, got {spec!r}")
+        name, _, named_boundary = spec.partition(":")
+        machines[spec] = given.machine_of(name, bank, threads, named_boundary or None, boundary)
+    return machines
 
 
-def _patch_sizes(
-    built: dict[str, Machine], patch_sizes: str | None, steps: int | None, schedule: str
-) -> list[int] | None:
+def _sizes(given: Compare, local: list[Machine]) -> list[int] | None:
     """One patch size a step; None where no machine has any."""
-    local = [machine for machine in built.values() if isinstance(machine, (ELS, LS))]
-    if not local and patch_sizes is not None:
-        raise ValueError("machines is and es compare whole images: leave out --patch-sizes")
     if not local:
+        refuse_sizes(patch_sizes=given.patch_sizes)
         return None
-    if patch_sizes is None:
+    if given.patch_sizes is None:
         raise ValueError(
             "--patch-sizes is needed: pyels calibrate finds them for this network; or give numbers, or one of "
             f"{', '.join(presets.PATCH_SIZES)}"
         )
-    used = named_sizes(patch_sizes, steps, schedule)
+    sizes = sizes_of_steps(given.patch_sizes, given.steps, given.schedule)
     for machine in local:
-        check_sizes(machine, used)
-    return used
+        check_sizes(machine, sizes)
+    return sizes
 
 
 def _draw(out: Path, images: dict[str, Tensor], report: dict[str, Any]) -> list[Path]:
@@ -192,14 +160,16 @@ def _draw(out: Path, images: dict[str, Tensor], report: dict[str, Any]) -> list[
 def run_comparison(
     contenders: dict[str, comparison.Contender],
     bank: PatchBank,
-    seeds: list[int],
-    labels: list[int] | None,
-    schedule: str,
     out: Path,
     settings: dict[str, Any],
     jobs: int,
+    schedule: str = "cosine",
 ) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Draw, measure, and write report.json and run.json to `out`; the images and the report."""
+    """Draw, measure, and write report.json and run.json to `out`; the images and the report.
+
+    The seeds and labels are those of the settings.
+    """
+    seeds, labels = settings["seeds"], settings["labels"]
     with StepBar(len(seeds), sum(contender.steps for contender in contenders.values())) as bar:
         images = comparison.compare(contenders, bank, seeds, labels, schedule, out, settings, bar, jobs)
     report = comparison.report(images, [name for name in contenders if name != comparison.NETWORK], seeds)
@@ -211,20 +181,23 @@ def run_comparison(
     return images, report
 
 
-def print_report(report: dict[str, Any]) -> None:
+def table(report: dict[str, Any]) -> list[str]:
     """The medians with their intervals, a line a machine."""
     enough = len(report["seeds"]) >= _FEWEST_SEEDS
     what = "[95% interval]" if enough else "(too few for an interval)"
-    click.echo(f"median over {len(report['seeds'])} seeds, each machine against the network {what}:")
-    click.echo(f"{'':12} {'pearson_r':>22} {'pearson_r2':>22} {'r2_score':>22}")
+    lines = [
+        f"median over {len(report['seeds'])} seeds, each machine against the network {what}:",
+        f"{'':12} {'pearson_r':>22} {'pearson_r2':>22} {'r2_score':>22}",
+    ]
     for machine, medians in report["median"].items():
         figures = []
         for measure in comparison.MEASURES:
             low, high = report["interval_95"][machine][measure]
             figures.append(f"{medians[measure]:.3f}" + f" [{low:.3f}, {high:.3f}]" * enough)
-        click.echo(f"{machine.upper():12} " + " ".join(f"{text:>22}" for text in figures))
+        lines.append(f"{machine.upper():12} " + " ".join(f"{text:>22}" for text in figures))
     for machine, wins in report.get("beats_is", {}).items():
         low, high = wins["interval_95"]
-        click.echo(
+        lines.append(
             f"{machine.upper()} closer to the network than IS: {wins['share']:.0%} of seeds [{low:.0%}, {high:.0%}]"
         )
+    return lines

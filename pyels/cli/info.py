@@ -2,68 +2,73 @@
 
 from __future__ import annotations
 
-import json
 import platform
+from dataclasses import dataclass
 from typing import Any
 
-import click
 import torch
 
 import pyels
 from pyels import _core, presets
 from pyels.bank import datasets
-from pyels.cli.common import json_option
+from pyels.cli.options import command, option
+from pyels.cli.settings import JsonOptions
 from pyels.engines import available_engines, cuda, default_threads, index
 
 
-@click.command("info")
-@click.option("--dataset", help="Describe this data set, by name or path.")
-@json_option
-def info_command(dataset: str | None, as_json: bool) -> None:
+@dataclass(frozen=True, kw_only=True)
+class Info(JsonOptions):
+    dataset: str | None = option(None, "Describe this data set, by name or path.")
+
+
+@command(Info)
+def info_command(given: Info) -> None:
     """What this installation can do, or what a data set holds."""
-    if dataset is not None:
-        bank = datasets.load(dataset)
-        counts = {str(c): bank.class_range(c)[1] - bank.class_range(c)[0] for c in bank.classes}
-        result: dict[str, Any] = {
-            "dataset": dataset,
-            "images": len(bank),
-            "shape": list(bank.shape),
-            "dtype": str(bank.dtype).removeprefix("torch."),
-            "megabytes": round(bank.nbytes / 1e6, 1),
-            "images_per_class": counts,
-            "checksums": "ok" if bank.verify() else "none",
-            "indexes": index.describe(index.default_folder(bank)),
-        }
-    else:
-        result = {
-            "pyels": pyels.__version__,
-            "python": platform.python_version(),
-            "torch": torch.__version__,
-            "engines": available_engines(),
-            "gpu": cuda.missing() or torch.cuda.get_device_name(),
-            "isa": _core.isa_in_use(),
-            "isas": _core.available_isas(),
-            "threads": default_threads(),
-            "datasets": {name: _where(name) for name in datasets.NAMES},
-            "presets": list(presets.PATCH_SIZES),
-        }
-    if as_json:
-        click.echo(json.dumps(result, indent=2))
-        return
-    for key, value in result.items():
-        if isinstance(value, dict):
-            value = ", ".join(f"{k}: {v}" for k, v in value.items())
-        elif key == "indexes":
-            value = "; ".join(
-                f"{one['file']}: {one['lists']} lists, {one['megabytes']} MB, built in {one['seconds']} s"
-                for one in value
-            )
-        elif isinstance(value, list):
-            value = ", ".join(map(str, value))
-        click.echo(f"{key:17} {value}")
+    result = _installation() if given.dataset is None else _data_set(given.dataset)
+    given.show(result, [f"{key:17} {_in_words(key, value)}" for key, value in result.items()])
+
+
+def _data_set(dataset: str) -> dict[str, Any]:
+    bank = datasets.load(dataset)
+    counts = {str(c): bank.class_range(c)[1] - bank.class_range(c)[0] for c in bank.classes}
+    return {
+        "dataset": dataset,
+        "images": len(bank),
+        "shape": list(bank.shape),
+        "dtype": str(bank.dtype).removeprefix("torch."),
+        "megabytes": round(bank.nbytes / 1e6, 1),
+        "images_per_class": counts,
+        "checksums": "ok" if bank.verify() else "none",
+        "indexes": index.describe(index.default_folder(bank)),
+    }
+
+
+def _installation() -> dict[str, Any]:
+    return {
+        "pyels": pyels.__version__,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "engines": available_engines(),
+        "gpu": cuda.missing() or torch.cuda.get_device_name(),
+        "isa": _core.isa_in_use(),
+        "isas": _core.available_isas(),
+        "threads": default_threads(),
+        "datasets": {name: _where(name) for name in datasets.NAMES},
+        "presets": list(presets.PATCH_SIZES),
+    }
 
 
 def _where(name: str) -> str:
     if name == datasets.EMBEDDED:
         return "with the package"
     return str(datasets.where(name) or "not here; downloaded when first used")
+
+
+def _in_words(key: str, value: Any) -> str:
+    if isinstance(value, dict):
+        return ", ".join(f"{k}: {v}" for k, v in value.items())
+    if key == "indexes":
+        return "; ".join(
+            f"{one['file']}: {one['lists']} lists, {one['megabytes']} MB, built in {one['seconds']} s" for one in value
+        )
+    return ", ".join(map(str, value)) if isinstance(value, list) else str(value)

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,131 +14,98 @@ import torch
 import pyels
 from pyels import distributed, presets
 from pyels.bank import datasets
-from pyels.cli.common import (
-    StepBar,
+from pyels.cli.options import AT_LEAST_1, command, option
+from pyels.cli.progress import StepBar, join_processes
+from pyels.cli.settings import (
+    BOUNDARIES,
+    DEFAULT_STEPS,
+    DatasetOptions,
+    LimitOptions,
+    MemoryOptions,
+    OutputOptions,
+    PrecisionOptions,
+    SampledOptions,
+    ThreadOptions,
     check_sizes,
-    dataset_option,
     default_preset,
     describe,
-    engine_option,
-    engine_settings,
-    index_option,
     integers,
-    join_processes,
-    json_option,
-    limit_option,
-    make_machine,
-    memory_limit_option,
-    named_sizes,
-    out_option,
-    precision_option,
-    threads_option,
-    tolerance_option,
-    work_in,
+    is_local,
+    record_of_engine,
+    refuse_sizes,
+    sizes_of_steps,
+    where,
 )
-from pyels.engines import default_threads
 from pyels.files import write_json, write_tensors
-from pyels.machines import ELS, ES, IS, Machine
+from pyels.machines import MACHINES, Machine
 from pyels.sampling import SOLVERS, Step, noise_levels
 from pyels.schedules import SCHEDULES, make_schedule
 from pyels.studies import plots, resumable
 
 
-@click.command("sample")
-@dataset_option
-@click.option("--machine", "kind", type=click.Choice(["is", "es", "ls", "els"]), default="els", show_default=True)
-@click.option("--boundary", type=click.Choice(ELS.boundaries), help="Of ELS.  [default: zeros]")
-@click.option("--patch-size", type=int, help="One window size for all steps, odd.")
-@click.option(
-    "--patch-sizes",
-    help="One size a step, cleanest first, as 3,3,5,..; a scales.json; a preset's name; or kamb2025[:NAME] to step as "
-    "the paper's released code.  [default: the preset of the data set]",
-)
-@click.option("--steps", type=int, help="Number of steps.  [default: 20, or as many as --patch-sizes]")
-@click.option("--schedule", type=click.Choice(SCHEDULES), default="cosine", show_default=True)
-@click.option("--solver", type=click.Choice(SOLVERS), default="ddim", show_default=True)
-@click.option("--num", type=int, default=4, show_default=True, help="Number of samples.")
-@click.option("--labels", help="Classes, as 0,1,7,9; repeated in turn over the samples.  [default: all images]")
-@click.option("--seed", type=int, default=0, show_default=True, help="Sample i is drawn from the noise of seed + i.")
-@click.option(
-    "--shard",
-    type=click.Choice(distributed.SHARDS),
-    help="How the processes that torchrun started share the work: all draw every sample together, each with its part "
-    "of the bank, or each draws samples of its own, with the whole bank.",
-)
-@limit_option
-@memory_limit_option
-@engine_option
-@precision_option
-@tolerance_option
-@index_option
-@threads_option
-@out_option("pyels-samples")
-@json_option
-def sample_command(
-    dataset: str,
-    kind: str,
-    boundary: str | None,
-    patch_size: int | None,
-    patch_sizes: str | None,
-    steps: int | None,
-    schedule: str,
-    solver: str,
-    num: int,
-    labels: str | None,
-    seed: int,
-    shard: str | None,
-    limit: int | None,
-    memory_limit: str | None,
-    engine: str,
-    precision: str,
-    tolerance: float | None,
-    index: Path | None,
-    threads: int | None,
-    out: Path,
-    as_json: bool,
-) -> None:
+@dataclass(frozen=True, kw_only=True)
+class Sample(
+    DatasetOptions, LimitOptions, MemoryOptions, PrecisionOptions, SampledOptions, ThreadOptions, OutputOptions
+):
+    machine: str = option("els", type=click.Choice(list(MACHINES)))
+    boundary: str | None = option(None, "Of ELS.  [default: zeros]", type=click.Choice(BOUNDARIES))
+    patch_size: int | None = option(None, "One window size for all steps, odd.", recorded=False)
+    patch_sizes: str | None = option(
+        None,
+        "One size a step, cleanest first, as 3,3,5,..; a scales.json; a preset's name; or kamb2025[:NAME] to step as "
+        "the paper's released code.  [default: the preset of the data set]",
+    )
+    steps: int | None = option(None, "Number of steps.  [default: 20, or as many as --patch-sizes]", must_be=AT_LEAST_1)
+    schedule: str = option("cosine", type=click.Choice(SCHEDULES))
+    solver: str = option("ddim", type=click.Choice(SOLVERS))
+    num: int = option(4, "Number of samples.")
+    labels: str | None = option(None, "Classes, as 0,1,7,9; repeated in turn over the samples.  [default: all images]")
+    seed: int = option(0, "Sample i is drawn from the noise of seed + i.")
+    shard: str | None = option(
+        None,
+        "How the processes that torchrun started share the work: all draw every sample together, each with its part "
+        "of the bank, or each draws samples of its own, with the whole bank.",
+        type=click.Choice(distributed.SHARDS),
+        recorded=False,
+    )
+    out: Path = option(Path("pyels-samples"))
+
+
+@command(Sample)
+def sample_command(given: Sample) -> None:
     """Draw samples with a machine.
 
     Writes samples.png, samples.safetensors (noise, samples, labels) and run.json to the output folder. A run that was
     stopped goes on after its last finished sample when the command is repeated.
     """
     processes = distributed.launched()
-    if shard is None and processes > 1:
+    if given.shard is None and processes > 1:
         raise ValueError(
             f"torchrun started {processes} processes: let them share the bank of every sample with --shard bank, or "
             "draw different samples with --shard seeds"
         )
     join_processes()  # before the data is looked at: if that fails on one machine, the others notice
-    resumable.check_seeds(seed, num)
-    classes = None if labels is None else integers("--labels", labels)
-    if kind != "els" and boundary is not None:
-        raise ValueError(f"--boundary {boundary} was given, but only machine els has one")
-    bank = datasets.load(dataset, limit=limit, memory_limit=memory_limit)
-    machine = make_machine(kind, bank, boundary or "zeros", engine, threads, tolerance, index, precision)
-    stepping = _stepping(machine, dataset, boundary or "zeros", patch_size, patch_sizes, steps, schedule)
-    per_sample = None if classes is None else [classes[i % len(classes)] for i in range(num)]
+    resumable.check_seeds(given.seed, given.num)
+    classes = None if given.labels is None else integers("labels", given.labels)
+    bank = datasets.load(given.dataset, limit=given.limit, memory_limit=given.memory_limit)
+    machine = given.machine_of(given.machine, bank, given.threads, given.boundary)
+    stepping = _stepping(given, machine)
+    per_sample = None if classes is None else [classes[i % len(classes)] for i in range(given.num)]
     for c in set(per_sample or []):
         bank.class_range(c)
-    if shard == "bank":
-        machine = distributed.Sharded(machine)
-    settings: dict[str, Any] = {
-        "command": "sample",
-        "version": pyels.__version__,
-        "dataset": dataset if dataset in datasets.NAMES else str(Path(dataset).resolve()),
-        "limit": limit,
-        "bank": describe(bank),
-        "machine": kind,
-        "boundary": (boundary or "zeros") if kind == "els" else None,
+    settings = given.record(
+        dataset=where(given.dataset),
+        limit=given.limit,
+        bank=describe(bank),
+        boundary=getattr(machine, "boundary", None),
+        labels=per_sample,
         **stepping,
-        "solver": solver,
-        "num": num,
-        "labels": per_sample,
-        "seed": seed,
-        **engine_settings(machine),
-    }
-    levels = noise_levels(stepping["steps"], make_schedule(schedule), stepping["patch_sizes"])
-    evaluations = levels + (levels[1:] if solver == "heun" else [])
+        **record_of_engine(machine),
+    )
+    if given.shard == "bank":
+        machine = distributed.Sharded(machine)
+    levels = noise_levels(stepping["steps"], make_schedule(given.schedule), stepping["patch_sizes"])
+    evaluations = levels + (levels[1:] if given.solver == "heun" else [])
     started = time.perf_counter()
     computed: list[int] = []  # numbers of the samples that were not found finished
 
@@ -146,74 +113,61 @@ def sample_command(
         return None if per_sample is None else torch.tensor([per_sample[i]])
 
     def one(i: int, on_step: Callable[[Step], None]) -> dict[str, torch.Tensor]:
-        noise = resumable.noise_of_seed(seed + i, bank.shape)
-        drawn = pyels.sample(machine, noise[None], labels=label_of(i), solver=solver, callback=on_step, **stepping)
-        return {"noise": noise, "samples": drawn[0]}
+        noise = resumable.noise_of_seed(given.seed + i, bank.shape)
+        options = {**stepping, "solver": given.solver, "callback": on_step}
+        return {"noise": noise, "samples": pyels.sample(machine, noise[None], labels=label_of(i), **options)[0]}
 
-    distributed.agree({**settings, "shard": shard}, but=("dataset", "isa"))
+    how = given.shard or "bank"
+    distributed.agree({**settings, "shard": given.shard}, but=("dataset", "isa"))
     if distributed.rank() > 0:
-        distributed.follow(one, shard or "bank")
+        distributed.follow(one, how)
         return
-    work_in(out)
-    with StepBar(num, len(levels)) as bar, distributed.lead(one, shard or "bank") as compute:
+    given.hold_folder()
+    with StepBar(given.num, len(levels)) as bar, distributed.lead(one, how) as compute:
 
         def counted(i: int, on_step: Callable[[Step], None]) -> dict[str, torch.Tensor]:
             item = compute(i, on_step)
             computed.append(i)
             return item
 
-        images = resumable.resumable(out, settings, num, counted, bar, jobs=processes if shard == "seeds" else 1)
+        jobs = processes if given.shard == "seeds" else 1
+        images = resumable.resumable(given.out, settings, given.num, counted, bar, jobs)
     seconds = time.perf_counter() - started
     pairs = sum(machine.pairs(label_of(i), level.patch_size) for i in computed for level in evaluations)
     if per_sample is not None:
         images["labels"] = torch.tensor(per_sample)
-    captions = [f"seed {seed + i}" + (f", class {per_sample[i]}" if per_sample else "") for i in range(num)]
-    shared: dict[str, Any] = {
-        "shard": shard,
-        "processes": processes,
-    }  # no settings: a run may go on with other numbers of them
-    shared["threads"] = default_threads() if threads is None else threads
+    captions = [f"seed {given.seed + i}" + (f", class {per_sample[i]}" if per_sample else "") for i in range(given.num)]
+    # No settings: a run may go on with other numbers of them.
+    shared = {"shard": given.shard, "processes": processes, "threads": given.all_threads}
     result = {**settings, **shared, "seconds": round(seconds, 3), "pairs": pairs}
-    write_tensors(out / "samples.safetensors", images)
-    write_json(out / "run.json", result)
-    plots.draw_grid(out / "samples.png", images["samples"], captions)
-    resumable.finished(out)
-    if as_json:
-        click.echo(json.dumps(result, indent=2))
-    else:
-        rate = f"{pairs:.3g} pairs, {pairs / seconds:.3g} pairs/s"
-        click.echo(f"{num} samples in {seconds:.1f} s ({rate}); picture: {out / 'samples.png'}")
+    write_tensors(given.out / "samples.safetensors", images)
+    write_json(given.out / "run.json", result)
+    plots.draw_grid(given.out / "samples.png", images["samples"], captions)
+    resumable.finished(given.out)
+    rate = f"{pairs:.3g} pairs, {pairs / seconds:.3g} pairs/s"
+    picture = given.out / "samples.png"
+    given.show(result, [f"{given.num} samples in {seconds:.1f} s ({rate}); picture: {picture}"])
 
 
-def _stepping(
-    machine: Machine,
-    dataset: str,
-    boundary: str,
-    patch_size: int | None,
-    patch_sizes: str | None,
-    steps: int | None,
-    schedule: str,
-) -> dict[str, Any]:
+def _stepping(given: Sample, machine: Machine) -> dict[str, Any]:
     """steps, schedule and patch_sizes of `pyels.sample`."""
-    n = 20 if steps is None else steps
-    if n < 1:
-        raise ValueError(f"--steps must be at least 1, got {n}")
-    if isinstance(machine, (IS, ES)):
-        if patch_size is not None or patch_sizes is not None:
-            raise ValueError("machines is and es compare whole images: leave out --patch-size and --patch-sizes")
-        return {"steps": n, "schedule": schedule, "patch_sizes": None}
-    if patch_size is not None and patch_sizes is not None:
-        raise ValueError("give either --patch-size or --patch-sizes, not both")
-    if patch_size is not None:
-        sizes = [patch_size] * n
-    elif patch_sizes is not None and patch_sizes.split(":")[0] == "kamb2025":
-        if schedule != "cosine":
-            raise ValueError(f"kamb2025 steps with the cosine schedule, but --schedule is {schedule}")
-        _, _, name = patch_sizes.partition(":")
-        stepping = presets.kamb2025(name or default_preset(dataset, boundary), n)
-        check_sizes(machine, stepping["patch_sizes"])
+    n = given.steps or DEFAULT_STEPS
+    stepping: dict[str, Any] = {"steps": n, "schedule": given.schedule, "patch_sizes": None}
+    if not is_local(machine):
+        refuse_sizes(patch_size=given.patch_size, patch_sizes=given.patch_sizes)
         return stepping
+    if given.patch_size is not None and given.patch_sizes is not None:
+        raise ValueError("give either --patch-size or --patch-sizes, not both")
+    released, _, preset = (given.patch_sizes or "").partition(":")
+    if given.patch_size is not None:
+        stepping["patch_sizes"] = [given.patch_size] * n
+    elif released == "kamb2025":
+        if given.schedule != "cosine":
+            raise ValueError(f"kamb2025 steps with the cosine schedule, but --schedule is {given.schedule}")
+        stepping = presets.kamb2025(preset or default_preset(given.dataset, machine), n)
     else:
-        sizes = named_sizes(default_preset(dataset, boundary) if patch_sizes is None else patch_sizes, steps, schedule)
-    check_sizes(machine, sizes)
-    return {"steps": len(sizes), "schedule": schedule, "patch_sizes": sizes}
+        text = default_preset(given.dataset, machine) if given.patch_sizes is None else given.patch_sizes
+        sizes = sizes_of_steps(text, given.steps, given.schedule)
+        stepping.update(steps=len(sizes), patch_sizes=sizes)
+    check_sizes(machine, stepping["patch_sizes"])
+    return stepping

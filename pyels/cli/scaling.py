@@ -2,30 +2,28 @@
 
 from __future__ import annotations
 
-import json
 import os
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import click
 
-import pyels
-from pyels.bank import datasets
+from pyels.bank import PatchBank, datasets
 from pyels.bank.file_images import parse_bytes
-from pyels.cli.common import (
-    StepBar,
+from pyels.cli.options import command, option
+from pyels.cli.progress import StepBar
+from pyels.cli.settings import (
+    DatasetOptions,
+    OutputOptions,
+    SeedOptions,
+    ThreadOptions,
     check_sizes,
-    data_settings,
-    dataset_option,
     default_preset,
     integers,
-    json_option,
-    named_sizes,
-    out_option,
-    threads_option,
-    work_in,
+    record_of_data,
+    sizes_of_steps,
 )
-from pyels.engines import default_threads
 from pyels.files import write_json, write_tensors
 from pyels.machines import ELS
 from pyels.sampling import noise_levels
@@ -38,49 +36,34 @@ _IMAGES = (1000, 3000, 10_000, 30_000)  # and all
 _MOST_METHODS_OF_A_KIND = 4  # that the picture tells apart
 
 
-@click.command("scaling")
-@dataset_option
-@click.option(
-    "--images",
-    help="Sizes of the bank; beyond the data set's it is filled up with synthetic images made of its own.  [default: "
-    "1000,3000,10000,30000 as far as the data set goes, and all of it]",
-)
-@click.option("--tolerance", default="0.03,0.06,0.12", show_default=True, help="Of engine sampled; or none.")
-@click.option("--subset", default="0.1,0.01", show_default=True, help="Shares of the images; or none.")
-@click.option("--top", default="100", show_default=True, help="Numbers of nearest windows; or none.")
-@click.option("--boundary", type=click.Choice(ELS.boundaries), default="zeros", show_default=True)
-@click.option(
-    "--patch-sizes",
-    help="One size a step, cleanest first, as 3,3,5,..; a scales.json of pyels calibrate; or a preset's name.  "
-    "[default: the paper's for the data set]",
-)
-@click.option("--steps", type=int, help="Steps of a sample.  [default: 20, or as many as --patch-sizes]")
-@click.option("--num", type=int, default=3, show_default=True, help="Number of samples at every size.")
-@click.option("--seed", type=int, default=0, show_default=True, help="First seed.")
-@click.option(
-    "--memory-limit",
-    help="Memory that images and the building of an index may take, as 500MB or 2GB; methods that take more are left "
-    "out.  [default: three quarters of this machine's]",
-)
-@threads_option
-@out_option("pyels-scaling")
-@json_option
-def scaling_command(
-    dataset: str,
-    images: str | None,
-    tolerance: str,
-    subset: str,
-    top: str,
-    boundary: str,
-    patch_sizes: str | None,
-    steps: int | None,
-    num: int,
-    seed: int,
-    memory_limit: str | None,
-    threads: int | None,
-    out: Path,
-    as_json: bool,
-) -> None:
+@dataclass(frozen=True, kw_only=True)
+class Scaling(DatasetOptions, SeedOptions, ThreadOptions, OutputOptions):
+    images: str | None = option(
+        None,
+        "Sizes of the bank; beyond the data set's it is filled up with synthetic images made of its own.  [default: "
+        f"{','.join(map(str, _IMAGES))} as far as the data set goes, and all of it]",
+    )
+    tolerance: str = option("0.03,0.06,0.12", "Of engine sampled; or none.", recorded=False)
+    subset: str = option("0.1,0.01", "Shares of the images; or none.", recorded=False)
+    top: str = option("100", "Numbers of nearest windows; or none.", recorded=False)
+    boundary: str = option("zeros", type=click.Choice(ELS.boundaries))
+    patch_sizes: str | None = option(
+        None,
+        "One size a step, cleanest first, as 3,3,5,..; a scales.json of pyels calibrate; or a preset's name.  "
+        "[default: the paper's for the data set]",
+    )
+    steps: int | None = option(None, "Steps of a sample.  [default: 20, or as many as --patch-sizes]", recorded=False)
+    num: int = option(3, "Number of samples at every size.")
+    memory_limit: str | None = option(
+        None,
+        "Memory that images and the building of an index may take, as 500MB or 2GB; methods that take more are left "
+        "out.  [default: three quarters of this machine's]",
+    )
+    out: Path = option(Path("pyels-scaling"))
+
+
+@command(Scaling)
+def scaling_command(given: Scaling) -> None:
     """Time, memory and error of a sample by ELS against the size of the bank.
 
     The exact machine draws samples at every size. At each of their steps engine sampled, the exact engine on a random
@@ -91,71 +74,69 @@ def scaling_command(
     bank: exponents with their standard errors), cost.png, error.png, scaling.safetensors (every measurement) and
     run.json. A run that was stopped goes on after its last finished step when the command is repeated.
     """
-    resumable.check_seeds(seed, num)
-    threads = default_threads() if threads is None else threads
-    loaded = datasets.load(dataset)
-    used = named_sizes(default_preset(dataset, boundary) if patch_sizes is None else patch_sizes, steps, _SCHEDULE)
-    check_sizes(ELS(loaded, boundary=boundary, threads=threads), used)
-    plan = scaling.Plan(
-        images=_sizes(images, len(loaded)),
+    loaded = datasets.load(given.dataset)
+    threads = given.all_threads
+    machine = ELS(loaded, boundary=given.boundary, threads=threads)
+    preset = default_preset(given.dataset, machine) if given.patch_sizes is None else given.patch_sizes
+    sizes = sizes_of_steps(preset, given.steps, _SCHEDULE)
+    check_sizes(machine, sizes)
+    plan = _plan(given, loaded, sizes)
+    computer = scaling.this_computer(threads)
+    settings = given.record(
+        computer=computer,
+        data=record_of_data(given.dataset, None, None, loaded),
+        images=plan.images,
+        methods=[method.name for method in plan.methods],
+        patch_sizes=sizes,
+        schedule=_SCHEDULE,
+        seeds=plan.seeds,
+        memory_limit=plan.memory_limit,
+    )
+    given.hold_folder()
+    resumable.check_finished(given.out, settings)
+    bank = scaling.grown(loaded, plan.images[-1], given.seed)
+    with StepBar(len(plan.images) * len(sizes), len(plan.methods), "measuring") as bar:
+        measured = scaling.measure(bank, plan, given.out, settings, bar)
+    result = {**settings, **scaling.report(plan, bank, len(loaded), measured)}
+    write_tensors(given.out / "scaling.safetensors", measured)
+    write_json(given.out / "run.json", settings)
+    write_json(given.out / "report.json", result)
+    channels, height, width = bank.shape
+    title = f"{Path(given.dataset).name} {channels}x{height}x{width}, ELS {given.boundary}, {len(sizes)} steps"
+    title += f"; {computer['cpu']}, threads: {threads}" + "; top: inner pixels alone" * _leaves_out_the_border(result)
+    pictures = given.out / "cost.png", given.out / "error.png"
+    plots.draw_costs(pictures[0], result, title)
+    plots.draw_errors(pictures[1], result, title)
+    resumable.finished(given.out)
+    given.show(result, [*_table(result), f"pictures: {', '.join(map(str, pictures))}"])
+
+
+def _plan(given: Scaling, loaded: PatchBank, sizes: list[int]) -> scaling.Plan:
+    """What to measure. Raises ValueError where the images alone take more than the memory allowed."""
+    plan = given.passed_to(
+        scaling.Plan,
+        images=_images(given.images, len(loaded)),
         methods=[
             Method("exact"),
-            *_methods("sampled", "--tolerance", tolerance),
-            *_methods("subset", "--subset", subset),
-            *_methods("top", "--top", top),
+            *_methods("sampled", "--tolerance", given.tolerance),
+            *_methods("subset", "--subset", given.subset),
+            *_methods("top", "--top", given.top),
         ],
-        levels=noise_levels(len(used), make_schedule(_SCHEDULE), used),
-        boundary=boundary,
-        seeds=[seed + i for i in range(num)],
-        threads=threads,
-        memory_limit=_memory() * 3 // 4 if memory_limit is None else parse_bytes(memory_limit),
+        levels=noise_levels(len(sizes), make_schedule(_SCHEDULE), sizes),
+        threads=given.all_threads,
+        memory_limit=_memory() * 3 // 4 if given.memory_limit is None else parse_bytes(given.memory_limit),
     )
     largest = plan.images[-1] * loaded.nbytes // len(loaded)
     if largest > plan.memory_limit:
         raise ValueError(f"--images {plan.images[-1]} takes {largest} bytes, more than the {plan.memory_limit} allowed")
-    computer = scaling.this_computer(threads)
-    settings = {
-        "command": "scaling",
-        "version": pyels.__version__,
-        "computer": computer,
-        "data": data_settings(dataset, None, None, loaded),
-        "images": plan.images,
-        "methods": [method.name for method in plan.methods],
-        "boundary": boundary,
-        "patch_sizes": used,
-        "schedule": _SCHEDULE,
-        "seeds": plan.seeds,
-        "memory_limit": plan.memory_limit,
-    }
-    work_in(out)
-    resumable.check_finished(out, settings)
-    bank = scaling.grown(loaded, plan.images[-1], seed)
-    with StepBar(len(plan.images) * len(used), len(plan.methods), "measuring") as bar:
-        measured = scaling.measure(bank, plan, out, settings, bar)
-    result = {**settings, **scaling.report(plan, bank, len(loaded), measured)}
-    write_tensors(out / "scaling.safetensors", measured)
-    write_json(out / "run.json", settings)
-    write_json(out / "report.json", result)
-    channels, height, width = bank.shape
-    title = f"{Path(dataset).name} {channels}x{height}x{width}, ELS {boundary}, {len(used)} steps"
-    title += f"; {computer['cpu']}, threads: {threads}" + "; top: inner pixels alone" * _leaves_out_the_border(result)
-    pictures = out / "cost.png", out / "error.png"
-    plots.draw_costs(pictures[0], result, title)
-    plots.draw_errors(pictures[1], result, title)
-    resumable.finished(out)
-    if as_json:
-        click.echo(json.dumps(result, indent=2))
-        return
-    for line in _table(result):
-        click.echo(line)
-    click.echo(f"pictures: {', '.join(map(str, pictures))}")
+    return plan
 
 
-def _sizes(images: str | None, all_images: int) -> list[int]:
+def _images(images: str | None, all_images: int) -> list[int]:
     """Ascending, without repetition."""
     sizes = [n for n in _IMAGES if n < all_images] + [all_images]
     if images is not None:
-        sizes = sorted(set(integers("--images", images)))
+        sizes = sorted(set(integers("images", images)))
     if sizes[0] < 1:
         raise ValueError(f"--images must be at least 1, got {sizes[0]}")
     return sizes

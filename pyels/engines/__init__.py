@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import fields
 from typing import Any
 
 from pyels.bank import PatchBank
-from pyels.checks import CPU
+from pyels.checks import CPU, checks_of
 from pyels.definition import Definition
 from pyels.engines.cuda import Cuda
 from pyels.engines.engine import Engine, default_threads
@@ -31,9 +30,9 @@ __all__ = [
 ENGINES: dict[str, type[Engine]] = {kind.name: kind for kind in (Reference, Cpu, Cuda, Sampled)}
 _ALIASES = {"faiss": "sampled"}
 NAMES = ("auto", *ENGINES, *_ALIASES)
-_AUTO = (Cuda, Cpu, Reference)  # the fastest first
+_AUTO = (Cpu, Reference)  # of banks in CPU memory, the fastest first
 # Options by name, of whichever engine.
-_OPTIONS = {f.name: f.metadata["check"] for kind in ENGINES.values() for f in fields(kind) if "check" in f.metadata}
+_OPTIONS = {name: check for kind in ENGINES.values() for name, check in checks_of(kind).items()}
 _log = logging.getLogger("pyels")
 
 
@@ -93,22 +92,21 @@ def available_engines() -> list[str]:
 
 
 def _fastest(definition: Definition, bank: PatchBank, options: dict[str, Any]) -> tuple[Engine, str]:
-    """The first of the exact engines that can; with why the others cannot."""
+    """The first of the exact engines that can, where the bank is; with why the others cannot."""
+    where = f"the bank is on {bank.device}"
+    if bank.device != CPU:
+        return _made(find_engine(Cuda.name), bank, options), where
     why: list[str] = []
     for kind in _AUTO:
-        if (kind is Cuda) != (bank.device != CPU):  # images stay where they are
-            continue
-        missing = kind.missing()
-        engine = _made(kind, bank, options) if missing is None else None
-        cannot = f"is not available: {missing}" if engine is None else engine.cannot(definition, bank)
-        if engine is not None and cannot is None:
-            return engine, "; ".join([*why, f"the bank is on {bank.device}"])
+        engine = _made(kind, bank, options)
+        if (cannot := engine.cannot(definition, bank)) is None:
+            return engine, "; ".join([*why, where])
         why.append(f"engine {kind.name!r} {cannot}")
     raise ValueError("; ".join(why))
 
 
 def _made(kind: type[Engine], bank: PatchBank, options: dict[str, Any]) -> Engine:
-    own = {name: value for name, value in options.items() if name in {f.name for f in fields(kind)}}
+    own = {name: value for name, value in options.items() if name in checks_of(kind)}
     if kind is Cuda and bank.device != CPU:
-        own["device"] = bank.device
+        own.setdefault("device", bank.device)
     return kind(**own)

@@ -19,10 +19,9 @@ from torch import Tensor
 import pyels._core as _core
 from pyels.bank import PatchBank
 from pyels.bank.selection import Selection
-from pyels.checks import CPU, is_captured
+from pyels.checks import CPU, checked, is_captured
 from pyels.definition import Definition
 from pyels.denoiser import Query
-from pyels.engines.engine import option
 from pyels.engines.exact import Exact, Part
 from pyels.engines.operator import evaluate
 from pyels.posterior import PartialPosterior, Want
@@ -41,6 +40,15 @@ def check_precision(precision: str) -> str:
     return precision
 
 
+def check_device(device: Any) -> torch.device:
+    if device is None:
+        return default_device()
+    given = torch.device(device)
+    if given.type != "cuda":
+        raise ValueError(f"device must be a CUDA device, got {device}")
+    return given if given.index is not None else default_device()
+
+
 @dataclass(eq=False)
 class Cuda(Exact):
     """Exact, float32, on an NVIDIA GPU; a bank in CPU memory is brought there.
@@ -56,8 +64,8 @@ class Cuda(Exact):
     """
 
     name: ClassVar[str] = "cuda"
-    precision: str = option(PRECISIONS[0], check_precision)
-    device: torch.device = field(default_factory=lambda: default_device())
+    precision: str = checked(PRECISIONS[0], check_precision)
+    device: torch.device = checked(None, lambda device: check_device(device))
     # The last bank of which all images were brought to the device, and there its images and their order by class.
     _brought: tuple[PatchBank, Tensor, Tensor] | None = field(default=None, init=False, repr=False)
 
@@ -75,6 +83,8 @@ class Cuda(Exact):
     ) -> PartialPosterior:
         if is_captured(query.x) and (self._brought is None or self._brought[0] is not bank):
             raise RuntimeError("call the machine once before a CUDA graph captures it: then its bank is on the GPU")
+        if is_captured(query.x) and selection.order is not None and selection.order is not bank.order:
+            raise RuntimeError("a CUDA graph cannot capture lists of images; select by labels, or leave the graph out")
         there = replace(query, x=query.x.to(self.device))
         return super().evaluate(definition, bank, selection, there, want).to(query.x.device)
 
@@ -87,8 +97,8 @@ class Cuda(Exact):
     def parts(self, bank: PatchBank, selection: Selection) -> Generator[Part, None, None]:
         if not bank.streamed:
             bank.check_selected(selection)
-            if self._bring(bank) and self._brought is not None:
-                _, images, order = self._brought
+            if (brought := self._bring(bank)) is not None:
+                _, images, order = brought
                 yield images, selection if selection.order is not bank.order else replace(selection, order=order), None
                 return
         which = selection.images()
@@ -100,15 +110,14 @@ class Cuda(Exact):
     def settings(self) -> dict[str, Any]:
         return {**super().settings(), "gpu": torch.cuda.get_device_name(self.device), "precision": self.precision}
 
-    def _bring(self, bank: PatchBank) -> bool:
-        """Bring all images of a bank to the device, where they fit and are not there yet; whether they are there."""
+    def _bring(self, bank: PatchBank) -> tuple[PatchBank, Tensor, Tensor] | None:
+        """All images of a bank and its order on the device, brought there if need be; None where they do not fit."""
         with _bringing:  # several threads may use one machine
-            if self._brought is not None and self._brought[0] is bank:
-                return True
-            if fits(bank.images, self.device):
-                self._brought = bank, bank.images.to(self.device), bank.order.to(self.device)
-                return True
-        return False
+            if self._brought is None or self._brought[0] is not bank:
+                self._brought = None  # makes room
+                if fits(bank.images, self.device):
+                    self._brought = bank, bank.images.to(self.device), bank.order.to(self.device)
+            return self._brought
 
 
 def missing() -> str | None:

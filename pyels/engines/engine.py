@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Callable
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
@@ -13,15 +12,10 @@ import torch
 from pyels._core import isa_in_use
 from pyels.bank import PatchBank
 from pyels.bank.selection import Selection
-from pyels.checks import CPU
+from pyels.checks import CPU, check_threads, checks_of
 from pyels.definition import Definition, Square, WholeImage
 from pyels.denoiser import Query
 from pyels.posterior import PartialPosterior, Want
-
-
-def option(default: Any, check: Callable[[Any], Any]) -> Any:
-    """A field of an engine that the caller may set; `check` gives a value its type, or says what is wrong with it."""
-    return field(default=default, metadata={"check": check})
 
 
 @dataclass(eq=False)
@@ -42,9 +36,8 @@ class Engine(ABC):
     device = CPU
 
     def __post_init__(self) -> None:
-        for one in fields(self):
-            if "check" in one.metadata:
-                setattr(self, one.name, one.metadata["check"](getattr(self, one.name)))
+        for name, check in checks_of(self).items():
+            setattr(self, name, check(getattr(self, name)))
 
     @classmethod
     def missing(cls) -> str | None:
@@ -86,6 +79,10 @@ class Engine(ABC):
     def settings(self) -> dict[str, Any]:
         """What the bits of a result depend on, beside its inputs."""
         return {"engine": self.name, "isa": isa_in_use()}
+
+
+def threads_or_all(threads: int | None) -> int:
+    return check_threads(threads) or default_threads()
 
 
 def default_threads() -> int:

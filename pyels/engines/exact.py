@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Generator
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import torch
@@ -13,10 +13,10 @@ from torch import Tensor
 
 from pyels.bank import PatchBank
 from pyels.bank.selection import Selection
-from pyels.checks import check_threads
+from pyels.checks import checked
 from pyels.definition import Definition, Masks, Square, WholeImage
 from pyels.denoiser import Query
-from pyels.engines.engine import Engine, default_threads, option
+from pyels.engines.engine import Engine, threads_or_all
 from pyels.engines.operator import evaluate
 from pyels.posterior import PartialPosterior, Want
 
@@ -72,7 +72,7 @@ class Cpu(Exact):
     """
 
     name: ClassVar[str] = "cpu"
-    threads: int = option(None, lambda threads: check_threads(threads) or default_threads())
+    threads: int = checked(None, threads_or_all)
 
     def evaluate_part(
         self, definition: Definition, images: Tensor, selection: Selection, query: Query, want: Want
@@ -88,16 +88,24 @@ class Reference(Exact):
     windows: ClassVar[tuple[type, ...]] = (WholeImage, Square, Masks)
     dtype: ClassVar[torch.dtype] = torch.float64
 
-    def evaluate_part(
-        self, definition: Definition, images: Tensor, selection: Selection, query: Query, want: Want
+    def evaluate(
+        self, definition: Definition, bank: PatchBank, selection: Selection, query: Query, want: Want
     ) -> PartialPosterior:
-        if not isinstance(definition.window, Masks):
-            return evaluate("reference", {}, definition, images, selection, query, want)
+        window = definition.window
+        if not isinstance(window, Masks) or len(query) == 0:
+            return super().evaluate(definition, bank, selection, query, want)
         parts, places = [], []
         levels = list(zip(query.alpha.tolist(), query.sigma.tolist(), strict=True))
         for level in dict.fromkeys(levels):  # masks may differ from one to the other
             at = [b for b, own in enumerate(levels) if own == level]
-            masks = {"masks": definition.window.at(*level, images.shape[1:])}
-            parts.append(evaluate("reference", {}, definition, images, selection.of(at), query.of(at), want, masks))
+            there = replace(definition, window=Masks(window.at(*level, bank.shape)))
+            parts.append(super().evaluate(there, bank, selection.of(at), query.of(at), want))
             places += at
         return PartialPosterior.stack(parts, torch.tensor(places))
+
+    def evaluate_part(
+        self, definition: Definition, images: Tensor, selection: Selection, query: Query, want: Want
+    ) -> PartialPosterior:
+        weights = definition.window.weights if isinstance(definition.window, Masks) else None
+        masks = weights if isinstance(weights, Tensor) else None
+        return evaluate("reference", {}, definition, images, selection, query, want, masks)

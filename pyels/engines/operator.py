@@ -29,7 +29,8 @@ def evaluate(
     selection: Selection,
     query: Query,
     want: Want,
-    extra: Mapping[str, Tensor] | None = None,
+    masks: Tensor | None = None,
+    index: Mapping[str, Tensor] | None = None,
 ) -> PartialPosterior:
     """The partial posterior by a compiled engine; images are numbered as in `images`.
 
@@ -38,21 +39,22 @@ def evaluate(
     engine   "reference", "cpu", "sampled" or "cuda"
     options  the fields of its struct of options in csrc, by name
     images   (N, C, H, W) uint8 or float32, on the device where query.x is
-    extra    what else it reads: "masks" (H*W, C, H, W) float64; or the fields of struct Lists, by name
+    masks    (H*W, C, H, W) float64, of windows that are masks
+    index    the fields of struct Lists, by name: sums are then estimates
     """
-    extra = extra or {}
+    index = index or {}
     task = {
         "engine": engine,
         "options": dict(options),
         "window": _WINDOWS[type(definition.window)],
         "sources": _SOURCES[Sources(definition.sources)],
-        "patch_size": definition.patch_size or 1,
+        "patch_size": definition.size,
         "want": int(want),
-        "extra": list(extra),
+        "index": list(index),
     }
     order = images.new_empty(0, dtype=torch.int64) if selection.order is None else selection.order.to(images.device)
-    which, levels, beside = (order, selection.begin, selection.end), (query.alpha, query.sigma), list(extra.values())
-    out = partial_posterior(images, *which, query.x, *levels, beside, json.dumps(task))
+    which, levels = (order, selection.begin, selection.end), (query.alpha, query.sigma)
+    out = partial_posterior(images, *which, query.x, *levels, masks, list(index.values()), json.dumps(task))
     height, width = query.x.shape[2:]
     places = definition.places(height, width, query.x.device)
     count = _beside(query.x, selection.counts)[:, None, None] * places
@@ -68,7 +70,8 @@ def partial_posterior(
     x: Tensor,  # (B, C, H, W) float32
     alpha: Tensor,  # (B,) float64; in CPU memory
     sigma: Tensor,  # (B,) float64; in CPU memory
-    extra: Sequence[Tensor],
+    masks: Tensor | None,  # (H*W, C, H, W) float64
+    index: Sequence[Tensor],
     task: str,  # JSON, as `evaluate` makes it: what is computed, by which engine
 ) -> list[Tensor]:
     """The tensors of a `PartialPosterior` that `_names` names.
@@ -79,9 +82,7 @@ def partial_posterior(
     told = json.loads(task)
     out = _allocate(x, told)
     to = _filled(_core.Out(), dict(zip(_names(told), map(Tensor.data_ptr, out), strict=True)))
-    beside = dict(zip(told["extra"], extra, strict=True))
     problem = _bank_problem(images, told["patch_size"])
-    masks = beside.pop("masks", None)
     _filled(
         problem,
         {
@@ -96,12 +97,13 @@ def partial_posterior(
             **{name: told[name] for name in ("window", "sources", "want")},
         },
     )
-    given = [_filled(kind(), told["options"]) for name, kind in _OPTIONS.items() if name == told["engine"]]
-    given += [_lists(beside)] if beside else []
+    options = _filled(_OPTIONS[told["engine"]](), told["options"]) if told["engine"] in _OPTIONS else None
     if not x.is_cuda:
+        lists = _lists(dict(zip(told["index"], index, strict=True))) if told["index"] else None
+        given = [one for one in (options, lists) if one is not None]
         getattr(_core, f"{told['engine']}_engine")(problem, *given, to)
     elif x.numel():
-        _launch(problem, given[0], (images, order, x), out, to)
+        _launch(problem, options, (images, order, x), out, to)
     return out
 
 
@@ -114,7 +116,8 @@ def _(
     x: Tensor,
     alpha: Tensor,
     sigma: Tensor,
-    extra: Sequence[Tensor],
+    masks: Tensor | None,
+    index: Sequence[Tensor],
     task: str,
 ) -> list[Tensor]:
     return _allocate(x, json.loads(task))
@@ -163,7 +166,7 @@ def _names(task: Mapping[str, Any]) -> list[str]:
     names = ["m", "s", "y"]
     if Want.POSTERIOR in Want(task["want"]):
         names += ["e", "top", "source"]
-    if "code" in task["extra"]:  # of an index: sums are estimates
+    if task["index"]:
         names += ["ss", "sy", "yy", "chance"]
     return names
 

@@ -61,7 +61,7 @@ def posterior(
 
 def _sources(definition: Definition, row: int, column: int, height: int, width: int) -> tuple[Array, Array]:
     """Rows and columns of the patches in one image that pixel (row, column) is compared with, (Q,) both."""
-    sources, r = definition.sources, (definition.patch_size or 1) // 2
+    sources, r = definition.sources, definition.size // 2
 
     def overhang(i: int, n: int) -> tuple[int, int]:
         return max(0, r - i), max(0, i + r - (n - 1))
@@ -95,7 +95,7 @@ def _window(
     if isinstance(window, (Masks, WholeImage)):
         places = [(i, j) for i in range(height) for j in range(width) if mask[:, i, j].any()]
         return [(i - row, j - column, mask[:, i, j]) for i, j in places]
-    r = (definition.patch_size or 1) // 2
+    r = definition.size // 2
     return [
         (i, j, np.ones(channels))
         for i in range(-r, r + 1)

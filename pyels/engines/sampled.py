@@ -9,11 +9,11 @@ from typing import Any, ClassVar
 import torch
 
 from pyels.bank import PatchBank
-from pyels.bank.selection import Selection
-from pyels.checks import check_threads, check_tolerance
+from pyels.bank.selection import LIST, Selection
+from pyels.checks import check_tolerance, checked
 from pyels.definition import Definition, Sources, Square
 from pyels.denoiser import Query
-from pyels.engines.engine import Engine, default_threads, option
+from pyels.engines.engine import Engine, threads_or_all
 from pyels.engines.exact import Cpu
 from pyels.engines.index import Index, open_index
 from pyels.engines.operator import evaluate
@@ -32,19 +32,25 @@ class Sampled(Engine):
     ----------
     threads    by default the CPUs this process may use; results do not depend on it
     tolerance  how far the mean of a pixel may be from the exact one (half a 95% interval) for its search to end
-    index      folder of the indexes, which are built when first needed; see `default_folder`
+    index      folder of the indexes, which are built when first needed; see `pyels.engines.index.default_folder`
+
+    Indexes are of all images or of a class; a query that draws on another selection is evaluated exactly.
     """
 
     name: ClassVar[str] = "sampled"
-    threads: int = option(None, lambda threads: check_threads(threads) or default_threads())
-    tolerance: float = option(TOLERANCE, check_tolerance)
-    index: str | Path | None = option(None, lambda folder: folder)
-    _indexes: dict[tuple[int, bool, str], Index] = field(default_factory=dict, init=False, repr=False)
+    threads: int = checked(None, threads_or_all)
+    tolerance: float = checked(TOLERANCE, check_tolerance)
+    index: str | Path | None = checked(None, lambda folder: folder)
+    # By bank, which is kept so that its id stays its own, and size, wrapping and set of images.
+    _indexes: dict[tuple[int, int, bool, str], tuple[PatchBank, Index]] = field(
+        default_factory=dict, init=False, repr=False
+    )
 
     def evaluate(
         self, definition: Definition, bank: PatchBank, selection: Selection, query: Query, want: Want
     ) -> PartialPosterior:
-        if not searches(definition, *bank.shape[1:]) or len(query) == 0:
+        lists = any(name.startswith(LIST) for name in selection.names)
+        if lists or len(query) == 0 or not searches(definition, *bank.shape[1:]):
             return Cpu(self.threads).evaluate(definition, bank, selection, query, want)
         if bank.streamed:
             raise ValueError("engine 'sampled' needs the bank in memory or mapped; load it without a memory_limit")
@@ -55,7 +61,7 @@ class Sampled(Engine):
         for name, images, queries in selection.sets():
             index = self._index(definition, bank, name, images)
             of_set = selection.of(queries), query.of(queries)
-            parts.append(evaluate("sampled", options, definition, bank.images, *of_set, want, index.tensors()))
+            parts.append(evaluate("sampled", options, definition, bank.images, *of_set, want, None, index.tensors()))
             places += queries
         return PartialPosterior.stack(parts, torch.tensor(places))
 
@@ -63,12 +69,12 @@ class Sampled(Engine):
         return {**super().settings(), "tolerance": self.tolerance}
 
     def _index(self, definition: Definition, bank: PatchBank, name: str, images: range | torch.Tensor) -> Index:
-        """That of the windows of a set of images. A machine has one engine, and one bank."""
-        assert definition.patch_size is not None
-        key = definition.patch_size, definition.bank_wraps, name
+        """That of the windows of a set of images."""
+        of_set = definition.size, definition.bank_wraps, name
+        key = id(bank), *of_set
         if key not in self._indexes:
-            self._indexes[key] = open_index(bank, *key, images, self.index, self.threads)
-        return self._indexes[key]
+            self._indexes[key] = bank, open_index(bank, *of_set, images, self.index, self.threads)
+        return self._indexes[key][1]
 
 
 def searches(definition: Definition, height: int, width: int) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import fields, replace
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -12,7 +12,7 @@ from torch import Tensor
 from pyels.bank import PatchBank
 from pyels.bank.selection import Selection
 from pyels.checks import check_images, check_labels, check_patch_size
-from pyels.definition import Definition, Square
+from pyels.definition import Definition, Masks, Sources, Square
 from pyels.denoiser import Denoiser, Query
 from pyels.engines import Engine, choose_engine
 from pyels.posterior import PartialPosterior, Posterior, Want
@@ -40,6 +40,7 @@ class Machine(Denoiser):
     """
 
     wishes = ("tolerance", "selection")
+    boundaries: ClassVar[tuple[str, ...]] = ()  # of a machine that is made with `boundary`: what it may be
 
     def __init__(self, bank: PatchBank, definition: Definition, engine: str | Engine = "auto", **options: Any) -> None:
         if not isinstance(bank, PatchBank):
@@ -48,6 +49,8 @@ class Machine(Denoiser):
             raise TypeError(f"definition must be a pyels.Definition, got {type(definition).__name__}")
         if definition.patch_size is not None:
             definition = definition.of_size(None, *bank.shape[1:])
+        if isinstance(definition.window, Masks) and isinstance(definition.window.weights, Tensor):
+            definition.window.at(1.0, 1.0, bank.shape)  # raises for weights that do not fit
         self.bank, self.definition = bank, definition
         self.engine = choose_engine(engine, definition, bank, **options)
         self.device = self.engine.device
@@ -68,6 +71,13 @@ class Machine(Denoiser):
     def patch_size(self) -> int | None:
         """The size of its windows where a call gives none; None: every call gives one, or whole images are compared."""
         return self.definition.patch_size
+
+    @property
+    def boundary(self) -> str | None:
+        """ "zeros", "circular" or "interior" where patches from everywhere are sources; else None."""
+        sources = Sources(self.definition.sources)
+        everywhere = isinstance(self.definition.window, Square) and sources is not Sources.SAME_POSITION
+        return sources.value if everywhere else None
 
     def estimate(self, query: Query) -> Tensor:
         """The posterior mean x0_hat (B, C, H, W), in the engine's dtype."""
@@ -129,6 +139,10 @@ class Machine(Denoiser):
 
         Image numbers in `source` count from the start of this machine's bank.
         """
+        if not isinstance(query, Query):
+            raise TypeError(f"query must be what machine.query(x, alpha, sigma, ..) gives, got {type(query).__name__}")
+        if tuple(query.x.shape[1:]) != self.bank.shape:
+            self.check_images(query.x)
         definition = self.definition.of_size(query.patch_size, *self.bank.shape[1:])
         selection = self._selected(query.labels, query.selection, len(query))
         asked = replace(query, labels=None, selection=None)  # which images count is all that engines know of these
@@ -160,7 +174,9 @@ class Machine(Denoiser):
             return self.bank.select(labels).expand(batch)
         if labels is not None:
             raise ValueError("labels and selection were given; select the labels too, with bank.select(labels=..)")
-        last = selection.last()
-        if last >= len(self.bank):
-            raise ValueError(f"the selection is of images up to {last}, but the bank has {len(self.bank)}")
+        if selection.bank_size != len(self.bank):
+            raise ValueError(
+                f"the selection is of a bank of {selection.bank_size} images, but the machine's has {len(self.bank)}; "
+                "use machine.bank.select(..)"
+            )
         return selection.expand(batch)

@@ -94,7 +94,6 @@ class ELS(Machine):
     ) -> None:
         if boundary not in self.boundaries:
             raise ValueError(f"boundary must be one of {', '.join(self.boundaries)}, got {boundary!r}")
-        self.boundary = boundary
         super().__init__(bank, Definition(Square(patch_size), boundary), engine, threads=threads, **options)
 
 

@@ -94,6 +94,7 @@ class UNet(Network):
     """
 
     DEPTH, DEPTH_COUNTS = 1, "blocks a scale"
+    LARGEST_SIZE = 27
 
     def __init__(
         self,

@@ -26,6 +26,7 @@ class Network(nn.Module):
     predicts: ClassVar[str] = "v"
     DEPTH: ClassVar[int]  # by default
     DEPTH_COUNTS: ClassVar[str]  # what depth is the number of
+    LARGEST_SIZE: ClassVar[int] = 17  # of the patches that a calibration tries by default
 
     def __init__(self, channels: int, width: int, depth: int, num_classes: int | None, **config: Any) -> None:
         super().__init__()

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -31,6 +31,8 @@ _CHECKPOINT_SECONDS = 60
 _METADATA = "pyels-checkpoint"
 _WARM_UP = 500
 _LOSSES = 200  # points of the loss curve
+Optimizer = Literal["adam", "adamw"]
+Anneal = Literal["exponential", "cosine"]
 
 
 @dataclass(frozen=True)
@@ -55,9 +57,9 @@ class Recipe:
 
     steps: int
     batch_size: int = 128
-    optimizer: Literal["adam", "adamw"] = "adam"
+    optimizer: Optimizer = "adam"
     learning_rate: float = 1e-4
-    anneal: Literal["exponential", "cosine"] = "exponential"
+    anneal: Anneal = "exponential"
     decay: float = 0.999965
     ema: float = 0.999
     schedule: str = "cosine"
@@ -68,10 +70,9 @@ class Recipe:
         for name, count in (("steps", self.steps), ("batch_size", self.batch_size)):
             if count < 1:
                 raise ValueError(f"{name} must be at least 1, got {count}")
-        if self.optimizer not in ("adam", "adamw"):
-            raise ValueError(f"optimizer must be 'adam' or 'adamw', got {self.optimizer!r}")
-        if self.anneal not in ("exponential", "cosine"):
-            raise ValueError(f"anneal must be 'exponential' or 'cosine', got {self.anneal!r}")
+        for name, value, allowed in (("optimizer", self.optimizer, Optimizer), ("anneal", self.anneal, Anneal)):
+            if value not in get_args(allowed):
+                raise ValueError(f"{name} must be {' or '.join(map(repr, get_args(allowed)))}, got {value!r}")
         if not 0 < self.learning_rate < math.inf:
             raise ValueError(f"learning_rate must be positive, got {self.learning_rate}")
         if not 0 < self.decay <= 1:

@@ -13,11 +13,12 @@ from torch import Tensor
 from pyels import metrics
 from pyels.denoiser import Denoiser, eps_from_x0
 from pyels.machines import Machine
+from pyels.networks import Network
 from pyels.networks.adapters import NetworkDenoiser, NotDifferentiable
 from pyels.sampling import Level, Step, sample
 from pyels.schedules import Schedule
 
-SIZES = tuple(range(3, 19, 2))
+SIZES = tuple(range(3, Network.LARGEST_SIZE + 1, 2))
 
 
 @dataclass(frozen=True)

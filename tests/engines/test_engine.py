@@ -2,10 +2,10 @@
 
 import pytest
 import torch
-from helpers import noisy
+from helpers import make_bank, noisy
 
 import pyels
-from pyels.engines import Cpu, Reference, available_engines, find_engine
+from pyels.engines import Cpu, Reference, Sampled, available_engines, find_engine
 
 
 def test_names_and_aliases(small):
@@ -42,6 +42,28 @@ def test_an_engine_may_be_given_itself(small):
         pyels.ELS(small, 3, engine=Reference(), threads=2)
     with pytest.raises(ValueError, match="threads must be between"):
         Cpu(threads=0)
+
+
+def test_one_engine_for_two_banks(tmp_path):
+    pytest.importorskip("faiss")
+    bank, sampled = make_bank(300, (1, 12, 12)), Sampled(index=tmp_path / "a")
+    x = noisy(bank, 0.6, 0.8)
+    pyels.ELS(bank, 5, engine=sampled).denoise(x, 0.6, 0.8)
+    with pytest.raises(ValueError, match="is an index with bank_crc32"):
+        pyels.ELS(bank[:250], 5, engine=sampled).denoise(x, 0.6, 0.8)
+
+
+def test_queries_are_made_by_denoisers(small):
+    machine, x = pyels.ELS(small, 3), noisy(small, 0.6, 0.8)
+    with pytest.raises(TypeError, match=r"query must be what machine\.query\(.*\) gives, got Tensor"):
+        machine.partial(x)
+    with pytest.raises(TypeError, match=r"alpha and sigma of a Query are \(B,\) float64"):
+        pyels.Query(x, 0.6, 0.8)
+    other = pyels.ELS(make_bank(3, (1, 4, 4)), 3)
+    with pytest.raises(ValueError, match="x has images of shape"):
+        machine.partial(other.query(torch.zeros(1, 1, 4, 4), 0.6, 0.8))
+    with pytest.raises(ValueError, match="patch_size 5 was given, but WholeImage has none"):
+        pyels.IS(small).pairs(None, 5)
 
 
 def test_why_an_engine_was_chosen_is_logged(small, caplog):

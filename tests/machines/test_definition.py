@@ -94,6 +94,20 @@ def test_masks_of_every_value_and_noise_level():
         assert torch.equal(alone.source, slow.source)
 
 
+def test_masks_of_a_streamed_bank_and_an_empty_batch(tmp_path):
+    bank, asked = make_bank(9, (1, 4, 5)), []
+    bank.save(tmp_path / "bank.npz")
+    streamed = pyels.PatchBank.load(tmp_path / "bank.npz", memory_limit=40)
+    definition = pyels.Definition(
+        pyels.Masks(lambda *level: asked.append(level) or torch.ones(20, 4, 5)), "same_position"
+    )
+    x = noisy(bank, 0.6, 0.8)
+    mean = pyels.Machine(streamed, definition, engine="reference").denoise(x, 0.6, 0.8)
+    torch.testing.assert_close(mean, pyels.IS(bank, "reference").denoise(x, 0.6, 0.8), rtol=0, atol=1e-12)
+    assert len(asked) == 1
+    assert pyels.Machine(bank, definition).denoise(x[:0], 0.6, 0.8).shape == (0, 1, 4, 5)
+
+
 def test_empty_windows_weigh_all_images_alike():
     bank = make_bank(6, (1, 3, 4))
     machine = pyels.Machine(bank, pyels.Definition(pyels.Masks(torch.zeros(12, 3, 4)), "same_position"))
@@ -125,9 +139,10 @@ def test_what_an_engine_cannot_do_is_refused_in_words(small):
     ],
 )
 def test_bad_masks(small, weights, why):
-    machine = pyels.Machine(small, pyels.Definition(pyels.Masks(weights), "same_position"))
-    with pytest.raises(ValueError, match=why):
-        machine.denoise(noisy(small, 0.6, 0.8), 0.6, 0.8)
+    with pytest.raises(ValueError, match=why):  # of a tensor when the machine is made, of a function when it is used
+        pyels.Machine(small, pyels.Definition(pyels.Masks(weights), "same_position")).denoise(
+            noisy(small, 0.6, 0.8), 0.6, 0.8
+        )
 
 
 def test_bad_definitions(small):

@@ -1,26 +1,15 @@
 import json
 import re
-import signal
 import subprocess
 import sys
-import tempfile
-import time
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from helpers import make_bank
 from helpers import run_program as run
 
 import pyels
 from pyels.files import read_tensors
-
-
-@pytest.fixture
-def bank_file(tmp_path):
-    make_bank(20, (1, 8, 8), labels=[0, 1] * 10).save(tmp_path / "bank.npz")
-    return tmp_path / "bank.npz"
 
 
 def sample_arguments(bank_file, out, *more):
@@ -150,23 +139,6 @@ def test_output_folder_that_cannot_be_made(bank_file, tmp_path, capsys):
     assert "Not a directory" in capsys.readouterr().err
 
 
-def test_unwritable_output_folder():
-    """As a user without rights, which root becomes for the purpose."""
-    code = (
-        "import os, sys, pyels.cli; pyels.datasets.load(sys.argv[1]); os.getuid() == 0 and os.setuid(65534); "
-        "pyels.cli.main(['sample', '--dataset', sys.argv[1], '--patch-size', '3', '--out', '/no-rights-here'])"
-    )
-    with tempfile.TemporaryDirectory() as folder:
-        Path(folder).chmod(0o755)
-        make_bank(5, (1, 8, 8)).save(Path(folder) / "bank.npz")
-        ended = subprocess.run(
-            [sys.executable, "-c", code, str(Path(folder) / "bank.npz")], capture_output=True, text=True, check=False
-        )
-    assert ended.returncode == 2
-    assert re.search(r"pyels: error: .*Permission denied: '/no-rights-here", ended.stderr.splitlines()[-1])
-    assert "Traceback" not in ended.stderr
-
-
 def test_full_disk_is_one_line_and_leaves_no_half_written_file(bank_file, tmp_path):
     """A limit on the size of files stands in for the full disk: writing beyond it fails in the same place."""
     out = tmp_path / "out"
@@ -185,61 +157,6 @@ def test_full_disk_is_one_line_and_leaves_no_half_written_file(bank_file, tmp_pa
     # With room again, the same command goes on and finishes.
     assert run(*arguments) == 0
     assert sorted(p.name for p in out.iterdir()) == ["run.json", "samples.png", "samples.safetensors"]
-
-
-def test_interrupt_inside_a_long_call_ends_it_at_once(tmp_path):
-    """Ctrl-C while the engine is at work on a single call of many seconds."""
-    code = (
-        "import torch, pyels; print('go', flush=True); bank = pyels.PatchBank(torch.zeros(100000, 1, 28, 28, "
-        "dtype=torch.uint8)); pyels.ELS(bank, 7, 'circular').denoise(torch.zeros(1, 1, 28, 28), 0.5, 0.8)"
-    )
-    process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    assert process.stdout.readline() == "go\n"
-    time.sleep(1.0)
-    started = time.time()
-    process.send_signal(signal.SIGINT)
-    _, err = process.communicate(timeout=60)
-    assert time.time() - started < 10
-    assert "KeyboardInterrupt" in err
-
-
-def test_info(bank_file, capsys):
-    assert run("info", "--json") == 0
-    assert json.loads(capsys.readouterr().out)["isa"] in pyels._core.available_isas()
-    assert run("info", "--dataset", bank_file, "--json") == 0
-    described = json.loads(capsys.readouterr().out)
-    assert described["images"] == 20
-    assert described["images_per_class"] == {"0": 10, "1": 10}
-    assert run("info") == 0
-    assert pyels._core.isa_in_use() in capsys.readouterr().out
-
-
-def test_help_of_everything(capsys):
-    for arguments in ((), ("demo",), ("sample",), ("train",), ("calibrate",), ("compare",), ("bench",), ("info",)):
-        assert run(*arguments, "--help") == 0
-        assert "Usage: pyels" in capsys.readouterr().out
-    assert run("--version") == 0
-    assert pyels.__version__ in capsys.readouterr().out
-
-
-def test_demo(tmp_path, capsys):
-    assert run("demo", "--num", 2, "--seed", 3, "--out", tmp_path / "demo", "--json") == 0
-    report = json.loads(capsys.readouterr().out)
-    assert report == json.loads((tmp_path / "demo" / "report.json").read_text())
-    assert report["seeds"] == [3, 4]
-    for machine in ("els", "ls", "is"):
-        assert set(report["median"][machine]) == {"pearson_r", "pearson_r2", "r2_score"}
-    assert report["median"]["els"]["pearson_r"] > 0.85
-    assert report["els_beats_is"] == report["beats_is"]["els"]["share"] == 1.0
-    tensors = read_tensors(tmp_path / "demo" / "demo.safetensors")
-    r = pyels.metrics.pearson_r(tensors["network"], tensors["els"])
-    assert report["per_seed"]["els"]["pearson_r"] == r.tolist()
-    assert sorted(p.name for p in (tmp_path / "demo").iterdir()) == [
-        "demo.png",
-        "demo.safetensors",
-        "report.json",
-        "run.json",
-    ]
 
 
 def test_npz_without_labels_and_npy(tmp_path):

@@ -1,0 +1,342 @@
+"""The options that several commands share, in groups, and what they come to: a bank, a network, a machine, sizes."""
+
+from __future__ import annotations
+
+import inspect
+import json
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import click
+import torch
+
+from pyels import adapters, presets
+from pyels.bank import PatchBank, datasets
+from pyels.cli.options import AT_LEAST_1, Settings, check, flag, in_words, option
+from pyels.definition import Square
+from pyels.denoiser import Denoiser
+from pyels.engines import NAMES, default_threads, find_engine
+from pyels.engines.cuda import PRECISIONS
+from pyels.engines.sampled import TOLERANCE
+from pyels.machines import MACHINES, Machine
+from pyels.studies import resumable
+
+# Names of machines: with windows of a size, without, and with a boundary.
+LOCAL = [name for name in reversed(MACHINES) if "patch_size" in inspect.signature(MACHINES[name]).parameters]
+WHOLE = [name for name in MACHINES if name not in LOCAL]
+BOUNDED = [name for name, kind in MACHINES.items() if kind.boundaries]
+BOUNDARIES = list(dict.fromkeys(boundary for name in BOUNDED for boundary in MACHINES[name].boundaries))
+DEFAULT_STEPS = 20
+_MOST_JOBS = 8  # each holds its own part of a posterior, up to 130 MB
+_EXACT = "--tolerance and --index are for --machine els with --engine sampled; the rest is exact"
+
+
+# ---- Results -------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class JsonOptions(Settings):
+    json: bool = option(False, "Print the result as JSON on standard output.")
+
+    def show(self, result: Mapping[str, Any], lines: Iterable[str]) -> None:
+        for line in [json.dumps(result, indent=2)] if self.json else lines:
+            click.echo(line)
+
+
+@dataclass(frozen=True, kw_only=True)
+class OutputOptions(JsonOptions):
+    out: Path = option()
+
+    def hold_folder(self) -> None:
+        """Work in the output folder until the command ends."""
+        context = click.get_current_context()
+        context.with_resource(resumable.result_folder(self.out, str(context.command.name)))
+
+
+# ---- Banks and networks --------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class DatasetOptions(Settings):
+    dataset: str = option(datasets.EMBEDDED, "A name (see `pyels info`) or a path.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class LimitOptions(Settings):
+    limit: int | None = option(None, "Use only the first so many images.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SizeOptions(LimitOptions):
+    size: int | None = option(None, "Resize the images to so many pixels.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class MemoryOptions(Settings):
+    memory_limit: str | None = option(
+        None,
+        "Memory that the images may take, of each process where there are several, as 500MB or 2GB. A saved bank that "
+        "takes more is read from its file again and again, a part at a time.  [default: no limit]",
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class NetworkOptions(SizeOptions, MemoryOptions):
+    """A network, and the bank to hold it against."""
+
+    network: str = option(
+        help="A file or folder written by pyels train, a folder written by diffusers, or FILE.py:NAME, a "
+        "pyels.Denoiser of your own (a resumed run sees changes in FILE.py, but not in what it loads)."
+    )
+    dataset: str | None = option(None, "A name (see `pyels info`) or a path.  [default: what it was trained on]")
+
+    def load(self) -> tuple[Denoiser, PatchBank, dict[str, Any], dict[str, Any]]:
+        """The network, the bank, the record of the network, and what of both belongs into that of a run."""
+        denoiser, record = adapters.load(self.network)
+        channels = getattr(denoiser, "channels", None)
+        trained_on = record.get("training", {}).get("data")
+        dataset, limit, size = self.dataset, self.limit, self.size
+        if dataset is None:
+            if trained_on is None:
+                raise ValueError(f"--dataset is needed: {self.network} does not say what it was trained on")
+            dataset = str(trained_on["dataset"])
+            limit = trained_on["limit"] if limit is None else limit
+            size = trained_on["size"] if size is None else size
+        bank = datasets.load(dataset, limit=limit, size=size, memory_limit=self.memory_limit)
+        if channels not in (None, bank.shape[0]):
+            raise ValueError(f"the network takes {channels} channels, but the images of {dataset} have {bank.shape[0]}")
+        data = record_of_data(dataset, limit, size, bank)
+        same = self.dataset is None and self.limit is None and self.size is None
+        if same and trained_on.get("bank", data["bank"])["crc32"] != data["bank"]["crc32"]:
+            raise ValueError(
+                f"{dataset} has changed since {self.network} was trained on it; give --dataset to use it all the same"
+            )
+        return denoiser, bank, record, {"network": {key: record[key] for key in ("source", "crc32")}, "data": data}
+
+
+def boundary_of(record: Mapping[str, Any]) -> str:
+    """The boundary with which a machine sees the border as the network does, as far as its record tells."""
+    return "circular" if record.get("config", {}).get("padding") == "circular" else "zeros"
+
+
+def record_of_data(dataset: str, limit: int | None, size: int | None, bank: PatchBank) -> dict[str, Any]:
+    """What is enough to load a bank again, and to see whether it is the same."""
+    return {"dataset": where(dataset), "limit": limit, "size": size, "bank": describe(bank)}
+
+
+def where(dataset: str) -> str:
+    """A data set as any folder knows it."""
+    return dataset if dataset in datasets.NAMES else str(Path(dataset).resolve())
+
+
+def describe(bank: PatchBank) -> dict[str, Any]:
+    return {"images": len(bank), "shape": list(bank.shape), "crc32": bank.fingerprint()}
+
+
+# ---- Seeds ---------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class SeedOptions(Settings):
+    num: int = option(50, "Number of seeds.")
+    seed: int = option(0, "First seed.")
+
+    def __post_init__(self) -> None:
+        resumable.check_seeds(self.seed, self.num)
+        super().__post_init__()
+
+    @property
+    def seeds(self) -> list[int]:
+        return [self.seed + i for i in range(self.num)]
+
+
+@dataclass(frozen=True, kw_only=True)
+class LabelOptions(SeedOptions):
+    labels: str | None = option(
+        None,
+        "n classes, as 0,1,7,9, of which seed s gets number s % n. Machines then draw on the images of that class "
+        "alone, also beside a network that is not class-conditional.  [default: all classes where it is, else all "
+        "images]",
+    )
+
+    def classes(self, denoiser: Denoiser, bank: PatchBank) -> list[int] | None:
+        """The class of each seed, which depends on the seed alone; None where classes play no part."""
+        conditional = getattr(denoiser, "num_classes", None) is not None
+        if self.labels is None and not conditional:
+            return None
+        if self.labels is None and bank.labels is None:
+            raise ValueError("the network is class-conditional, but the data set has no labels")
+        classes = bank.classes if self.labels is None else integers("labels", self.labels)
+        for c in classes:
+            bank.class_range(c)
+        return [classes[seed % len(classes)] for seed in self.seeds]
+
+
+def integers(name: str, text: str) -> list[int]:
+    try:
+        return [int(part) for part in text.split(",")]
+    except ValueError:
+        raise ValueError(f"{flag(name)} must be integers separated by commas, such as 3,3,5, got {text!r}") from None
+
+
+# ---- Machines and their engines ------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class ThreadOptions(Settings):
+    threads: int | None = option(None, "Number of threads.  [default: all CPUs this process may use]")
+
+    @property
+    def all_threads(self) -> int:
+        return default_threads() if self.threads is None else self.threads
+
+    def tell_torch(self, jobs: int = 1) -> int:
+        """The threads of each of so many jobs, which torch is told too."""
+        check("threads", self.threads, AT_LEAST_1)
+        each = max(1, self.all_threads // jobs)
+        torch.set_num_threads(each)
+        return each
+
+
+@dataclass(frozen=True, kw_only=True)
+class JobOptions(ThreadOptions):
+    jobs: int | None = option(
+        None,
+        f"Seeds worked on at the same time.  [default: one a thread, up to {_MOST_JOBS}; 1 beyond --memory-limit]",
+        must_be=AT_LEAST_1,
+    )
+
+    def split(self, count: int, bank: PatchBank) -> tuple[int, int]:
+        """The number of jobs, and the threads of each."""
+        jobs = self.jobs
+        if jobs is None:  # jobs on a streamed bank would wait for each other to read it
+            jobs = 1 if bank.streamed else max(1, min(self.all_threads, count, _MOST_JOBS))
+        return jobs, self.tell_torch(jobs)
+
+
+@dataclass(frozen=True, kw_only=True)
+class EngineOptions(Settings):
+    """The engine; in the groups derived from it, what it may be told."""
+
+    engine: str = option("auto", type=click.Choice(NAMES))
+
+    def machine_of(
+        self, name: str, bank: PatchBank, threads: int | None, boundary: str | None = None, otherwise: str = "zeros"
+    ) -> Machine:
+        """The machine of a name; where it has a boundary, with the one asked for, or otherwise that of the command."""
+        make: Any = MACHINES[name]
+        if boundary is not None and not make.boundaries:
+            raise ValueError(f"--boundary {boundary} was given, but only machine {in_words(BOUNDED)} has one")
+        self.check_engine(make)
+        own = {"boundary": boundary or otherwise} if make.boundaries else {}
+        options = {one.name: getattr(self, one.name) for one in fields(self) if one.metadata["elsewhere"]}
+        machine: Machine = make(bank, engine=self.engine, threads=threads, **own, **options)
+        return machine
+
+    def check_engine(self, kind: type[Machine]) -> None:
+        """Raise ValueError where an option was given that does nothing for this machine, or that its engine lacks."""
+        for one in fields(self):
+            value = getattr(self, one.name)
+            if one.metadata["elsewhere"] and value != one.default and not (kind.boundaries and self._has(one.name)):
+                raise ValueError(one.metadata["elsewhere"].format(value))
+
+    def _has(self, name: str) -> bool:
+        return self.engine != "auto" and name in (one.name for one in fields(find_engine(self.engine)))
+
+
+@dataclass(frozen=True, kw_only=True)
+class PrecisionOptions(EngineOptions):
+    precision: str = option(
+        PRECISIONS[0],
+        "Of ELS with engine cuda: high may use tensor cores for small windows.",
+        type=click.Choice(PRECISIONS),
+        elsewhere="--precision {} is for ELS with --engine cuda",
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class SampledOptions(EngineOptions):
+    tolerance: float | None = option(
+        None,
+        "Of engine sampled: how far a pixel's mean may be from the exact one, half a 95% interval.  "
+        f"[default: {TOLERANCE}]",
+        elsewhere=_EXACT,
+    )
+    index: Path | None = option(
+        None,
+        "Of engine sampled: the folder of its indexes, built when first needed.  [default: beside the file of the "
+        "data set, or in the user's cache]",
+        type=click.Path(path_type=Path, file_okay=False),
+        elsewhere=_EXACT,
+    )
+
+
+def record_of_engine(machine: Machine) -> dict[str, Any]:
+    """What the bits of a result depend on, beside its inputs."""
+    settings = machine.engine.settings()
+    return settings if machine.bank.memory_limit is None else {**settings, "memory_limit": machine.bank.memory_limit}
+
+
+# ---- Patch sizes ---------------------------------------------------------------------------------------------------
+
+
+def is_local(machine: Machine) -> bool:
+    """Whether its windows have a size."""
+    return isinstance(machine.definition.window, Square)
+
+
+def refuse_sizes(**given: Any) -> None:
+    """Raise ValueError where sizes were given for machines that are not local."""
+    if any(value is not None for value in given.values()):
+        raise ValueError(f"machines {in_words(WHOLE)} compare whole images: leave out {in_words(map(flag, given))}")
+
+
+def sizes_of_steps(text: str, steps: int | None, schedule: str) -> list[int]:
+    """Patch sizes for `steps` steps along `schedule`, from numbers, a scales.json of `pyels calibrate`, or a preset's
+    name (20 steps where none are given). A folder stands for the scales.json in it."""
+    if text.endswith(".json"):
+        sizes = sizes_of_file(Path(text), schedule)
+    elif re.search(r"^[-+\d]|,", text):  # before it is looked up as a folder: many numbers are too long for a name
+        sizes = integers("patch_sizes", text)
+    elif text and (Path(text) / "scales.json").is_file():
+        sizes = sizes_of_file(Path(text) / "scales.json", schedule)
+    else:
+        sizes = presets.patch_sizes(text, DEFAULT_STEPS if steps is None else steps)
+    if steps is not None and steps != len(sizes):
+        raise ValueError(f"--patch-sizes has {len(sizes)} entries for {steps} steps; give one for each")
+    return sizes
+
+
+def sizes_of_file(path: Path, schedule: str) -> list[int]:
+    """`patch_sizes` of a scales.json, which must have been calibrated along `schedule`."""
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such file")
+    try:
+        scales = json.loads(path.read_text(encoding="utf-8"))
+        sizes, along = [int(k) for k in scales["patch_sizes"]], scales["schedule"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{path}: not a scales.json of pyels calibrate ({error!r})") from error
+    if along != schedule:
+        raise ValueError(f"{path} was calibrated along schedule {along}, but --schedule is {schedule}")
+    return sizes
+
+
+def default_preset(dataset: str, machine: Machine) -> str:
+    base = "fashion-mnist" if dataset == datasets.EMBEDDED else dataset
+    padding = "circular" if machine.definition.wraps else "zeros"
+    for name in (f"{base}-resnet-{padding}", f"{base}-resnet-zeros"):
+        if name in presets.PATCH_SIZES:
+            return name
+    raise ValueError(
+        f"--patch-size or --patch-sizes is needed for data set {dataset}: give numbers, a scales.json of pyels "
+        f"calibrate, or one of {', '.join(presets.PATCH_SIZES)}"
+    )
+
+
+def check_sizes(machine: Machine, sizes: Sequence[int]) -> None:
+    """Fail on a bad size before anything is written."""
+    for k in sizes:
+        machine.check_size(k)

@@ -7,7 +7,7 @@ from helpers import make_bank, noisy
 
 import pyels
 from pyels.cli import main
-from pyels.studies import bench
+from pyels.studies import alternatives, bench
 
 
 def run(*arguments):
@@ -24,9 +24,9 @@ def test_alternatives_agree_with_the_oracle(name, k, alpha, sigma, channels, mon
     if name == "KeOps":
         pytest.importorskip("pykeops")
     # Many chunks, of queries and of patches, the last one smaller.
-    monkeypatch.setattr(bench, "CACHED_QUERIES", 100)
-    monkeypatch.setattr(bench, "CACHED_WEIGHTS", 100 * 70)
-    monkeypatch.setattr(bench, "MATERIALISED_WEIGHTS", 132 * 70)
+    monkeypatch.setattr(alternatives, "CACHED_QUERIES", 100)
+    monkeypatch.setattr(alternatives, "CACHED_WEIGHTS", 100 * 70)
+    monkeypatch.setattr(alternatives, "MATERIALISED_WEIGHTS", 132 * 70)
     bank = make_bank(10, (channels, 12, 11))
     x = noisy(bank, alpha, sigma, batch=2, seed=1)
     evaluation = bench.alternatives()[name](bench.windows(bank.read(slice(None)), k), x, alpha, sigma)

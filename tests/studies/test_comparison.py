@@ -13,7 +13,7 @@ import pyels
 from pyels.adapters import NetworkDenoiser, from_pyels
 from pyels.files import read_tensors
 from pyels.sampling import Level
-from pyels.studies import comparison
+from pyels.studies import comparison, resumable
 from pyels.studies.calibration import calibrate, centre_gradient
 
 # ---- calibration ---------------------------------------------------------------------------------------------------
@@ -145,7 +145,7 @@ def test_calibrate_command(trained, tmp_path, capsys):
     # The file is enough for the same figures from Python.
     network, _ = pyels.adapters.load(trained / "net")
     bank = pyels.datasets.load(trained / "bank.npz")
-    noise = torch.stack([pyels.comparison.runs.noise_of_seed(seed, bank.shape) for seed in scales["seeds"]])
+    noise = torch.stack([resumable.noise_of_seed(seed, bank.shape) for seed in scales["seeds"]])
     again = calibrate(network, pyels.ELS(bank), noise, torch.tensor(scales["labels"]), scales["sizes"], STEPS)
     torch.testing.assert_close(again.cosine, torch.tensor(scales["cosine"]).double(), atol=1e-6, rtol=0)
     # sample takes the file too, and more numbers than a file name may be long.

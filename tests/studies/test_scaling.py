@@ -15,7 +15,7 @@ import pyels
 from pyels.engines import index
 from pyels.files import read_tensors
 from pyels.sampling import Level
-from pyels.studies import bench, rivals, scaling
+from pyels.studies import bench, resumable, rivals, scaling
 from pyels.studies.rivals import Method
 
 LEVEL = Level(0.5, 0.8, 0.6)
@@ -192,7 +192,7 @@ def test_the_study(arguments, tmp_path, capsys):
     loaded = pyels.datasets.load(tmp_path / "bank.npz")
     bank = scaling.grown(loaded, 30, seed=4)
     # The noisy images are those on the exact machine's way from the seeds' noise.
-    noise = torch.stack([pyels.runs.noise_of_seed(seed, bank.shape) for seed in (4, 5)])
+    noise = torch.stack([resumable.noise_of_seed(seed, bank.shape) for seed in (4, 5)])
     passed = []
     pyels.sample(pyels.ELS(bank), noise, 3, patch_sizes=[3, 3, 5], callback=passed.append)
     for step, x, mean in zip(passed, measured["x"][1], measured["exact_mean"][1], strict=True):

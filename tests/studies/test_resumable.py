@@ -310,15 +310,16 @@ def test_training_ended_while_it_writes(sample, tmp_path, end):
     """Half of a checkpoint is not left behind, at the latest by the run that goes on."""
     out = tmp_path / "out"
     stuck = program(
-        "import time, pyels.training",
+        "import time",
+        "from pyels.networks import training",
         "from pyels.files import replacing",
         "def write(self, path, run):",
         "    with replacing(path) as temporary:",
         "        temporary.write_bytes(b'half')",
         "        time.sleep(100)",
-        "pyels.training._State.write = write",
-        "pyels.training._CHECKPOINT_SECONDS = -1",
-        "pyels.training._interrupts_between_steps = lambda: __import__('contextlib').nullcontext(lambda: False)",
+        "training._State.write = write",
+        "training._CHECKPOINT_SECONDS = -1",
+        "training._interrupts_between_steps = lambda: __import__('contextlib').nullcontext(lambda: False)",
     )
     options = ["train", *sample[1:3], "--width", "4", "--depth", "1", "--batch-size", "4", "--steps", "3"]
     process = subprocess.Popen([*stuck, *options, "--out", str(out)], stderr=subprocess.DEVNULL)

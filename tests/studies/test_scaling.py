@@ -15,7 +15,7 @@ import pyels
 from pyels.engines import index
 from pyels.files import read_tensors
 from pyels.sampling import Level
-from pyels.studies import bench, rivals, scaling
+from pyels.studies import bench, resumable, rivals, scaling
 from pyels.studies.rivals import Method
 
 LEVEL = Level(0.5, 0.8, 0.6)
@@ -92,7 +92,7 @@ def test_what_takes_too_much_is_left_out():
     assert "k = 3 takes" in rivals.left_out(top, 50, shape, "zeros", 3, needed - 1)
     assert rivals.left_out(top, 50, shape, "circular", 3, needed) is not None  # more windows
     assert "no window of size 11" in rivals.left_out(top, 50, shape, "zeros", 11, needed)
-    assert rivals.left_out(Method("faiss", 0.1), 50, shape, "zeros", 11, 1) is None  # exact there
+    assert rivals.left_out(Method("sampled", 0.1), 50, shape, "zeros", 11, 1) is None  # exact there
     assert rivals.left_out(Method("subset", 0.1), 50, shape, "zeros", 3, 1) is None
 
 
@@ -182,7 +182,7 @@ def test_the_study(arguments, tmp_path, capsys):
         "run.json",
         "scaling.safetensors",
     ]
-    names = ["exact", "faiss 0.1", "subset 0.5", "subset 0.1", "top 10"]
+    names = ["exact", "sampled 0.1", "subset 0.5", "subset 0.1", "top 10"]
     records = {(r["images"], r["method"]): r for r in report["records"]}
     assert list(records) == [(n, name) for n in (20, 30, 50) for name in names]
     assert [records[n, "exact"]["synthetic"] for n in (20, 30, 50)] == [0, 0, 10]
@@ -193,7 +193,7 @@ def test_the_study(arguments, tmp_path, capsys):
     loaded = pyels.datasets.load(tmp_path / "bank.npz")
     bank = scaling.grown(loaded, 30, seed=4)
     # The noisy images are those on the exact machine's way from the seeds' noise.
-    noise = torch.stack([pyels.runs.noise_of_seed(seed, bank.shape) for seed in (4, 5)])
+    noise = torch.stack([resumable.noise_of_seed(seed, bank.shape) for seed in (4, 5)])
     passed = []
     pyels.sample(pyels.ELS(bank), noise, 3, patch_sizes=[3, 3, 5], callback=passed.append)
     for step, x, mean in zip(passed, measured["x"][1], measured["exact_mean"][1], strict=True):
@@ -220,11 +220,11 @@ def test_the_study(arguments, tmp_path, capsys):
         assert record["seconds_per_step"]["max"] == pytest.approx(float(per_sample.max()) / 3)
     assert "rms_error" not in records[20, "exact"]
     assert records[50, "subset 0.1"]["bank_megabytes"] == pytest.approx(5 * 144 / 1e6)
-    faiss = records[50, "faiss 0.1"]
+    sampled = records[50, "sampled 0.1"]
     estimated, missed = (measured[name][2, :, 1].sum() for name in ("estimated", "missed"))
-    assert faiss["stated_error_missed"] == pytest.approx(float(missed / estimated))
-    assert faiss["stated_error_missed"] < 0.1
-    assert faiss["index_megabytes_of_all"] > faiss["index_megabytes"] > 0
+    assert sampled["stated_error_missed"] == pytest.approx(float(missed / estimated))
+    assert sampled["stated_error_missed"] < 0.1
+    assert sampled["index_megabytes_of_all"] > sampled["index_megabytes"] > 0
     assert report["exponents"]["exact"].keys() == {"all"}  # of real images there are two sizes
     assert report["exponents"]["exact"]["all"]["images"] == [20, 30, 50]
     assert run_program(*arguments, "--images", "20,30,40") == 2
@@ -240,7 +240,7 @@ def test_table(arguments, capsys):
     rows = {tuple(line.split()[:2]): line for line in lines[1:16]}
     assert "left out: building its index for k = 3 takes" in rows["50", "top"]
     assert "left out" not in rows["30", "top"]
-    assert all("left out" in rows[n, "faiss"] for n in ("20", "30", "50"))
+    assert all("left out" in rows[n, "sampled"] for n in ("20", "30", "50"))
     exponents = [line for line in lines if " ~ images^(" in line]
     assert [line.split()[2] for line in exponents] == ["exact", "subset", "subset"]
     assert all(line.endswith("20 to 50 images, some synthetic") for line in exponents)

@@ -243,7 +243,7 @@ class PatchBank:
         if labels is not None:
             labels = [labels] if isinstance(labels, int) else labels
             labels = check_labels(labels, len(labels))
-        return select(self, labels, images, without)
+        return select(len(self), self.order, self.class_range, labels, images, without)
 
     def class_range(self, label: int) -> tuple[int, int]:
         """Where a class begins and ends in `order`. Raises ValueError for a class with no images."""

@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
-
-if TYPE_CHECKING:
-    from pyels.bank.bank import PatchBank
 
 ALL, LIST = "all", "images-"  # the name of all images; what those of lists begin with
 
@@ -123,41 +120,47 @@ def as_numbers(images: range | Tensor) -> Tensor:
     return images if isinstance(images, Tensor) else torch.arange(images.start, images.stop, images.step)
 
 
-def select(bank: PatchBank, labels: Tensor | None, images: Any, without: Any) -> Selection:
-    """`PatchBank.select`, of labels that are checked."""
-    size = len(bank)
+def select(
+    size: int,
+    order: Tensor,
+    class_range: Callable[[int], tuple[int, int]],
+    labels: Tensor | None,
+    images: Any,
+    without: Any,
+) -> Selection:
+    """`PatchBank.select`: of a bank of so many images, its order by class, and labels that are checked."""
     classes: list[Any] = [None] if labels is None else labels.tolist()
     if images is None and without is None:
         if labels is None:
             return Selection(size, None, torch.tensor([0]), torch.tensor([size]), (ALL,))
-        ranges = [bank.class_range(c) for c in classes]
+        ranges = [class_range(c) for c in classes]
         begin, end = (torch.tensor([ends[i] for ends in ranges], dtype=torch.int64) for i in (0, 1))
-        return Selection(size, bank.order, begin, end, tuple(f"class{c}" for c in classes))
+        return Selection(size, order, begin, end, tuple(f"class{c}" for c in classes))
     only, but = _lists(size, "images", images), _lists(size, "without", without)
     batch = max(len(classes), len(only), len(but))
     for name, given in (("labels", classes), ("images", only), ("without", but)):
         if len(given) not in (1, batch):
             raise ValueError(f"{name} is for {len(given)} queries, but the rest for {batch}; give one list, or {batch}")
     sets: dict[Any, tuple[int, int, str]] = {}  # each once, whichever queries it is for
-    order: list[Tensor] = []
+    chosen: list[Tensor] = []
     queries = [tuple(b % len(given) for given in (classes, only, but)) for b in range(batch)]
     for b, (c, i, w) in enumerate(queries):
         if (key := (classes[c], i, w)) in sets:
             continue
-        numbers = torch.arange(size) if key[0] is None else bank.order[slice(*bank.class_range(key[0]))]
+        numbers = torch.arange(size) if key[0] is None else order[slice(*class_range(key[0]))]
         if images is not None:
             numbers = numbers[torch.isin(numbers, only[i])]
         if without is not None:
             numbers = numbers[~torch.isin(numbers, but[w])]
         if len(numbers) == 0:
             raise ValueError(f"no images are left for query {b}; select some")
-        begins = sum(map(len, order))
+        begins = sum(map(len, chosen))
         name = LIST + hashlib.blake2b(numbers.numpy().tobytes(), digest_size=16).hexdigest()
         sets[key] = begins, begins + len(numbers), name
-        order.append(numbers)
+        chosen.append(numbers)
     found = [sets[classes[c], i, w] for c, i, w in queries]
     begin, end = (torch.tensor([one[i] for one in found]) for i in (0, 1))
-    return Selection(size, torch.cat(order), begin, end, tuple(name for _, _, name in found))
+    return Selection(size, torch.cat(chosen), begin, end, tuple(name for _, _, name in found))
 
 
 def _lists(size: int, name: str, given: Any) -> list[Tensor]:

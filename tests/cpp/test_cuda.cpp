@@ -140,7 +140,9 @@ void little_shared_memory() {
   for (const Machine& machine : machines)
     for (const std::int64_t channels : {4, 6}) {
       if (!large && channels == 4) continue;
-      const Case work(machine, {channels, 9, 14}, large ? 4 : 2, 9, {level(0.1), level(0.9), level(1e-3)});
+      std::vector<Level> levels{level(0.1), level(0.9), level(1e-3)};
+      if (!large) levels.resize(1);
+      const Case work(machine, {channels, 9, 14}, large ? 4 : 2, 9, levels);
       context = work.text();
       if (!machine.whole_image())
         check(pyels::cuda::make_plan(work.problem(), {}, emulated::shared_bytes).method == pyels::cuda::Method::direct,

@@ -176,7 +176,7 @@ int main(int count, char** arguments) {
                     {"the lowest image is the source", the_lowest_image_is_the_source},
                     {"parts of a bank merge to the whole", parts_of_a_bank_merge_to_the_whole},
                     {"masks weigh every pixel", masks_weigh_every_pixel},
-                    {"work stops when asked", work_stops_when_asked},
+                    {"threads stop when asked", work_stops_when_asked},
                     {"the instruction set can be chosen", instruction_set_can_be_chosen},
                     {"long sums keep their digits", long_sums_keep_their_digits, true}},
                    [] { exact_bounds.report(); });

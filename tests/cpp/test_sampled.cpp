@@ -106,6 +106,7 @@ std::vector<Case> all_kinds(const std::vector<Level>& levels) {
   std::vector<Case> cases;
   for (const Machine& machine : {machines[3], machines[4], machines[5]})
     for (const std::int64_t k : {3, 5}) {
+      if (!large && (k == 3) == (machine.sources == pyels::Sources::zeros)) continue;
       cases.emplace_back(machine, Shape{k == 3 ? 1 : 3, 9, 12}, 150, k, levels, 40, 5 + k);
       if (machine.sources == pyels::Sources::interior || k == 5) cases.back().to_float();
     }

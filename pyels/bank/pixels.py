@@ -46,8 +46,8 @@ def check_pixels(pieces: Iterable[Tensor], channels: int) -> float:
         return 1.0
     if max(-low, high) > LARGEST_PIXEL or (low >= 0 and high > 10):
         raise ValueError(
-            f"float32 images must lie in [-1, 1], but reach {max(-low, high):.4g}; give 0..255 values as uint8, or scale "
-            f"them (latents, which are of both signs, may reach {LARGEST_PIXEL:g})"
+            f"float32 images must lie in [-1, 1], but reach {max(-low, high):.4g}; give 0..255 values as uint8, or "
+            f"scale them (latents, which are of both signs, may reach {LARGEST_PIXEL:g})"
         )
     if low >= -_ABOUT and 0 < high <= 1 + _ABOUT and count >= _FEW:
         warn("float images lie in [0, 1], where [-1, 1] is meant: give 2 * images - 1")

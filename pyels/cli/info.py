@@ -27,7 +27,7 @@ def info_command(given: Info) -> None:
     if given.dataset is not None:
         result = _data_set(given.dataset, datasets.load(given.dataset, **given.reading()))
     elif asked := given.reading():
-        raise ValueError(f"{in_words(map(flag, asked))} was given, which is of a data set: add --dataset")
+        raise ValueError(f"{in_words(map(flag, asked))}: nothing is read without --dataset")
     else:
         result = _installation()
     given.show(result, [f"{key:17} {_in_words(key, value)}" for key, value in result.items()])

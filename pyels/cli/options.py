@@ -7,7 +7,7 @@ from dataclasses import MISSING, Field, dataclass, field, fields, is_dataclass
 from itertools import chain
 from pathlib import Path
 from types import UnionType
-from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 import click
 
@@ -109,7 +109,7 @@ def _option(one: Field[Any], hint: Any) -> click.Option:
 
 
 def _click_type(hint: Any) -> Any:
-    if get_origin(hint) is UnionType:  # X | None
+    if get_origin(hint) in (Union, UnionType):  # X | None
         return _click_type(get_args(hint)[0])
     if get_origin(hint) is Literal:
         return click.Choice(get_args(hint))

@@ -64,7 +64,7 @@ class OutputOptions(JsonOptions):
 class ReadingOptions(Settings):
     """How a data set is read."""
 
-    split: Literal["train", "test"] = option("train", "Of a data set that has both.")
+    split: Literal["train", "test"] | None = option(None, "Of a data set that has both.  [default: train]")
     root: str | None = option(None, "Folder in which a named data set is looked for first, such as torchvision's.")
     limit: int | None = option(
         None, "Use only so many images: the first, or as many of each class where they lie class after class."

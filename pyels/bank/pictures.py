@@ -162,7 +162,7 @@ class _Files:
         self.path = path
         try:
             self._zip = None if path.is_dir() else zipfile.ZipFile(path)
-        except zipfile.BadZipFile as error:
+        except Exception as error:  # of another version, encrypted, damaged
             raise ValueError(f"{path}: not a readable zip ({error})") from error
 
     def __enter__(self) -> _Files:
@@ -279,7 +279,7 @@ def _listed_labels(files: _Files, name: str) -> dict[str, Any] | None:
         if not isinstance(content, dict) or not isinstance(content.get("labels", ""), list | None):
             return None
         return {str(picture): label for picture, label in content["labels"] or []}
-    except (ValueError, TypeError, RecursionError, OSError) as error:
+    except Exception as error:  # brackets in brackets, a damaged zip
         raise ValueError(f"{files.path / name}: no list of [picture, label] as 'labels' ({error})") from error
 
 

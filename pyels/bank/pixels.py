@@ -44,14 +44,15 @@ def check_pixels(pieces: Iterable[Tensor], channels: int) -> float:
         if high == 1 and count >= _FEW:
             warn("uint8 images of 0 and 1 alone are taken for -1 and -0.992; if they are masks, multiply them by 255")
         return 1.0
-    if max(-low, high) > LARGEST_PIXEL or (low >= 0 and high > 10):
+    pictures = channels in (1, 3)  # latents mostly have others
+    if max(-low, high) > LARGEST_PIXEL or (pictures and low >= 0 and high > 10):
         raise ValueError(
             f"float32 images must lie in [-1, 1], but reach {max(-low, high):.4g}; give 0..255 values as uint8, or "
-            f"scale them (latents, which are of both signs, may reach {LARGEST_PIXEL:g})"
+            f"scale them (latents may reach {LARGEST_PIXEL:g})"
         )
     if low >= -_ABOUT and 0 < high <= 1 + _ABOUT and count >= _FEW:
         warn("float images lie in [0, 1], where [-1, 1] is meant: give 2 * images - 1")
-    elif (channels in (1, 3) or low >= 0) and max(-low, high) > 1 + _ABOUT:  # latents have other numbers of channels
+    elif (pictures or low >= 0) and max(-low, high) > 1 + _ABOUT:
         warn(
             f"float images reach from {low:.4g} to {high:.4g}, but pictures are taken to lie in [-1, 1]: undo what "
             "normalised them, such as ImageNet's mean and deviation (latents may lie anywhere)"

@@ -24,6 +24,7 @@ from pyels.bank import PatchBank
 from pyels.bank.file_images import Pixels, parse_bytes
 from pyels.bank.pictures import Look, as_pixels, read_pictures, spread
 from pyels.bank.published import CIFAR_ARCHIVES, CIFAR_FOLDERS, IDX, load_cifar10, load_idx, read_idx
+from pyels.checks import warn
 from pyels.files import replacing
 
 __all__ = ["EMBEDDED", "NAMES", "from_pairs", "load", "read_idx", "where"]
@@ -194,6 +195,8 @@ def from_pairs(pairs: Iterable[tuple[Any, int]], limit: int | None = None) -> Pa
     names = getattr(pairs, "classes", None)
     if not isinstance(names, list | tuple) or not all(isinstance(name, str) for name in names):
         names = None
+    elif limit is not None and len(set(labels)) < min(limit, len(names)) and labels == sorted(labels):
+        warn(f"the first {limit} pairs are of {len(set(labels))} of {len(names)} classes; shuffle them before")
     return PatchBank(np.stack(images), np.asarray(labels, dtype=np.int64), names)
 
 

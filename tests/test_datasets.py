@@ -81,6 +81,8 @@ def test_class_names():
 
     assert datasets.from_pairs(Pairs([(np.zeros((4, 4), np.uint8), 1)])).class_names == ["cat", "dog"]
     assert datasets.from_pairs([(np.zeros((4, 4), np.uint8), 1)]).class_names is None
+    with pytest.warns(UserWarning, match="the first 2 pairs are of 1 of 2 classes; shuffle them before"):
+        datasets.from_pairs(Pairs([(np.zeros((4, 4), np.uint8), i // 5) for i in range(9)]), limit=2)
     bank = datasets.load("fashion-mnist-6000", limit=3)
     assert [bank.name_of(c) for c in (9, 0)] == ["9 (ankle boot)", "0 (T-shirt/top)"]
 
@@ -96,6 +98,18 @@ def test_idx_files_where_others_leave_them(idx_folder, tmp_path_factory, folder)
     (root / folder / "t10k-labels-idx1-ubyte").unlink()
     with pytest.raises(FileNotFoundError, match="t10k-labels-idx1-ubyte\\.gz is not there"):
         datasets.load(root / folder, split="test")
+
+
+def test_files_that_are_none_of_these(tmp_path):
+    Image.new("L", (8, 8)).save(tmp_path / "a.png")
+    with pytest.raises(ValueError, match=r"a\.png: not a readable bank \(neither an npz nor an npy file; of pictures"):
+        datasets.load(tmp_path / "a.png")
+    np.save(tmp_path / "one.npy", np.zeros((9, 9, 3), np.uint8))
+    with pytest.raises(ValueError, match=r"one\.npy.*one picture of shape \(9, 9, 3\)"):
+        datasets.load(tmp_path / "one.npy")
+    (tmp_path / "a.png").unlink()
+    with pytest.raises(ValueError, match=r"no images in it that Pillow reads, but \{'\.npy': 1\}"):
+        datasets.load(tmp_path)
 
 
 def test_home_in_paths(tmp_path, monkeypatch, idx_folder):

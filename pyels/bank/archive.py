@@ -89,9 +89,12 @@ class Arrays:
 
     def __post_init__(self) -> None:
         """See whether the channels come last, which pyels itself, whose files have checksums, never writes."""
-        shape = self.images.shape
-        foreign = self.checksums is None and len(shape) == 4
-        self.images.channels_last = foreign and shape[3] <= 4 < min(shape[1:3])
+        shape, foreign = self.images.shape, self.checksums is None
+        if len(shape) == 3 and shape[2] <= 4 < min(shape[:2]):
+            raise ValueError(
+                f"one picture of shape {shape}, rather than images (N, C, H, W), (N, H, W) or (N, H, W, C)"
+            )
+        self.images.channels_last = foreign and len(shape) == 4 and shape[3] <= 4 < min(shape[1:3])
 
 
 def find_arrays(path: Path, split: str) -> Arrays:
@@ -108,7 +111,9 @@ def find_arrays(path: Path, split: str) -> Arrays:
         archive = zipfile.ZipFile(path)
     except zipfile.BadZipFile:
         _check_cut_off_archive(path, size, [f"{name}.npy" for name, _ in _names(split)])
-        raise
+        raise ValueError(
+            "neither an npz nor an npy file; of pictures, or of a data set's own files, give the folder"
+        ) from None
     with archive:
         members = [name.removesuffix(".npy") for name in archive.namelist()]
         found = next((pair for pair in _names(split) if pair[0] in members), None)

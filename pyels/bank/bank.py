@@ -47,7 +47,6 @@ class PatchBank:
     ----------
     images       (N, C, H, W) tensor; a ValueError where the bank is streamed, `read` gives some of them
     dtype        torch.uint8 or torch.float32
-    largest      the largest absolute value of a pixel; 1 of uint8
     streamed     whether the images are in a file and read when needed
     labels       (N,) int64 tensor, or None
     classes      the distinct labels, ascending; empty without labels
@@ -82,7 +81,7 @@ class PatchBank:
                 "give images.transpose(0, 3, 1, 2) of an array, images.permute(0, 3, 1, 2) of a tensor"
             )
         with closing(self.pieces()) as pieces:
-            self.largest = check_pixels(pieces, self.shape[0])
+            check_pixels(pieces, self.shape[0])
 
     def _hold(self, stored: Tensor | FileImages, labels: Tensor | None, class_names: Sequence[str] | None) -> None:
         """Take what has been checked."""
@@ -92,7 +91,6 @@ class PatchBank:
         self.dtype: torch.dtype = stored.dtype
         n, c, h, w = stored.shape
         self._shape = (n, c, h, w)
-        self.largest = 1.0
         self.class_names = None if class_names is None else list(class_names)
         self.labels = labels
         self.order = torch.empty(0, dtype=torch.int64)
@@ -108,7 +106,6 @@ class PatchBank:
         """A bank of images of this one, which need no second look."""
         bank = object.__new__(PatchBank)
         bank._hold(stored, labels, self.class_names)
-        bank.largest = self.largest
         return bank
 
     @staticmethod

@@ -29,6 +29,7 @@ _MODES = {
 # Of these Pillow knows no pixels, or has another program find them.
 _NO_PICTURES = {"BUFR", "EPS", "GRIB", "HDF5", "MPEG", "WMF"}
 _OTHER_PICTURES = {".arw", ".avif", ".cr2", ".dng", ".heic", ".heif", ".jxl", ".nef", ".svg"}
+_LARGE, _MOST_PACKED = 1 << 24, 5000  # pixels, and how many of them a byte may stand for beyond
 # What systems and programs put beside the data; beside these, all that begins with a dot.
 _NO_DATA = {"#recycle", "#snapshot", "$RECYCLE.BIN", "@eaDir", "System Volume Information", "__MACOSX", "__pycache__"}
 _SPLITS = {"train": ("train", "training"), "test": ("test", "testing", "val", "valid", "validation")}
@@ -92,12 +93,13 @@ def read_pictures(
     with _Files(path) as files:
         names, labels, classes = _arrange(files, split)
         chosen = spread(labels, len(names), limit)
-        names, labels = np.asarray(names)[chosen].tolist(), None if labels is None else labels[chosen]
+        names, labels = [names[i] for i in np.arange(len(names))[chosen]], None if labels is None else labels[chosen]
         images, read = np.empty(0, np.uint8), list[int]()
         animated, unreadable = list[str](), list[str]()
         for i, name in enumerate(tqdm(names, desc=f"reading {path.name}", unit="image", disable=len(names) < 1000)):
             try:
                 with files.open(name) as file, Image.open(file, formats=_formats()[0]) as image:
+                    _check_size(file, image)
                     pixels = as_pixels(str(path / name), image, look)
                     if image.format != "MPO" and getattr(image, "is_animated", False):
                         animated.append(name)
@@ -132,6 +134,14 @@ def spread(labels: Pixels | None, count: int, limit: int | None) -> slice | Pixe
     place_in_class = np.arange(count) - np.repeat(starts, np.diff(starts, append=count))
     chosen: Pixels = np.sort(np.argsort(place_in_class, kind="stable")[:limit])
     return chosen
+
+
+def _check_size(file: IO[bytes], image: Image.Image) -> None:
+    """Raise ValueError for a small file that would become a huge picture, below what Pillow itself takes for a bomb."""
+    pixels, position = image.width * image.height, file.tell()
+    if pixels > _LARGE and pixels > _MOST_PACKED * file.seek(0, os.SEEK_END):
+        raise ValueError(f"{image.width}x{image.height} pixels in {file.tell()} bytes")
+    file.seek(position)
 
 
 @functools.cache
@@ -210,9 +220,11 @@ def _arrange(files: _Files, split: str) -> tuple[list[str], Pixels | None, list[
     path, names = files.path, files.names()
     suffixes = _formats()[1]
     pictures = [name for name in names if os.path.splitext(name)[1].lower() in suffixes]
+    others = Counter(os.path.splitext(name)[1].lower() for name in names if not name.endswith("/"))
     if not pictures:
-        raise ValueError(f"{path}: no images in it (looked for {', '.join(sorted(suffixes))})")
-    others = Counter(os.path.splitext(name)[1].lower() for name in names)
+        raise ValueError(
+            f"{path}: no images in it that Pillow reads, {f'but {dict(others)}' if others else 'nor others'}"
+        )
     if left_out := {suffix: others[suffix] for suffix in sorted(_OTHER_PICTURES - suffixes) if others[suffix]}:
         warn(f"{path}: pictures that Pillow does not read here are left out: {left_out}")
     if part := _part_of(path, pictures, split):

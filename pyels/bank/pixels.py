@@ -21,16 +21,16 @@ def looks_channels_last(shape: Sequence[int]) -> bool:
     return (w <= 4 < min(c, h)) or (4 < c == h != w)
 
 
-def check_pixels(pieces: Iterable[Tensor], channels: int) -> float:
-    """The largest absolute value of a pixel: every pixel of a float bank is looked at, and of a uint8 bank as many as
-    tell that it is none of masks. Warns or raises ValueError where other values seem to be meant."""
+def check_pixels(pieces: Iterable[Tensor], channels: int) -> None:
+    """Look at every pixel of a float bank, and at as many of a uint8 bank as tell that it is none of masks. Warns or
+    raises ValueError where other values seem to be meant."""
     low, high, start, count = math.inf, -math.inf, 0, 0
     for piece in pieces:
         count += piece.numel()
         if piece.dtype == torch.uint8:
             high = max(high, int(piece.max()))
             if high > 1:
-                return 1.0
+                return
             continue
         for chunk in torch.split(piece, max(1, PIECE // (4 * piece[0].numel()))):  # each is copied once or twice
             finite = torch.isfinite(chunk).flatten(1).all(dim=1)
@@ -43,7 +43,7 @@ def check_pixels(pieces: Iterable[Tensor], channels: int) -> float:
     if low == math.inf:
         if high == 1 and count >= _FEW:
             warn("uint8 images of 0 and 1 alone are taken for -1 and -0.992; if they are masks, multiply them by 255")
-        return 1.0
+        return
     pictures = channels in (1, 3)  # latents mostly have others
     if max(-low, high) > LARGEST_PIXEL or (pictures and low >= 0 and high > 10):
         raise ValueError(
@@ -57,4 +57,3 @@ def check_pixels(pieces: Iterable[Tensor], channels: int) -> float:
             f"float images reach from {low:.4g} to {high:.4g}, but pictures are taken to lie in [-1, 1]: undo what "
             "normalised them, such as ImageNet's mean and deviation (latents may lie anywhere)"
         )
-    return max(-low, high)

@@ -278,3 +278,7 @@ def test_pictures_too_large_to_be_meant(tmp_path, monkeypatch):
     write_image(tmp_path / "a.png")
     with pytest.raises(ValueError, match=r"a\.png: not a readable image .*bomb"):
         datasets.load(tmp_path)
+    monkeypatch.undo()
+    Image.new("1", (5000, 5000)).save(tmp_path / "a.png")
+    with pytest.raises(ValueError, match=r"a\.png: not a readable image \(5000x5000 pixels in \d+ bytes\)"):
+        datasets.load(tmp_path, size=8)

@@ -12,7 +12,7 @@ import torch
 from tqdm import tqdm
 
 import pyels
-from pyels.bank.datasets import EMBEDDED
+from pyels.datasets import EMBEDDED
 from pyels.schedules import make_schedule
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+import warnings
 from collections.abc import Callable
 from dataclasses import field, fields
 from typing import Any
@@ -138,3 +140,11 @@ def check_threads(threads: int | None) -> int | None:
     if threads is not None and not 1 <= threads <= MOST_THREADS:
         raise ValueError(f"threads must be between 1 and {MOST_THREADS}, got {threads}")
     return threads
+
+
+def warn(message: str) -> None:
+    """Warn whoever called pyels, from however deep in it."""
+    frame, level = sys._getframe(1), 2
+    while frame.f_back is not None and frame.f_globals["__name__"].split(".")[0] == "pyels":
+        frame, level = frame.f_back, level + 1
+    warnings.warn(message, UserWarning, stacklevel=level)

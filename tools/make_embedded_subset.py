@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from pyels.bank.datasets import read_idx
+from pyels.datasets import read_idx
 
 PER_CLASS = 600
 

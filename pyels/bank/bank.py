@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 import zlib
-from collections.abc import Generator, Iterable
+from collections.abc import Generator, Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -15,10 +15,9 @@ from torch import Tensor
 
 from pyels.bank.archive import find_arrays, write_arrays
 from pyels.bank.file_images import DTYPES, BankFileError, FileImages, parse_bytes
-from pyels.bank.selection import Selection, select
-from pyels.checks import check_labels
-
-_PIECE = 1 << 22  # bytes looked at in one go when all of a bank in memory is
+from pyels.bank.pixels import PIECE, check_pixels, looks_channels_last
+from pyels.bank.selection import Selection, image_numbers, select
+from pyels.checks import check_labels, warn
 
 
 class PatchBank:
@@ -29,69 +28,99 @@ class PatchBank:
 
     Parameters
     ----------
-    images  (N, C, H, W) uint8, standing for v / 127.5 - 1, or float32, made for [-1, 1] and refused beyond 10; torch
-            tensor, in CPU memory or on a CUDA device, numpy array or np.memmap. The bank shares its memory.
-    labels  (N,) integers, or None
+    images       (N, C, H, W) uint8, standing for v / 127.5 - 1, or float32, of pictures in [-1, 1], of latents up to
+                 1e6; torch tensor, in CPU memory or on a CUDA device, numpy array or np.memmap. The bank shares its
+                 memory. float16 and bfloat16 are taken too, and become float32
+    labels       (N,) or (N, 1) integers, or None
+    class_names  what the classes 0, 1, .. are called, or None
 
     Raises
     ------
-    TypeError   images are neither uint8 nor float32, or labels are not integers
-    ValueError  wrong shapes, an empty bank, NaN or infinite pixels
+    TypeError   images are of another type, or labels are not integers
+    ValueError  wrong shapes, an empty bank, NaN or infinite pixels, values that are not in [-1, 1] but seem meant to be
+
+    Warns
+    -----
+    UserWarning  images look like (N, H, W, C), or like values in [0, 1], masks of 0 and 1, or normalised otherwise
 
     Attributes
     ----------
-    images   (N, C, H, W) tensor; a ValueError where the bank is streamed, `read` gives some of them
-    dtype    torch.uint8 or torch.float32
-    streamed whether the images are in a file and read when needed
-    labels   (N,) int64 tensor, or None
-    classes  the distinct labels, ascending; empty without labels
-    order    (N,) int64 image numbers, those of one class side by side, ascending within a class
+    images       (N, C, H, W) tensor; a ValueError where the bank is streamed, `read` gives some of them
+    dtype        torch.uint8 or torch.float32
+    streamed     whether the images are in a file and read when needed
+    labels       (N,) int64 tensor, or None
+    classes      the distinct labels, ascending; empty without labels
+    class_names  as given
+    order        (N,) int64 image numbers, those of one class side by side, ascending within a class
     """
 
-    def __init__(self, images: Any, labels: Any = None) -> None:
-        self._file: FileImages | None = None  # where the images are, or are mapped from
-        self._images: Tensor | None = None  # None: streamed
-        self._checked: set[tuple[int, int | None]] = set()  # what of mapped images agrees with its checksums
-        if isinstance(images, FileImages):  # from `load`, or a slice of such a bank
-            self._file = images
-        else:
-            self._images = _as_tensor("images", images)
-        stored = images if self._images is None else self._images
+    def __init__(self, images: Any, labels: Any = None, class_names: Sequence[str] | None = None) -> None:
+        stored = images if isinstance(images, FileImages) else _as_tensor("images", images)
+        if isinstance(stored, Tensor) and stored.dtype in (torch.float16, torch.bfloat16):
+            stored = stored.float()
         if stored.dtype not in (torch.uint8, torch.float32):
             raise TypeError(
                 f"images must be uint8 (0..255) or float32 (in [-1, 1]), got {stored.dtype}; convert them first"
             )
         if len(stored.shape) != 4:
-            raise ValueError(f"images must have shape (N, C, H, W), got {tuple(stored.shape)}")
+            grey = "; of grey images (N, H, W), give images[:, None]" if len(stored.shape) == 3 else ""
+            raise ValueError(f"images must have shape (N, C, H, W), got {tuple(stored.shape)}{grey}")
         if 0 in stored.shape:
             raise ValueError(f"the bank is empty: images have shape {tuple(stored.shape)}")
-        self.dtype: torch.dtype = stored.dtype
-        self._shape: tuple[int, int, int, int] = tuple(stored.shape)
-        if self._images is not None:
-            if self._images.device.type not in ("cpu", "cuda"):
+        if isinstance(stored, Tensor):
+            if stored.device.type not in ("cpu", "cuda"):
                 raise ValueError(
-                    "images must be in CPU memory or on a CUDA device, "
-                    f"got device {self._images.device}; use images.cpu()"
+                    f"images must be in CPU memory or on a CUDA device, got device {stored.device}; use images.cpu()"
                 )
-            self._images = self._images.contiguous()
-            if self.dtype == torch.float32:
-                _check_pixels(self.pieces())
+            stored = stored.contiguous()
+        self._hold(stored, self._checked_labels(labels, stored.shape[0]), class_names)
+        if not isinstance(stored, FileImages) and looks_channels_last(stored.shape):
+            n, c, h, w = stored.shape
+            warn(
+                f"images of shape ({n}, {c}, {h}, {w}) are taken as {c} channels of {h}x{w}; if (N, H, W, C) is meant, "
+                "give images.transpose(0, 3, 1, 2) of an array, images.permute(0, 3, 1, 2) of a tensor"
+            )
+        with closing(self.pieces()) as pieces:
+            check_pixels(pieces, self.shape[0])
 
-        self.labels: Tensor | None = None
+    def _hold(self, stored: Tensor | FileImages, labels: Tensor | None, class_names: Sequence[str] | None) -> None:
+        """Take what has been checked."""
+        self._file = stored if isinstance(stored, FileImages) else None  # where the images are, or are mapped from
+        self._images = None if isinstance(stored, FileImages) else stored  # None: streamed
+        self._checked: set[tuple[int, int | None]] = set()  # what of mapped images agrees with its checksums
+        self.dtype: torch.dtype = stored.dtype
+        n, c, h, w = stored.shape
+        self._shape = (n, c, h, w)
+        self.class_names = None if class_names is None else list(class_names)
+        self.labels = labels
         self.order = torch.empty(0, dtype=torch.int64)
         self._ranges: dict[int, tuple[int, int]] = {}
         if labels is not None:
-            given = _as_tensor("labels", labels).cpu()
-            if given.is_floating_point() or given.is_complex() or given.dtype == torch.bool:
-                raise TypeError(f"labels must be integers, got {given.dtype}")
-            if given.shape != (len(self),):
-                raise ValueError(f"labels must have shape ({len(self)},), got {tuple(given.shape)}")
-            self.labels = given.to(torch.int64)
-            self.order = torch.argsort(self.labels, stable=True)
-            values, counts = torch.unique(self.labels, return_counts=True)
+            self.order = torch.argsort(labels, stable=True)
+            values, counts = torch.unique(labels, return_counts=True)
             ends = counts.cumsum(0)
             for value, count, end in zip(values.tolist(), counts.tolist(), ends.tolist(), strict=True):
                 self._ranges[value] = (end - count, end)
+
+    def _like(self, stored: Tensor | FileImages, labels: Tensor | None) -> PatchBank:
+        """A bank of images of this one, which need no second look."""
+        bank = object.__new__(PatchBank)
+        bank._hold(stored, labels, self.class_names)
+        return bank
+
+    @staticmethod
+    def _checked_labels(labels: Any, count: int) -> Tensor | None:
+        if labels is None:
+            return None
+        given = _as_tensor("labels", labels).cpu()
+        if given.is_floating_point() or given.is_complex() or given.dtype == torch.bool:
+            raise TypeError(f"labels must be integers, got {given.dtype}")
+        if given.shape not in ((count,), (count, 1)):
+            raise ValueError(f"labels must have shape ({count},), got {tuple(given.shape)}")
+        whole = given.to(torch.int64).flatten()
+        if given.dtype == torch.uint64 and bool((whole < 0).any()):
+            raise ValueError("labels must be below 2^63; number the classes 0, 1, ..")
+        return whole
 
     def __len__(self) -> int:
         return self._shape[0]
@@ -145,22 +174,45 @@ class PatchBank:
         if self._images is None or self.device == torch.device(device):
             return self
         self.check_file()
-        return PatchBank(self._images.to(device), self.labels)
+        return self._like(self._images.to(device), self.labels)
 
     @property
     def classes(self) -> list[int]:
         return list(self._ranges)
 
-    def __getitem__(self, part: slice) -> PatchBank:
-        """The images of a slice, as a bank that shares this one's memory where the step is 1, or its file and limit."""
+    def name_of(self, label: int) -> str:
+        """A class in words: its number, and its name where it has one."""
+        named = self.class_names is not None and 0 <= label < len(self.class_names)
+        return f"{label} ({self.class_names[label]})" if self.class_names is not None and named else str(label)
+
+    def __getitem__(self, part: Any) -> PatchBank:
+        """Some of the images, as a bank: of a slice, one that shares this one's memory where the step is 1, or its file
+        and limit; of image numbers (n,) or a mask (N,), in memory, or in the file where this one is streamed."""
         if not isinstance(part, slice):
-            raise TypeError(f"a bank is cut by slices, such as bank[:1000], got {type(part).__name__}")
+            part = self._numbers(part)
+        if len(range(len(self))[part] if isinstance(part, slice) else part) == 0:
+            raise ValueError(f"the bank is empty: none of its {len(self)} images was asked for")
         file = None if self._file is None else self._file[part]
-        cut = PatchBank(
-            file if self._images is None else self._images[part], None if self.labels is None else self.labels[part]
-        )
+        if self._images is None:
+            assert file is not None
+            stored: Tensor | FileImages = file
+        else:
+            if self._file is not None:
+                self._file.check_length()
+            stored = self._images[part if isinstance(part, slice) else part.to(self.device)].contiguous()
+        cut = self._like(stored, None if self.labels is None else self.labels[part])
         cut._file = file
         return cut
+
+    def _numbers(self, part: Any) -> Tensor:
+        if not isinstance(part, (Tensor, np.ndarray, list, tuple, range)):
+            raise TypeError(f"a bank is cut by a slice, image numbers or a mask, got {type(part).__name__}")
+        mask = _as_tensor("bank[..]", part).cpu()
+        if mask.dtype != torch.bool:
+            return image_numbers(len(self), "bank[..]", part)
+        if mask.shape != (len(self),):
+            raise ValueError(f"a mask must have shape ({len(self)},), got {tuple(mask.shape)}")
+        return mask.nonzero()[:, 0]
 
     def read(self, which: Tensor | slice) -> Tensor:
         """The chosen images as float32 in [-1, 1], (n, C, H, W), in CPU memory."""
@@ -223,7 +275,7 @@ class PatchBank:
             for _, pixels in self._file.stream(range(0, len(self), step)):
                 yield pixels
         else:
-            length = step * max(1, _PIECE * len(self) // max(1, self.nbytes))
+            length = step * max(1, PIECE * len(self) // max(1, self.nbytes))
             for start in range(0, len(self), length):
                 yield self._images[start : start + length : step].cpu().contiguous()
 
@@ -271,18 +323,21 @@ class PatchBank:
         `checksums` is the CRC-32 of every image's bytes, (N,) uint32. Written to a temporary name first, so that a
         failure leaves no half-written bank.
         """
-        if Path(path).suffix != ".npz":
+        path = Path(path).expanduser()
+        if path.suffix != ".npz":
             raise ValueError(f"{path}: a bank is saved as .npz")
         self.check_file()  # no new checksums for what was damaged before
         with closing(self.pieces()) as pieces:
-            write_arrays(path, self._shape, self.dtype, pieces, self.labels)
+            write_arrays(path, self._shape, self.dtype, pieces, labels=self.labels, class_names=self.class_names)
 
     @classmethod
     def load(cls, path: str | Path, split: str = "train", memory_limit: int | str | None = None) -> PatchBank:
         """Read an npz with arrays `images` (N, C, H, W) and, optionally, `labels` (N,), or an npy of images alone.
 
-        An npz may instead hold `train_images`, `train_labels` and `test_images`, `test_labels`, of which `split`
-        chooses. What is stored uncompressed stays on disk, mapped into memory for reading only.
+        An npz may instead hold `train_images`, `train_labels` and `test_images`, `test_labels`, or `x_train`,
+        `y_train` and so on, of which `split` chooses. Files that `save` did not write may also hold (N, H, W), and
+        (N, H, W, C) of up to 4 channels where height and width are more. What is stored uncompressed stays on disk,
+        mapped into memory for reading only.
 
         Parameters
         ----------
@@ -301,30 +356,28 @@ class PatchBank:
                            it is only found out while a streamed bank is used; a limit that does not hold two images, or
                            that compressed images exceed
         """
-        path = Path(path)
+        path = Path(path).expanduser()
         limit = None if memory_limit is None else parse_bytes(memory_limit)
         if not path.is_file():
-            raise FileNotFoundError(f"{path}: no such file")
+            raise FileNotFoundError(f"{path}: {'not a file' if path.exists() else 'no such file'}")
         try:
-            images, labels, checksums = find_arrays(path, split)
+            found = find_arrays(path, split)
+            images = found.images
             if limit is not None and images.nbytes <= limit:
                 limit = None
             file = None
-            if images.in_place and images.dtype in DTYPES and len(images.shape) == 4 and 0 not in images.shape:
-                file = FileImages(path, images.offset, images.shape, images.dtype, checksums, limit)
+            if images.in_place and images.dtype in DTYPES and len(images.image_shape) == 4 and images.nbytes:
+                file = FileImages(path, images.offset, images.image_shape, images.dtype, found.checksums, limit)
             if limit is None:
-                bank = cls(images.read(path), labels)
+                bank = cls(images.read_images(path), found.labels, found.class_names)
                 bank._file = file
             elif file is None:
                 raise BankFileError(
                     f"{path}: its images take {images.nbytes} bytes, more than the memory_limit of {limit}, and only "
-                    "uncompressed uint8 or float32 images are streamed; save them with PatchBank.save"
+                    "uncompressed uint8 or float32 images (N, C, H, W) are streamed; save them with PatchBank.save"
                 )
             else:
-                bank = cls(file, labels)
-                if bank.dtype == torch.float32:
-                    with closing(bank.pieces()) as pieces:
-                        _check_pixels(pieces)
+                bank = cls(file, found.labels, found.class_names)
             return bank
         except (PermissionError, MemoryError, BankFileError):
             raise
@@ -336,34 +389,16 @@ def _as_tensor(name: str, values: Any) -> Tensor:
     if isinstance(values, Tensor):
         return values.detach()
     if isinstance(values, (list, tuple, range)):
+        if len(values) and hasattr(values[0], "getbands"):
+            raise TypeError(f"{name} are PIL images; give pyels.datasets.from_pairs pairs of image and label")
         values = np.asarray(values)
     if not isinstance(values, np.ndarray):
         raise TypeError(f"{name} must be a torch tensor or a numpy array, got {type(values).__name__}")
-    if values.dtype.kind not in "biuf":
+    if values.dtype.kind not in "biuf" or values.dtype.itemsize > 8:
         raise TypeError(f"{name} must be numeric, got dtype {values.dtype}")
     if not values.dtype.isnative:
         values = values.astype(values.dtype.newbyteorder("="))
-    if values.dtype.kind == "u" and values.dtype.itemsize > 1 and name == "labels":
-        values = values.astype(np.int64)
     with warnings.catch_warnings():
         # torch warns of read-only arrays because it could write to them; a bank never does.
         warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
         return torch.from_numpy(np.ascontiguousarray(values))
-
-
-def _check_pixels(pieces: Iterable[Tensor]) -> None:
-    """Look at every pixel of a float bank."""
-    largest, start = 0.0, 0
-    for piece in pieces:
-        for chunk in torch.split(piece, max(1, _PIECE // (4 * piece[0].numel()))):  # each is copied once or twice
-            finite = torch.isfinite(chunk).flatten(1).all(dim=1)
-            if not finite.all():
-                raise ValueError(
-                    f"images hold NaN or infinite pixels, first in image {start + int((~finite).int().argmax())}"
-                )
-            largest = max(largest, float(chunk.abs().max()))
-            start += len(chunk)
-    if largest > 10:
-        raise ValueError(
-            f"float32 images must lie in [-1, 1], but reach {largest:.4g}; give 0..255 values as uint8, or scale them"
-        )

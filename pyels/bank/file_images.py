@@ -66,8 +66,36 @@ def check_complete(path: Path, shape: Sequence[int], itemsize: int, held: int) -
         raise BankFileError(f"{path}: truncated: image {max(0, held) // image_bytes} of {shape[0]} is cut off")
 
 
+class _Turn:
+    """Whose turn it is to use the buffers of a streamed bank. Others wait; but the thread that has it, and a forked
+    child of its process, would wait for ever."""
+
+    def __init__(self) -> None:
+        self._renew()
+
+    def _renew(self) -> None:
+        self.process, self._lock, self._thread = os.getpid(), threading.Lock(), 0
+        self.buffers: list[Tensor] = []
+
+    @contextmanager
+    def taken(self, path: Path) -> Iterator[list[Tensor]]:
+        if self.process != os.getpid():
+            self._renew()
+        if self._thread == threading.get_ident():
+            raise BankFileError(
+                f"{path}: this thread is in the middle of streaming the bank, and another part of it, or a machine, "
+                "would need the memory of the part at hand; collect what is needed first, or load the bank twice"
+            )
+        with self._lock:
+            self._thread = threading.get_ident()
+            try:
+                yield self.buffers
+            finally:
+                self._thread = 0
+
+
 class FileImages:
-    """The images (N, C, H, W) that lie one after the other in a file, or a slice of them.
+    """The images (N, C, H, W) that lie one after the other in a file, or some of them.
 
     With a `memory_limit` they are read by `stream` and `read`. Without, they are mapped elsewhere, and this only knows
     whether the file is still long enough and what the checksums are.
@@ -92,15 +120,14 @@ class FileImages:
         memory_limit: int | None,
     ) -> None:
         self.path, self.shape, self.dtype, self.memory_limit = path, shape, DTYPES[dtype], memory_limit
-        self.numbers = range(shape[0])
+        self.numbers: range | Pixels = range(shape[0])
         self.checksums = checksums
         self._offset, self._in_file = offset, shape[0]
         self._image_bytes = int(np.prod(shape[1:], dtype=np.int64)) * dtype.itemsize
         self._identity = _identity(os.stat(path))
         # What follows is shared with slices of this.
         self._verified = np.zeros(shape[0], dtype=bool)
-        self._lock = threading.Lock()
-        self._buffers: list[Tensor] = []
+        self._turn = _Turn()
         if memory_limit is not None and memory_limit < 2 * self._image_bytes:
             raise BankFileError(
                 f"{path}: memory_limit must hold two images, 2 x {self._image_bytes} bytes, got {memory_limit}"
@@ -112,43 +139,47 @@ class FileImages:
     @property
     def is_whole(self) -> bool:
         """All images of the file, in their order."""
-        return self.numbers == range(self._in_file)
+        return isinstance(self.numbers, range) and self.numbers == range(self._in_file)
 
-    def __getitem__(self, part: slice) -> FileImages:
+    def __getitem__(self, part: slice | Tensor) -> FileImages:
         cut = object.__new__(FileImages)
         cut.__dict__.update(self.__dict__)
-        cut.numbers = self.numbers[part]
+        cut.numbers = self.numbers[part] if isinstance(part, slice) else self._numbers_in_file(part)
         cut.shape = (len(cut.numbers), *self.shape[1:])
         return cut
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_lock": None, "_buffers": []}  # another process has its own, and its own limit
+        return {**self.__dict__, "_turn": None}  # another process has its own, and its own limit
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state, _lock=threading.Lock())
+        self.__dict__.update(state, _turn=_Turn())
 
     def stream(self, which: range | Tensor) -> Generator[tuple[Tensor, Tensor], None, None]:
         """The chosen images in turn, as (n,) int64 numbers and (n, C, H, W) pixels, which the next ones overwrite.
 
         Reads ahead in a thread of its own while the caller works on what it was given. The two buffers together stay
         within the memory limit; whoever else streams from this file meanwhile waits. Closing the iterator ends it.
+        Raises BankFileError where the same thread streams already, or in a forked child that goes on with it.
         """
         assert self.memory_limit is not None
         length = max(1, min(self.memory_limit // 2, CHUNK_BYTES) // self._image_bytes)
         parts = [which[i : i + length] for i in range(0, len(which), length)]
-        with self._lock, self._open() as file, ThreadPoolExecutor(1) as reader:
-            if not self._buffers:  # kept from call to call; what is not written to takes no memory
-                self._buffers += [torch.empty((length, *self.shape[1:]), dtype=self.dtype) for _ in range(2)]
+        with self._turn.taken(self.path) as buffers, self._open() as file, ThreadPoolExecutor(1) as reader:
+            process = os.getpid()
+            if not buffers:  # kept from call to call; what is not written to takes no memory
+                buffers += [torch.empty((length, *self.shape[1:]), dtype=self.dtype) for _ in range(2)]
 
             def read(i: int) -> tuple[Tensor, Tensor]:
                 numbers = as_numbers(parts[i])
-                pixels = self._buffers[i % 2][: len(numbers)]
+                pixels = buffers[i % 2][: len(numbers)]
                 self._fill(file, numbers, pixels)
                 return numbers, pixels
 
             ahead = reader.submit(read, 0) if parts else None
             for i in range(len(parts)):
                 assert ahead is not None
+                if os.getpid() != process:  # a fork takes no threads along
+                    raise BankFileError(f"{self.path}: streaming was begun before a fork; begin it anew")
                 ready = ahead.result()
                 if i + 1 < len(parts):
                     ahead = reader.submit(read, i + 1)
@@ -222,7 +253,10 @@ class FileImages:
         self.check(numbers, pixels)
 
     def _numbers_in_file(self, numbers: Tensor) -> np.ndarray[Any, np.dtype[np.int64]]:
-        return self.numbers.start + self.numbers.step * numbers.numpy()
+        if isinstance(self.numbers, range):
+            return self.numbers.start + self.numbers.step * numbers.numpy()
+        found: Pixels = self.numbers[numbers.numpy()]
+        return found
 
 
 def _identity(status: os.stat_result) -> tuple[int, int]:

@@ -173,15 +173,17 @@ def _lists(size: int, name: str, given: Any) -> list[Tensor]:
     if not isinstance(given, (*arrays, list, tuple, range)):
         raise TypeError(f"{name} must be image numbers, one list or one for each query, got {type(given).__name__}")
     nested = given.ndim > 1 if isinstance(given, arrays) else any(not isinstance(n, (int, float)) for n in given)
-    lists = []
-    for one in given if nested and len(given) else [given]:
-        try:
-            numbers = torch.as_tensor(one).cpu().reshape(-1)
-        except (TypeError, ValueError, RuntimeError):
-            raise TypeError(f"{name} must be image numbers, one list or one for each query, got {one!r}") from None
-        if len(numbers) and (numbers.is_floating_point() or numbers.is_complex() or numbers.dtype == torch.bool):
-            raise TypeError(f"{name} must be image numbers, got {numbers.dtype}")
-        if len(numbers) and not 0 <= int(numbers.min()) <= int(numbers.max()) < size:
-            raise ValueError(f"{name} must be image numbers from 0 to {size - 1}, got {one}")
-        lists.append(numbers.to(torch.int64))
-    return lists
+    return [image_numbers(size, name, one) for one in (given if nested and len(given) else [given])]
+
+
+def image_numbers(size: int, name: str, given: Any) -> Tensor:
+    """(n,) int64, of a bank of so many images."""
+    try:
+        numbers = torch.as_tensor(given).cpu().reshape(-1)
+    except (TypeError, ValueError, RuntimeError):
+        raise TypeError(f"{name} must be image numbers, one list or one for each query, got {given!r}") from None
+    if len(numbers) and (numbers.is_floating_point() or numbers.is_complex() or numbers.dtype == torch.bool):
+        raise TypeError(f"{name} must be image numbers, got {numbers.dtype}")
+    if len(numbers) and not 0 <= int(numbers.min()) <= int(numbers.max()) < size:
+        raise ValueError(f"{name} must be image numbers from 0 to {size - 1}, got {given}")
+    return numbers.to(torch.int64)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import warnings
 from collections.abc import Sequence
 
 import click
@@ -14,7 +15,7 @@ from pyels.cli.calibrate import calibrate_command
 from pyels.cli.compare import compare_command
 from pyels.cli.demo import demo_command
 from pyels.cli.info import info_command
-from pyels.cli.progress import GO_ON, report
+from pyels.cli.progress import GO_ON, report, show_warning
 from pyels.cli.sample import sample_command
 from pyels.cli.scaling import scaling_command
 from pyels.cli.train import train_command
@@ -46,6 +47,7 @@ for _command in (
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the program: bad input ends it with status 2 and one line on standard error."""
+    warnings.showwarning = show_warning  # type: ignore[assignment]
     try:
         sys.exit(program.main(args=arguments, prog_name="pyels", standalone_mode=False) or 0)
     except click.exceptions.NoArgsIsHelpError as error:

@@ -12,9 +12,8 @@ import click
 from tqdm import tqdm
 
 import pyels
-from pyels.bank import datasets
 from pyels.cli.options import AT_LEAST_1, command, option
-from pyels.cli.settings import DatasetOptions, OutputOptions, PrecisionOptions, ThreadOptions, describe, integers, where
+from pyels.cli.settings import DatasetOptions, OutputOptions, PrecisionOptions, ThreadOptions, integers
 from pyels.files import write_json
 from pyels.machines import ELS
 from pyels.studies import bench, plots, resumable
@@ -23,7 +22,7 @@ from pyels.studies import bench, plots, resumable
 @dataclass(frozen=True, kw_only=True)
 class Bench(DatasetOptions, PrecisionOptions, ThreadOptions, OutputOptions):
     images: int = option(512, "Images in the bank.", must_be=AT_LEAST_1)
-    image_size: int = option(32, "Images are resized to so many pixels.", must_be=AT_LEAST_1)
+    size: int | None = option(32, "Images are resized to so many pixels.", must_be=AT_LEAST_1, also="--image-size")
     sizes: str = option("3,5,7,9,11,13,15,17", "Patch sizes.")
     boundary: tuple[str, ...] = option((), "May be repeated.  [default: all]", type=click.Choice(ELS.boundaries))
     batch: int = option(1, "Queries in one call.", must_be=AT_LEAST_1)
@@ -60,7 +59,7 @@ def bench_command(given: Bench) -> None:
         threads=given.all_threads,
     )
     count = given.images + given.batch
-    loaded = datasets.load(given.dataset, limit=count, size=given.image_size)
+    loaded = given.read(limit=min(count, given.limit or count), size=given.size)
     if len(loaded) < count:
         raise ValueError(
             f"--images {given.images} and --batch {given.batch} take {count} images, but {given.dataset} has "
@@ -73,8 +72,7 @@ def bench_command(given: Bench) -> None:
         result = {
             "command": "bench",
             "version": pyels.__version__,
-            "dataset": where(given.dataset),
-            "bank": describe(bank),
+            **given.record_of_data(bank),
             "batch": given.batch,
             "settings": asdict(settings),
             **bench.run(bank, x0, settings, bar.update),

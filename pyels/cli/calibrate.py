@@ -68,7 +68,7 @@ def calibrate_command(given: Calibrate) -> None:
     that was stopped goes on after its last finished trajectory when the command is repeated.
     """
     denoiser, bank, record, of_both = given.load()
-    jobs, each = given.split(given.num, bank)
+    jobs, each = given.share(given.num, bank)
     machine = given.machine_of(given.machine, bank, each, given.boundary, boundary_of(record))
     sizes = _sizes(given.sizes, machine, record)
     check_sizes(machine, sizes)

@@ -72,7 +72,7 @@ def compare_command(given: Compare) -> None:
     run.json. A run that was stopped goes on after its last finished seed when the command is repeated.
     """
     denoiser, bank, record, of_both = given.load()
-    jobs, each = given.split(given.num, bank)
+    jobs, each = given.share(given.num, bank)
     machines = _machines(given, bank, boundary_of(record), each)
     sizes = _sizes(given, [machine for machine in machines.values() if is_local(machine)])
     steps = len(sizes) if sizes is not None else given.steps or DEFAULT_STEPS

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from pyels.bank import datasets
+from pyels import datasets
 from pyels.cli.compare import run_comparison, table
 from pyels.cli.options import command, option
 from pyels.cli.settings import (
@@ -37,7 +37,7 @@ def demo_command(given: Demo) -> None:
     bank = datasets.load(datasets.EMBEDDED)
     network, record = comparison.load_demo_network()
     sizes = record["calibration"]["patch_sizes"]
-    jobs, each = given.split(given.num, bank)
+    jobs, each = given.share(given.num, bank)
     machines = {name: given.machine_of(name, bank, each) for name in ("els", "ls", "is")}
     contenders = {comparison.NETWORK: comparison.Contender(network, len(sizes))}
     for name, machine in machines.items():

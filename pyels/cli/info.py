@@ -9,27 +9,31 @@ from typing import Any
 import torch
 
 import pyels
-from pyels import _core, presets
-from pyels.bank import datasets
-from pyels.cli.options import command, option
-from pyels.cli.settings import JsonOptions
+from pyels import _core, datasets, presets
+from pyels.bank import PatchBank
+from pyels.cli.options import command, flag, in_words, option
+from pyels.cli.settings import JsonOptions, ReadingOptions
 from pyels.engines import available_engines, cuda, default_threads, index
 
 
 @dataclass(frozen=True, kw_only=True)
-class Info(JsonOptions):
+class Info(ReadingOptions, JsonOptions):
     dataset: str | None = option(None, "Describe this data set, by name or path.")
 
 
 @command(Info)
 def info_command(given: Info) -> None:
     """What this installation can do, or what a data set holds."""
-    result = _installation() if given.dataset is None else _data_set(given.dataset)
+    if given.dataset is not None:
+        result = _data_set(given.dataset, datasets.load(given.dataset, **given.reading()))
+    elif asked := given.reading():
+        raise ValueError(f"{in_words(map(flag, asked))}: nothing is read without --dataset")
+    else:
+        result = _installation()
     given.show(result, [f"{key:17} {_in_words(key, value)}" for key, value in result.items()])
 
 
-def _data_set(dataset: str) -> dict[str, Any]:
-    bank = datasets.load(dataset)
+def _data_set(dataset: str, bank: PatchBank) -> dict[str, Any]:
     counts = {str(c): bank.class_range(c)[1] - bank.class_range(c)[0] for c in bank.classes}
     return {
         "dataset": dataset,
@@ -38,6 +42,7 @@ def _data_set(dataset: str) -> dict[str, Any]:
         "dtype": str(bank.dtype).removeprefix("torch."),
         "megabytes": round(bank.nbytes / 1e6, 1),
         "images_per_class": counts,
+        "class_names": dict(enumerate(bank.class_names or [])),
         "checksums": "ok" if bank.verify() else "none",
         "indexes": index.describe(index.default_folder(bank)),
     }

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import MISSING, Field, dataclass, field, fields
+from dataclasses import MISSING, Field, dataclass, field, fields, is_dataclass
 from itertools import chain
 from pathlib import Path
 from types import UnionType
-from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 import click
 
@@ -26,6 +26,7 @@ def option(
     must_be: Rule | None = None,
     recorded: bool = True,
     elsewhere: str | None = None,
+    also: str | None = None,
 ) -> Any:
     """A field that is an option.
 
@@ -36,9 +37,10 @@ def option(
     must_be    what a value that is not None must be
     recorded   False: it changes no result, or `Settings.record` is told what it stands for
     elsewhere  of an option of engines: what to say where it is given to one that does not have it
+    also       another flag for the same
     """
-    about = {"help": help, "type": type, "must_be": must_be, "recorded": recorded, "elsewhere": elsewhere}
-    return field(default=default, metadata=about)
+    about = {"help": help, "type": type, "must_be": must_be, "recorded": recorded}
+    return field(default=default, metadata={**about, "elsewhere": elsewhere, "also": also})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,15 +89,16 @@ def command(kind: type[S]) -> Callable[[Callable[[S], None]], click.Command]:
 def _listed(kind: type[Settings]) -> list[Field[Any]]:
     """As --help lists them: those of the first base, which says what the command works on, its own, and the others."""
     by_name = {one.name: one for one in fields(kind)}
-    first, *others = [[one.name for one in fields(base)] for base in kind.__bases__]
-    names = chain(first, kind.__annotations__, *others)
+    first, *others = kind.__bases__
+    own = (each.__annotations__ for each in (*first.__mro__, kind) if is_dataclass(each))
+    names = chain(*own, *([one.name for one in fields(base)] for base in others))
     return [by_name[name] for name in dict.fromkeys(names)]
 
 
 def _option(one: Field[Any], hint: Any) -> click.Option:
     shown = {} if one.default in (MISSING, None, ()) or hint is bool else {"default": one.default, "show_default": True}
     return click.Option(
-        [flag(one.name)],
+        [one.name, flag(one.name), *filter(None, [one.metadata["also"]])],
         type=one.metadata["type"] or _click_type(hint),
         help=one.metadata["help"],
         required=one.default is MISSING,
@@ -106,7 +109,7 @@ def _option(one: Field[Any], hint: Any) -> click.Option:
 
 
 def _click_type(hint: Any) -> Any:
-    if get_origin(hint) is UnionType:  # X | None
+    if get_origin(hint) in (Union, UnionType):  # X | None
         return _click_type(get_args(hint)[0])
     if get_origin(hint) is Literal:
         return click.Choice(get_args(hint))

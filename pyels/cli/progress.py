@@ -25,6 +25,11 @@ def report(line: str) -> None:
     tqdm.write(line, file=sys.stderr)  # nor behind one of this process
 
 
+def show_warning(message: Warning | str, *_: Any) -> None:
+    """As `warnings.showwarning`, without the line of code that the user of a command has not written."""
+    tqdm.write(f"pyels: warning: {' '.join(str(message).split())}", file=sys.stderr)
+
+
 def join_processes() -> None:
     """`distributed.join`; from then on, what torchrun does when one of the processes has ended is reported."""
     distributed.join()  # where the default action of the signal ends the wait for the others

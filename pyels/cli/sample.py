@@ -13,14 +13,12 @@ import torch
 
 import pyels
 from pyels import distributed, presets
-from pyels.bank import datasets
 from pyels.cli.options import AT_LEAST_1, command, option
 from pyels.cli.progress import StepBar, join_processes
 from pyels.cli.settings import (
     BOUNDARIES,
     DEFAULT_STEPS,
     DatasetOptions,
-    LimitOptions,
     MemoryOptions,
     OutputOptions,
     PrecisionOptions,
@@ -28,13 +26,11 @@ from pyels.cli.settings import (
     ThreadOptions,
     check_sizes,
     default_preset,
-    describe,
     integers,
     is_local,
     record_of_engine,
     refuse_sizes,
     sizes_of_steps,
-    where,
 )
 from pyels.files import write_json, write_tensors
 from pyels.machines import MACHINES, Machine
@@ -44,9 +40,7 @@ from pyels.studies import plots, resumable
 
 
 @dataclass(frozen=True, kw_only=True)
-class Sample(
-    DatasetOptions, LimitOptions, MemoryOptions, PrecisionOptions, SampledOptions, ThreadOptions, OutputOptions
-):
+class Sample(DatasetOptions, MemoryOptions, PrecisionOptions, SampledOptions, ThreadOptions, OutputOptions):
     machine: str = option("els", type=click.Choice(list(MACHINES)))
     boundary: str | None = option(None, "Of ELS.  [default: zeros]", type=click.Choice(BOUNDARIES))
     patch_size: int | None = option(None, "One window size for all steps, odd.", recorded=False)
@@ -87,16 +81,14 @@ def sample_command(given: Sample) -> None:
     join_processes()  # before the data is looked at: if that fails on one machine, the others notice
     resumable.check_seeds(given.seed, given.num)
     classes = None if given.labels is None else integers("labels", given.labels)
-    bank = datasets.load(given.dataset, limit=given.limit, memory_limit=given.memory_limit)
+    bank = given.read(memory_limit=given.memory_limit)
     machine = given.machine_of(given.machine, bank, given.threads, given.boundary)
     stepping = _stepping(given, machine)
     per_sample = None if classes is None else [classes[i % len(classes)] for i in range(given.num)]
     for c in set(per_sample or []):
         bank.class_range(c)
     settings = given.record(
-        dataset=where(given.dataset),
-        limit=given.limit,
-        bank=describe(bank),
+        **given.record_of_data(bank),
         boundary=getattr(machine, "boundary", None),
         labels=per_sample,
         **stepping,
@@ -136,7 +128,8 @@ def sample_command(given: Sample) -> None:
     pairs = sum(machine.pairs(label_of(i), level.patch_size) for i in computed for level in evaluations)
     if per_sample is not None:
         images["labels"] = torch.tensor(per_sample)
-    captions = [f"seed {given.seed + i}" + (f", class {per_sample[i]}" if per_sample else "") for i in range(given.num)]
+    named = [f", class {bank.name_of(c)}" for c in per_sample or []] or [""] * given.num
+    captions = [f"seed {given.seed + i}{name}" for i, name in enumerate(named)]
     # No settings: a run may go on with other numbers of them.
     shared = {"shard": given.shard, "processes": processes, "threads": given.all_threads}
     result = {**settings, **shared, "seconds": round(seconds, 3), "pairs": pairs}

@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from pyels.bank import PatchBank, datasets
+from pyels.bank import PatchBank
 from pyels.bank.file_images import parse_bytes
 from pyels.cli.options import command, option
 from pyels.cli.progress import StepBar
@@ -21,7 +21,6 @@ from pyels.cli.settings import (
     check_sizes,
     default_preset,
     integers,
-    record_of_data,
     sizes_of_steps,
 )
 from pyels.files import write_json, write_tensors
@@ -74,7 +73,7 @@ def scaling_command(given: Scaling) -> None:
     bank: exponents with their standard errors), cost.png, error.png, scaling.safetensors (every measurement) and
     run.json. A run that was stopped goes on after its last finished step when the command is repeated.
     """
-    loaded = datasets.load(given.dataset)
+    loaded = given.read()
     threads = given.all_threads
     machine = ELS(loaded, boundary=given.boundary, threads=threads)
     preset = default_preset(given.dataset, machine) if given.patch_sizes is None else given.patch_sizes
@@ -84,7 +83,7 @@ def scaling_command(given: Scaling) -> None:
     computer = scaling.this_computer(threads)
     settings = given.record(
         computer=computer,
-        data=record_of_data(given.dataset, None, None, loaded),
+        data=given.record_of_data(loaded),
         images=plan.images,
         methods=[method.name for method in plan.methods],
         patch_sizes=sizes,

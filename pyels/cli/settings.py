@@ -8,13 +8,14 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import click
 import torch
 
-from pyels import adapters, presets
-from pyels.bank import PatchBank, datasets
+from pyels import adapters, datasets, presets
+from pyels.bank import PatchBank
+from pyels.bank.pictures import MODES
 from pyels.cli.options import AT_LEAST_1, Settings, check, flag, in_words, option
 from pyels.definition import Square
 from pyels.denoiser import Denoiser
@@ -60,18 +61,36 @@ class OutputOptions(JsonOptions):
 
 
 @dataclass(frozen=True, kw_only=True)
-class DatasetOptions(Settings):
+class ReadingOptions(Settings):
+    """How a data set is read."""
+
+    split: Literal["train", "test"] | None = option(None, "Of a data set that has both.  [default: train]")
+    root: str | None = option(None, "Folder in which a named data set is looked for first, such as torchvision's.")
+    limit: int | None = option(
+        None, "Use only so many images: the first, or as many of each class where they lie class after class."
+    )
+    size: int | None = option(None, "Resize the images to so many pixels.")
+    crop: bool = option(False, "With --size: cut out the middle instead of squeezing the images.")
+    mode: str | None = option(
+        None, "What pictures of several modes are brought to: grey, colour, or with transparency.", click.Choice(MODES)
+    )
+    skip_unreadable: bool = option(False, "Leave out pictures that cannot be read, and say how many.")
+
+    def reading(self) -> dict[str, Any]:
+        """Those that were given."""
+        given = {one: getattr(self, one.name) for one in fields(ReadingOptions)}
+        return {one.name: value for one, value in given.items() if value != one.default}
+
+
+@dataclass(frozen=True, kw_only=True)
+class DatasetOptions(ReadingOptions):
     dataset: str = option(datasets.EMBEDDED, "A name (see `pyels info`) or a path.")
 
+    def read(self, **instead: Any) -> PatchBank:
+        return datasets.load(self.dataset, **{**self.reading(), **instead})
 
-@dataclass(frozen=True, kw_only=True)
-class LimitOptions(Settings):
-    limit: int | None = option(None, "Use only the first so many images.")
-
-
-@dataclass(frozen=True, kw_only=True)
-class SizeOptions(LimitOptions):
-    size: int | None = option(None, "Resize the images to so many pixels.")
+    def record_of_data(self, bank: PatchBank) -> dict[str, Any]:
+        return record_of_data(self.dataset, self.reading(), bank)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,7 +103,7 @@ class MemoryOptions(Settings):
 
 
 @dataclass(frozen=True, kw_only=True)
-class NetworkOptions(SizeOptions, MemoryOptions):
+class NetworkOptions(ReadingOptions, MemoryOptions):
     """A network, and the bank to hold it against."""
 
     network: str = option(
@@ -98,18 +117,18 @@ class NetworkOptions(SizeOptions, MemoryOptions):
         denoiser, record = adapters.load(self.network)
         channels = getattr(denoiser, "channels", None)
         trained_on = record.get("training", {}).get("data")
-        dataset, limit, size = self.dataset, self.limit, self.size
+        dataset, reading = self.dataset, self.reading()
         if dataset is None:
             if trained_on is None:
                 raise ValueError(f"--dataset is needed: {self.network} does not say what it was trained on")
             dataset = str(trained_on["dataset"])
-            limit = trained_on["limit"] if limit is None else limit
-            size = trained_on["size"] if size is None else size
-        bank = datasets.load(dataset, limit=limit, size=size, memory_limit=self.memory_limit)
+            names = [one.name for one in fields(ReadingOptions) if trained_on.get(one.name) is not None]
+            reading = {**{name: trained_on[name] for name in names}, **reading}
+        bank = datasets.load(dataset, memory_limit=self.memory_limit, **reading)
         if channels not in (None, bank.shape[0]):
             raise ValueError(f"the network takes {channels} channels, but the images of {dataset} have {bank.shape[0]}")
-        data = record_of_data(dataset, limit, size, bank)
-        same = self.dataset is None and self.limit is None and self.size is None
+        data = record_of_data(dataset, reading, bank)
+        same = self.dataset is None and not self.reading()
         if same and trained_on.get("bank", data["bank"])["crc32"] != data["bank"]["crc32"]:
             raise ValueError(
                 f"{dataset} has changed since {self.network} was trained on it; give --dataset to use it all the same"
@@ -122,14 +141,15 @@ def boundary_of(record: Mapping[str, Any]) -> str:
     return "circular" if record.get("config", {}).get("padding") == "circular" else "zeros"
 
 
-def record_of_data(dataset: str, limit: int | None, size: int | None, bank: PatchBank) -> dict[str, Any]:
+def record_of_data(dataset: str, reading: Mapping[str, Any], bank: PatchBank) -> dict[str, Any]:
     """What is enough to load a bank again, and to see whether it is the same."""
-    return {"dataset": where(dataset), "limit": limit, "size": size, "bank": describe(bank)}
+    at = {"root": str(Path(reading["root"]).expanduser().resolve())} if "root" in reading else {}
+    return {"dataset": where(dataset), "limit": None, "size": None, **reading, **at, "bank": describe(bank)}
 
 
 def where(dataset: str) -> str:
     """A data set as any folder knows it."""
-    return dataset if dataset in datasets.NAMES else str(Path(dataset).resolve())
+    return dataset if dataset in datasets.NAMES else str(Path(dataset).expanduser().resolve())
 
 
 def describe(bank: PatchBank) -> dict[str, Any]:
@@ -209,7 +229,7 @@ class JobOptions(ThreadOptions):
         must_be=AT_LEAST_1,
     )
 
-    def split(self, count: int, bank: PatchBank) -> tuple[int, int]:
+    def share(self, count: int, bank: PatchBank) -> tuple[int, int]:
         """The number of jobs, and the threads of each."""
         jobs = self.jobs
         if jobs is None:  # jobs on a streamed bank would wait for each other to read it

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -9,9 +10,8 @@ import click
 import torch
 
 import pyels
-from pyels.bank import datasets
 from pyels.cli.options import command, option
-from pyels.cli.settings import DatasetOptions, OutputOptions, SizeOptions, ThreadOptions, record_of_data
+from pyels.cli.settings import DatasetOptions, OutputOptions, ThreadOptions
 from pyels.files import write_json
 from pyels.networks import NETWORKS
 from pyels.networks.convolutional import Padding
@@ -20,10 +20,11 @@ from pyels.schedules import SCHEDULES
 from pyels.studies import plots, resumable
 
 _STEPS = 10_000
+_MOST_ROWS = 1000  # of weights, one a class, where most of them may be of no class
 
 
 @dataclass(frozen=True, kw_only=True)
-class Train(DatasetOptions, SizeOptions, ThreadOptions, OutputOptions):
+class Train(DatasetOptions, ThreadOptions, OutputOptions):
     net: str = option("resnet", type=click.Choice(list(NETWORKS)))
     width: int = option(64, "Channels (256 in the paper's ResNet).")
     depth: int | None = option(
@@ -77,13 +78,13 @@ def train_command(given: Train) -> None:
         raise ValueError("give either --steps or --epochs, not both")
     given.tell_torch()
     device = _device(given.device)
-    bank = datasets.load(given.dataset, limit=given.limit, size=given.size)
+    bank = given.read()
     steps = given.steps
     if steps is None:
         steps = _STEPS if given.epochs is None else max(1, round(given.epochs * len(bank) / given.batch_size))
     bfloat16 = given.arithmetic == "bfloat16" or (given.arithmetic == "auto" and bfloat16_is_faster(device))
     recipe = given.passed_to(Recipe, steps=steps, bfloat16=bfloat16)
-    classes = None if given.unconditional or bank.labels is None else bank.classes[-1] + 1
+    classes = None if given.unconditional or bank.labels is None else _rows(bank.classes)
     with torch.random.fork_rng():
         torch.manual_seed(given.seed)
         net = NETWORKS[given.net]
@@ -91,7 +92,7 @@ def train_command(given: Train) -> None:
         network = net(bank.shape[0], given.width, depth, classes, padding=given.padding)
     given.hold_folder()
     finished = _check_folder(given.out, given.resume)
-    data = record_of_data(given.dataset, given.limit, given.size, bank)
+    data = given.record_of_data(bank)
     trained, log = train(network, bank, recipe, given.out, device)
     training = {
         "version": pyels.__version__,
@@ -113,6 +114,18 @@ def train_command(given: Train) -> None:
     line = f"{weights} weights, {steps} steps of {given.batch_size} ({training['epochs']:.3g} epochs of {len(bank)} "
     line += f"images) in {log.seconds:.0f} s, loss {log.losses[-1]:.4f}; network: {finished}"
     given.show(result, [line])
+
+
+def _rows(classes: Sequence[int]) -> int:
+    """How many classes the network is told apart, 0 up to the largest."""
+    rows = classes[-1] + 1
+    if classes[0] < 0 or rows > max(_MOST_ROWS, 10 * len(classes)):
+        raise ValueError(
+            f"the labels of {len(classes)} classes reach from {classes[0]} to {classes[-1]}, and the network would "
+            f"have weights for every number up to there: number the classes 0 to {len(classes) - 1}, as by "
+            "numpy.unique(labels, return_inverse=True), or give --unconditional"
+        )
+    return rows
 
 
 def _check_folder(out: Path, resume: bool) -> Path:

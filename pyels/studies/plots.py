@@ -334,10 +334,10 @@ def _plain(axis) -> None:  # type: ignore[no-untyped-def]
 
 
 def _show(axis, image: Tensor) -> None:  # type: ignore[no-untyped-def]
-    """An image (C, H, W) in [-1, 1]; what lies beyond is clipped."""
+    """An image (C, H, W) in [-1, 1]; what lies beyond is clipped. Of four channels the last may be no opacity."""
     pixels = ((image.detach().float() + 1) / 2).clamp(0, 1)
     if len(pixels) in (3, 4):
-        axis.imshow(pixels.permute(1, 2, 0).numpy(), interpolation="nearest")
+        axis.imshow(pixels[:3].permute(1, 2, 0).numpy(), interpolation="nearest")
     else:
         axis.imshow(pixels.mean(dim=0).numpy(), cmap="gray", vmin=0, vmax=1, interpolation="nearest")
     axis.set_xticks([])

@@ -1,9 +1,12 @@
+import io
+import warnings
 import zipfile
 
 import numpy as np
 import pytest
 import torch
-from helpers import make_bank, noisy
+from helpers import MACHINES, make_bank, noisy
+from PIL import Image
 
 import pyels
 
@@ -120,3 +123,204 @@ def test_full_disk_leaves_nothing(tmp_path, monkeypatch, small):
     with pytest.raises(OSError, match="No space left"):
         small.save(tmp_path / "bank.npz")
     assert list(tmp_path.iterdir()) == []
+
+
+# ---- What a bank is made of ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("shape", [(10, 28, 28, 1), (10, 32, 32, 3), (10, 30, 40, 4), (10, 64, 64, 13)])
+def test_channels_last_are_asked_about(shape):
+    with pytest.warns(UserWarning, match=r"if \(N, H, W, C\) is meant, give .*permute") as warned:
+        pyels.PatchBank(torch.full(shape, 9, dtype=torch.uint8))
+    assert [w.filename for w in warned] == [__file__]
+
+
+@pytest.mark.parametrize("shape", [(10, 1, 28, 28), (10, 13, 16, 16), (10, 4, 4, 4), (10, 16, 8, 8), (10, 3, 2, 2)])
+def test_channels_first_are_not(shape):
+    pyels.PatchBank(torch.full(shape, 9, dtype=torch.uint8))
+
+
+def test_other_things_than_arrays_of_four_axes():
+    with pytest.raises(ValueError, match=r"of grey images \(N, H, W\), give images\[:, None\]"):
+        pyels.PatchBank(np.zeros((3, 8, 8), np.uint8))
+    with pytest.raises(TypeError, match=r"PIL images; give pyels\.datasets\.from_pairs"):
+        pyels.PatchBank([Image.new("RGB", (8, 8))])
+    with pytest.raises(TypeError, match="float128"):
+        pyels.PatchBank(np.zeros((3, 1, 8, 8), np.longdouble))
+
+
+UNIT = torch.rand(50, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.mark.parametrize(
+    ("images", "message"),
+    [
+        (UNIT, r"float images lie in \[0, 1\].*2 \* images - 1"),
+        (UNIT * 0.9, r"float images lie in \[0, 1\]"),
+        ((UNIT > 0.5).to(torch.uint8), "0 and 1 alone .* multiply them by 255"),
+        ((UNIT - 0.45) / 0.225, "reach from -2 to 2.44.* undo what normalised them"),
+        ((UNIT[:, :1] - 0.13) / 0.31, "undo what normalised them"),
+        (UNIT[:, [0, 1, 2, 0]] * 255, "reach from .* to 255"),
+    ],
+)
+@pytest.mark.parametrize("limit", [None, 8000])
+def test_values_that_seem_to_mean_something_else(tmp_path, images, message, limit):
+    with pytest.warns(UserWarning, match=message) as warned:
+        bank = pyels.PatchBank(images)
+    assert [w.filename for w in warned] == [__file__]
+    bank[:20].save(tmp_path / "bank.npz")  # of which nothing is said anew
+    with pytest.warns(UserWarning, match=message):
+        pyels.PatchBank.load(tmp_path / "bank.npz", memory_limit=limit)
+
+
+def test_values_of_which_nothing_is_said():
+    latents = torch.randn(9, 4, 8, 8, generator=torch.Generator().manual_seed(0)) * 50
+    for images in (2 * UNIT - 1, torch.zeros(9, 1, 8, 8), torch.zeros(9, 1, 8, 8, dtype=torch.uint8), latents):
+        pyels.PatchBank(images)
+    for images in (UNIT * 255, latents * 1e6):
+        with pytest.raises(ValueError, match=r"give 0\.\.255 values as uint8, or scale them"):
+            pyels.PatchBank(images)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_becomes_float32(tmp_path, dtype):
+    latents = torch.randn(9, 4, 8, 8, generator=torch.Generator().manual_seed(0)).to(dtype)
+    bank = pyels.PatchBank(latents, list(range(9)))
+    assert bank.dtype == torch.float32
+    assert torch.equal(bank.images, latents.float())
+    if dtype == torch.float16:
+        np.savez(tmp_path / "half.npz", images=latents.numpy())
+        assert torch.equal(pyels.PatchBank.load(tmp_path / "half.npz").images, latents.float())
+        with pytest.raises(ValueError, match=r"half\.npz.*save them with PatchBank\.save"):
+            pyels.PatchBank.load(tmp_path / "half.npz", memory_limit=2000)
+
+
+@pytest.mark.parametrize("scale", [1.0, 13.0, 1e4])
+@pytest.mark.parametrize("offset", [0, -30])
+def test_latents_are_as_exact_as_pictures(scale, offset):
+    """In proportion to the largest value. Worst seen: 4e-7 of it."""
+    latents = (torch.randn(60, 4, 8, 8, generator=torch.Generator().manual_seed(0)) + offset) * scale
+    bank = pyels.PatchBank(latents)
+    x, sigma = noisy(bank, 1.0, 2 * scale, batch=2), 2 * scale
+    for kind in ("IS", "LS", "ELS-zeros"):
+        ours, oracle = (
+            MACHINES[kind](bank, 3, engine=engine).denoise(x, 1.0, sigma) for engine in ("cpu", "reference")
+        )
+        assert float((ours - oracle).abs().max()) < 1e-6 * float(latents.abs().max()), kind
+
+
+def test_labels_of_any_integer_type():
+    images = np.zeros((3, 1, 4, 4), np.uint8)
+    ids = [4_000_000_000, -7, 2**62]
+    assert pyels.PatchBank(images, ids).classes == sorted(ids)
+    assert pyels.PatchBank(images, np.array([[1], [0], [1]], np.uint8)).labels.tolist() == [1, 0, 1]
+    assert pyels.PatchBank(images, np.array([1, 0, 2**40], np.uint64)).classes == [0, 1, 2**40]
+    with pytest.raises(ValueError, match=r"labels must be below 2\^63"):
+        pyels.PatchBank(images, np.array([1, 0, 2**63], np.uint64))
+
+
+@pytest.mark.parametrize("limit", [None, 3 * 72])
+def test_cut_by_numbers_and_masks(tmp_path, small, limit):
+    small.class_names = ["a", "b", "c"]
+    small.save(tmp_path / "bank.npz")
+    bank = pyels.PatchBank.load(tmp_path / "bank.npz", memory_limit=limit)
+    assert bank.streamed == (limit is not None)
+    mask = small.labels == 1
+    for part in (
+        mask,
+        mask.numpy(),
+        mask.tolist(),
+        [1, 4, 7, 10],
+        (1, 4, 7, 10),
+        range(1, 12, 3),
+        np.array([1, 4, 7, 10]),
+    ):
+        cut = bank[part]
+        assert torch.equal(cut.read(slice(None)), small.read(mask.nonzero()[:, 0]))
+        assert cut.labels.tolist() == [1] * 4
+        assert cut.streamed == bank.streamed
+        assert cut.class_names == ["a", "b", "c"]
+    assert torch.equal(bank[[9, 2, 2]][[0, 2]][1:].read(slice(None)), small.read(torch.tensor([2])))
+    x = noisy(small, 0.6, 0.8)
+    assert torch.equal(pyels.IS(bank[mask]).denoise(x, 0.6, 0.8), pyels.IS(bank[1::3]).denoise(x, 0.6, 0.8))
+    bank[[5, 3]].save(tmp_path / "two.npz")
+    assert pyels.PatchBank.load(tmp_path / "two.npz").verify()
+    for part, message in ((mask[1:], r"shape \(12,\)"), ([12], "from 0 to 11"), ([-1], "from 0 to 11"), ([], "empty")):
+        with pytest.raises(ValueError, match=message):
+            bank[part]
+    for part in (3, "1", [0.5], None):
+        with pytest.raises(TypeError, match=r"cut by a slice, image numbers or a mask|bank\[\.\.\] must be"):
+            bank[part]
+
+
+# ---- Files of others -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("compressed", [False, True])
+@pytest.mark.parametrize("limit", [None, 1000])
+def test_npz_files_of_others(tmp_path, compressed, limit):
+    grey = np.random.default_rng(0).integers(0, 256, (30, 9, 8)).astype(np.uint8)
+    labels, colour = np.arange(30) % 3, np.stack([grey, 255 - grey, grey], axis=-1)
+    write = np.savez_compressed if compressed else np.savez
+    files = {
+        "medmnist": dict(train_images=grey, train_labels=labels[:, None], val_images=grey, test_images=grey[:5]),
+        "colour": dict(train_images=colour, train_labels=labels[:, None], test_images=colour[:5]),
+        "keras": dict(x_train=grey, y_train=labels, x_test=grey[:5], y_test=labels[:5]),
+        "one channel": dict(images=grey[..., None], labels=labels),
+        "nameless": dict(arr_0=grey),
+        "colours of our own": dict(images=np.moveaxis(colour, -1, 1)),
+    }
+    for name, arrays in files.items():
+        write(tmp_path / "bank.npz", **arrays)
+        has_colours = "colour" in name
+        if limit is not None and (compressed or name == "colour"):
+            with pytest.raises(ValueError, match=r"save them with PatchBank\.save"):
+                pyels.PatchBank.load(tmp_path / "bank.npz", memory_limit=limit)
+            continue
+        bank = pyels.PatchBank.load(tmp_path / "bank.npz", memory_limit=limit)
+        expected = np.moveaxis(colour, -1, 1) if has_colours else grey[:, None]
+        assert np.array_equal(bank.read(slice(None)), pyels.PatchBank(expected).read(slice(None))), name
+        assert bank.labels is None or bank.labels.tolist() == labels.tolist()
+        if any("test" in key for key in arrays):
+            assert len(pyels.PatchBank.load(tmp_path / "bank.npz", "test")) == 5
+        else:
+            with pytest.raises(ValueError, match="no array 'test_images' or 'x_test'"):
+                pyels.PatchBank.load(tmp_path / "bank.npz", "test")
+
+
+def test_what_save_wrote_is_never_turned(tmp_path):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        bank = pyels.PatchBank(np.full((4, 13, 30, 1), 9, np.uint8))
+        bank.save(tmp_path / "spectra.npz")
+        assert pyels.PatchBank.load(tmp_path / "spectra.npz").shape == (13, 30, 1)
+
+
+@pytest.mark.parametrize("limit", [None, 500])
+def test_hostile_headers(tmp_path, limit):
+    def header(length, text=b""):
+        return b"\x93NUMPY\x02\x00" + length.to_bytes(4, "little") + text
+
+    def of(shape):
+        file = io.BytesIO()
+        np.lib.format.write_array_header_1_0(file, {"descr": "|u1", "fortran_order": False, "shape": shape})
+        return file.getvalue()
+
+    for content in (header(2**31, b" " * 999), header(9000, b"(" * 9000), of((2**40, 1, 8, 8)), of((-1, 1, 8, 8)), b""):
+        (tmp_path / "bank.npy").write_bytes(content)
+        for name, kind in (("stored.npz", zipfile.ZIP_STORED), ("packed.npz", zipfile.ZIP_DEFLATED)):
+            with zipfile.ZipFile(tmp_path / name, "w", kind) as archive:
+                archive.writestr("images.npy", content)
+        for name in ("bank.npy", "stored.npz", "packed.npz"):
+            with pytest.raises(ValueError, match=name):
+                pyels.PatchBank.load(tmp_path / name, memory_limit=limit)
+    images = np.zeros((3, 1, 8, 8), np.uint8)
+    for name, values in (
+        ("labels", np.zeros((3, 9), np.int64)),
+        ("labels", np.zeros(10**6, np.int64)),
+        ("class_names", np.array(["x" * 10**6] * 3)),
+        ("class_names", np.arange(3)),
+    ):
+        np.savez_compressed(tmp_path / "bank.npz", images=images, **{name: values})
+        with pytest.raises(ValueError, match=rf"bank\.npz.*{name}"):
+            pyels.PatchBank.load(tmp_path / "bank.npz", memory_limit=limit)

@@ -148,6 +148,46 @@ def test_threads_that_share_a_bank_share_its_limit(tmp_path):
     assert all(torch.equal(r, expected) for r in results)
 
 
+def test_a_machine_within_a_stream_is_refused(tmp_path):
+    bank = saved(tmp_path)
+    streamed = pyels.PatchBank.load(tmp_path / "bank.npz", memory_limit=4 * IMAGE)
+    machine, x = pyels.IS(streamed[:9]), noisy(bank, 0.8, 0.6)
+    for _ in streamed.stream():
+        with pytest.raises(ValueError, match=r"bank\.npz: this thread is in the middle of streaming the bank"):
+            machine.denoise(x, 0.8, 0.6)
+    machine.denoise(x, 0.8, 0.6)
+
+
+FORKS = """
+import os, sys, threading, torch, pyels
+bank = pyels.PatchBank.load(sys.argv[1], memory_limit=int(sys.argv[2]))
+machine, x = pyels.IS(bank), torch.zeros(1, 1, 9, 8)
+parts, begun = bank.stream(), threading.Event()
+worker = threading.Thread(target=lambda: (next(parts), begun.set()))
+worker.start()
+begun.wait()
+if not os.fork():
+    try:
+        next(parts)
+    except ValueError as error:
+        print(error, flush=True)
+    print(machine.denoise(x, 0.8, 0.6).shape, flush=True)
+    os._exit(0)
+os.wait()
+print(sum(len(numbers) for numbers, _ in parts), machine.denoise(x, 0.8, 0.6).shape)
+"""
+
+
+def test_a_fork_while_it_is_streamed(tmp_path):
+    saved(tmp_path)
+    command = [sys.executable, "-W", "ignore", "-c", FORKS, tmp_path / "bank.npz", 4 * IMAGE]
+    ended = subprocess.run(list(map(str, command)), check=True, capture_output=True, text=True, timeout=120)
+    child, machine, parent = ended.stdout.splitlines()
+    assert "streaming was begun before a fork; begin it anew" in child
+    assert machine == "torch.Size([1, 1, 9, 8])"
+    assert parent == "21 torch.Size([1, 1, 9, 8])"
+
+
 def test_a_failed_call_leaves_the_bank_usable(tmp_path, monkeypatch):
     bank = saved(tmp_path)
     machine = pyels.IS(pyels.PatchBank.load(tmp_path / "bank.npz", memory_limit=4 * IMAGE))
@@ -394,7 +434,7 @@ def test_damaged_labels(tmp_path):
 
 def test_bad_pixels_of_a_streamed_bank(tmp_path):
     images = make_bank(23, SHAPE, dtype=torch.float32).images.numpy()
-    for value, message in ((np.nan, "image 19"), (np.inf, "image 19"), (300, "reach 300")):
+    for value, message in ((np.nan, "image 19"), (np.inf, "image 19"), (3e6, "reach 3e\\+06")):
         images[19, 0, 3, 3] = value
         np.save(tmp_path / "images.npy", images)
         with pytest.raises(ValueError, match=rf"images\.npy.*{message}"):

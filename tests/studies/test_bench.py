@@ -58,7 +58,7 @@ def test_time_of_size():
 @pytest.fixture
 def arguments(tmp_path):
     make_bank(14, (3, 12, 12)).save(tmp_path / "bank.npz")
-    options = ("--images", 12, "--image-size", 12, "--sizes", "5,3", "--repeats", 2, "--seconds", 0.01, "--threads", 1)
+    options = ("--images", 12, "--size", 12, "--sizes", "5,3", "--repeats", 2, "--seconds", 0.01, "--threads", 1)
     return "bench", "--dataset", tmp_path / "bank.npz", *options, "--out", tmp_path / "out"
 
 
@@ -112,7 +112,7 @@ BAD = [
     (("--images", 0), "--images must be at least 1, got 0"),
     (("--images", 14), "--images 14 and --batch 1 take 15 images, but"),
     (("--batch", 0), "--batch must be at least 1"),
-    (("--image-size", -1), "--image-size must be at least 1"),
+    (("--size", -1), "--size must be at least 1"),
     (("--repeats", 0), "--repeats must be at least 1"),
     (("--sizes", "3,4"), "patch_size must be odd and positive, got 4"),
     (("--sizes", "13"), "patch_size 13 is larger than the 12x12 image"),

@@ -73,7 +73,7 @@ def test_every_command_leaves_a_folder_alone_that_is_in_use(sample, tmp_path, ca
         "train": (*data, "--steps", 1),
         "calibrate": (*network, "--sizes", 3),
         "compare": (*network, "--machines", "is"),
-        "bench": (*data, "--images", 4, "--image-size", 8, "--sizes", 3),
+        "bench": (*data, "--images", 4, "--size", 8, "--sizes", 3),
         "scaling": (*data, "--patch-sizes", "3,3", "--num", 1),
     }
     out = tmp_path / "out"

@@ -52,6 +52,8 @@ def check_pixels(pieces: Iterable[Tensor], channels: int) -> None:
         )
     if low >= -_ABOUT and 0 < high <= 1 + _ABOUT and count >= _FEW:
         warn("float images lie in [0, 1], where [-1, 1] is meant: give 2 * images - 1")
+    elif max(abs(low + 0.5), abs(high - 0.5)) < _ABOUT and count >= _FEW:
+        warn("float images lie in [-0.5, 0.5], where [-1, 1] is meant: give 2 * images")
     elif (pictures or low >= 0) and max(-low, high) > 1 + _ABOUT:
         warn(
             f"float images reach from {low:.4g} to {high:.4g}, but pictures are taken to lie in [-1, 1]: undo what "

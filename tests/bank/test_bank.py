@@ -157,6 +157,7 @@ UNIT = torch.rand(50, 3, 8, 8, generator=torch.Generator().manual_seed(0))
     [
         (UNIT, r"float images lie in \[0, 1\].*2 \* images - 1"),
         (UNIT * 0.9, r"float images lie in \[0, 1\]"),
+        (UNIT - 0.5, r"float images lie in \[-0\.5, 0\.5\]"),
         ((UNIT > 0.5).to(torch.uint8), "0 and 1 alone .* multiply them by 255"),
         ((UNIT - 0.45) / 0.225, "reach from -2 to 2.44.* undo what normalised them"),
         ((UNIT[:, :1] - 0.13) / 0.31, "undo what normalised them"),

@@ -134,7 +134,9 @@ def load(
     look = Look(size, crop, mode)
     most = None if memory_limit is None else parse_bytes(memory_limit)
     path = Path(name).expanduser()
-    pictures = False
+    pictures, check_memory = False, partial(_check_memory, name, most=most)
+    if root is not None and name not in _SOURCES:
+        raise ValueError(f"root is where {', '.join(_SOURCES)} are looked for; of {name}, give the whole path")
     if name == EMBEDDED:
         if split != "train":
             raise ValueError(f"{EMBEDDED} has only a train split, got split={split!r}; use 'fashion-mnist' for test")
@@ -145,9 +147,9 @@ def load(
         bank = _published(str(name), split, folders, partial(_download_into, str(name), folders))
     elif path.is_dir() and (kind := _kind_of(inside := [path, path / "raw"])) is not None:
         bank = _published(kind, split, inside, partial(_missing, path))
-    elif path.is_dir() or (path.suffix.lower() == ".zip" and path.exists()):
+    elif path.is_dir() or (path.suffix.lower() == ".zip" and path.is_file()):
         pictures = True
-        bank = PatchBank(*read_pictures(path, split, limit, look, skip_unreadable))
+        bank = PatchBank(*read_pictures(path, split, limit, look, skip_unreadable, check_memory))
     elif path.exists():
         bank = PatchBank.load(path, split, most)
     else:
@@ -159,10 +161,10 @@ def load(
     if limit is not None and limit < len(bank):
         bank = bank[spread(None if bank.labels is None else bank.labels.numpy(), len(bank), limit)]
     if size is not None and bank.shape[1:] != (size, size):
-        _check_memory(name, len(bank) * bank.shape[0] * size**2 * bank.dtype.itemsize, most)
+        check_memory(len(bank) * bank.shape[0] * size**2 * bank.dtype.itemsize)
         bank = _resized(bank, size, crop)
     if not bank.streamed:
-        _check_memory(name, bank.nbytes, most)
+        check_memory(bank.nbytes)
     return bank
 
 
@@ -240,7 +242,15 @@ def where(name: str) -> Path | None:
 def _first(folders: list[Path], file_names: Iterable[str]) -> Path | None:
     """The first of the files, or folders, that is there."""
     file_names = list(file_names)
-    return next((folder / name for folder in folders for name in file_names if (folder / name).exists()), None)
+    return next(
+        (
+            folder / name
+            for folder in folders
+            for name in file_names
+            if (file := folder / name).is_file() or file.is_dir()
+        ),
+        None,
+    )
 
 
 def _download_into(name: str, folders: list[Path], file_name: str) -> Path:

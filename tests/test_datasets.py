@@ -152,6 +152,7 @@ def test_crop_cuts_out_the_middle(tmp_path):
         (dict(name="fashion-mnist-6000", size=-3), "size must be at least 1"),
         (dict(name="fashion-mnist-6000", crop=True), "crop is of pictures that are resized"),
         (dict(name="fashion-mnist-6000", mode="LAB"), "mode must be one of L, RGB, RGBA, got 'LAB'"),
+        (dict(name="fashion-mnist-6000", root="."), "root is where fashion-mnist, mnist, cifar10 are looked for"),
         (dict(name="fashion-mnist-6000", mode="L"), "mode and skip_unreadable are for folders of pictures"),
     ],
 )

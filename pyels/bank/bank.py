@@ -73,6 +73,8 @@ class PatchBank:
                     f"images must be in CPU memory or on a CUDA device, got device {stored.device}; use images.cpu()"
                 )
             stored = stored.contiguous()
+        if isinstance(class_names, str) or not all(isinstance(name, str) for name in class_names or []):
+            raise TypeError(f"class_names must be a list of text, of classes 0, 1, .., got {class_names!r:.60}")
         self._hold(stored, self._checked_labels(labels, stored.shape[0]), class_names)
         if not isinstance(stored, FileImages) and looks_channels_last(stored.shape):
             n, c, h, w = stored.shape

@@ -8,7 +8,7 @@ import os
 import stat
 import zipfile
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -84,11 +84,12 @@ def as_pixels(name: str, image: Image.Image, look: Look) -> Pixels:
 
 
 def read_pictures(
-    path: Path, split: str, limit: int | None, look: Look, skip_unreadable: bool
+    path: Path, split: str, limit: int | None, look: Look, skip_unreadable: bool, check_memory: Callable[[int], None]
 ) -> tuple[Pixels, Pixels | None, list[str] | None]:
     """The pictures of a folder or zip (N, C, H, W) uint8, their labels (N,), and the names of classes 0, 1, ..
 
-    Raises ValueError naming the file that cannot be read, or that is of another size or mode than the first.
+    Raises ValueError naming the file that cannot be read, or that is of another size or mode than the first, and what
+    `check_memory` raises of the bytes that all of them will take.
     """
     with _Files(path) as files:
         names, labels, classes = _arrange(files, split)
@@ -112,6 +113,7 @@ def read_pictures(
                 unreadable.append(reason)
                 continue
             if not read:
+                check_memory(len(names) * pixels.nbytes)
                 images = np.empty((len(names), *pixels.shape), np.uint8)
             elif pixels.shape != images.shape[1:]:
                 raise ValueError(_differs(path, name, pixels.shape, names[read[0]], images.shape[1:]))

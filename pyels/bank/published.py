@@ -30,6 +30,7 @@ IDX = {
 CIFAR_FOLDERS = {"binary": "cifar-10-batches-bin", "python": "cifar-10-batches-py"}
 CIFAR_ARCHIVES = tuple(f"cifar-10-{kind}.tar.gz" for kind in CIFAR_FOLDERS)
 _MOST_PACKED = 1032  # bytes that deflate makes one of, at most
+_LARGEST_IDX = 1 << 31
 _LARGEST_BATCH, _LARGEST_ARCHIVE = 1 << 26, 1 << 28  # twice and about half more than what is published
 
 
@@ -46,7 +47,7 @@ def read_idx(path: str | Path) -> Pixels:
             if len(sizes) < 4 * head[3]:
                 raise ValueError(f"{path}: truncated idx file, the header is cut off")
             shape = tuple(np.frombuffer(sizes, ">u4").tolist())
-            wanted, most = math.prod(shape), path.stat().st_size * (_MOST_PACKED if packed else 1)
+            wanted, most = math.prod(shape), min(_LARGEST_IDX, path.stat().st_size * (_MOST_PACKED if packed else 1))
             content = file.read(wanted + 1) if wanted <= most else b""
     except (gzip.BadGzipFile, EOFError, zlib.error) as error:
         raise ValueError(f"{path}: damaged gzip file ({error})") from error

@@ -210,6 +210,12 @@ def test_latents_are_as_exact_as_pictures(scale, offset):
         assert float((ours - oracle).abs().max()) < 1e-6 * float(latents.abs().max()), kind
 
 
+@pytest.mark.parametrize("names", ["cat", [1, 2], {"cat": 0, 1: "dog"}])
+def test_class_names_are_text(names):
+    with pytest.raises(TypeError, match="class_names must be a list of text"):
+        pyels.PatchBank(np.zeros((3, 1, 4, 4), np.uint8), [0, 1, 0], names)
+
+
 def test_labels_of_any_integer_type():
     images = np.zeros((3, 1, 4, 4), np.uint8)
     ids = [4_000_000_000, -7, 2**62]

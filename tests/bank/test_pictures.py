@@ -273,6 +273,22 @@ def test_damaged_pictures_are_refused_by_name(tmp_path):
         path.unlink()
 
 
+def test_no_pictures_are_read_that_have_no_room(tmp_path):
+    folder_of(tmp_path, "a.png", "b.png")
+    (tmp_path / "c.png").write_bytes(b"-")
+    with pytest.raises(ValueError, match="432 bytes of pixels have to be in memory at once"):
+        datasets.load(tmp_path, memory_limit=300)
+    with pytest.raises(ValueError, match=r"c\.png: not a readable image"):
+        datasets.load(tmp_path, memory_limit=432)
+
+
+@pytest.mark.parametrize("name", ["bank.npz", "bank.zip", "train-images-idx3-ubyte", "data_batch_1", "dataset.json"])
+def test_pipes_are_not_waited_for(tmp_path, name):
+    os.mkfifo(tmp_path / name)
+    with pytest.raises((ValueError, FileNotFoundError), match=r"not a file|no images in it"):
+        datasets.load(tmp_path / name if "." in name[:5] else tmp_path)
+
+
 def test_pictures_too_large_to_be_meant(tmp_path, monkeypatch):
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 20)
     write_image(tmp_path / "a.png")

@@ -304,7 +304,9 @@ class PatchBank:
         if self.labels is None:
             raise ValueError("labels were given, but the bank has none; build it with PatchBank(images, labels)")
         if label not in self._ranges:
-            raise ValueError(f"label {label}: no images of this class in the bank, which has classes {self.classes}")
+            count, shown = len(self.classes), self.classes[:20]
+            among = f"{shown}" if count == len(shown) else f"{', '.join(map(str, shown))} and {count - len(shown)} more"
+            raise ValueError(f"label {label}: no images of this class in the bank, which has classes {among}")
         return self._ranges[label]
 
     def fingerprint(self) -> str:

@@ -75,6 +75,8 @@ def test_class_index():
         bank.class_range(3)
     with pytest.raises(ValueError, match="has none"):
         make_bank(2, (1, 4, 4)).class_range(0)
+    with pytest.raises(ValueError, match=r"classes 0, 1, .* 19 and 30 more$"):
+        make_bank(50, (1, 4, 4), labels=range(50)).class_range(-1)
 
 
 def test_slices_share_memory(small):

@@ -224,11 +224,9 @@ def _arrange(files: _Files, split: str) -> tuple[list[str], Pixels | None, list[
     pictures = [name for name in names if os.path.splitext(name)[1].lower() in suffixes]
     others = Counter(os.path.splitext(name)[1].lower() for name in names if not name.endswith("/"))
     if not pictures:
-        raise ValueError(
-            f"{path}: no images in it that Pillow reads, {f'but {dict(others)}' if others else 'nor others'}"
-        )
-    if left_out := {suffix: others[suffix] for suffix in sorted(_OTHER_PICTURES - suffixes) if others[suffix]}:
-        warn(f"{path}: pictures that Pillow does not read here are left out: {left_out}")
+        raise ValueError(f"{path}: no images in it that Pillow reads, only {_kinds(others) or 'empty folders'}")
+    if left_out := others & Counter(dict.fromkeys(_OTHER_PICTURES - suffixes, len(names))):
+        warn(f"{path}: pictures that Pillow does not read here are left out: {_kinds(left_out)}")
     if part := _part_of(path, pictures, split):
         if strays := [name for name in pictures if "/" not in name]:
             warn(f"{path}: {_some(strays)} beside the folders of its splits left out")
@@ -307,6 +305,10 @@ def _labels_of(path: Path, part: str, pictures: list[str], listed: dict[str, Any
             raise ValueError(f"{path / part}/dataset.json: the label of {name} must be an integer, got {label!r:.60}")
         labels.append(label)
     return np.asarray(labels, dtype=np.int64)
+
+
+def _kinds(files: Counter[str]) -> str:
+    return ", ".join(f"{count} {suffix or 'without suffix'}" for suffix, count in files.most_common(5))
 
 
 def _some(names: list[str]) -> str:

@@ -11,6 +11,7 @@ from pyels.bank import PatchBank
 from pyels.bank.selection import Selection
 from pyels.definition import Definition, Masks, Square, WholeImage
 from pyels.denoiser import Denoiser, Query
+from pyels.guided import Guided
 from pyels.machines import ELS, ES, IS, LS, Machine
 from pyels.networks import ResNet, UNet
 from pyels.posterior import PartialPosterior, Posterior, Want
@@ -26,6 +27,7 @@ __all__ = [
     "LS",
     "Definition",
     "Denoiser",
+    "Guided",
     "Machine",
     "Masks",
     "NetworkDenoiser",

@@ -148,3 +148,20 @@ def warn(message: str) -> None:
     while frame.f_back is not None and frame.f_globals["__name__"].split(".")[0] == "pyels":
         frame, level = frame.f_back, level + 1
     warnings.warn(message, UserWarning, stacklevel=level)
+
+
+def check_device(device: str | torch.device) -> torch.device:
+    """A device that is there: the CPU, or one of torch's."""
+    try:
+        device = torch.device(device)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        built = f"sees {torch.cuda.device_count()} CUDA devices" if torch.version.cuda else "is built without CUDA"
+        raise ValueError(f"device must be cpu or cuda (cuda:1 ..), got {str(device)!r}; torch {built} here") from error
+    return device
+
+
+def check_clip(clip: float | None) -> float | None:
+    if clip is not None and (isinstance(clip, (bool, str)) or not 0 < clip < float("inf")):
+        raise ValueError(f"clip must be a positive number, the largest |x0|, or None, got {clip!r}")
+    return None if clip is None else float(clip)

@@ -68,9 +68,11 @@ class Denoiser:
     ----------
     device  where it works: x may be there, or in CPU memory, and the estimate is where x is
     wishes  the fields of a `Query` beyond its images, levels, labels and patch size that it takes notice of
+    clip    largest |x0_hat| of `denoise` and all that follows from it, or None; `estimate` is not clipped
     """
 
     device = CPU
+    clip: float | None = None
     wishes: tuple[str, ...] = ()
 
     def estimate(self, query: Query) -> Tensor:
@@ -140,7 +142,8 @@ class Denoiser:
         TypeError, ValueError  wrong dtype or shape, NaN or infinite pixels, sigma <= 0, alpha < 0, a class without
                                images, a patch size that is even, not positive, or larger than the boundary allows
         """
-        return self.estimate(self.query(x, alpha, sigma, labels, patch_size, **wishes))
+        x0 = self.estimate(self.query(x, alpha, sigma, labels, patch_size, **wishes))
+        return x0 if self.clip is None else x0.clamp(-self.clip, self.clip)
 
     def eps(
         self,

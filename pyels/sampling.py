@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -169,10 +169,13 @@ def sample(
         raise ValueError(f"eta is an option of solver 'ddim', but solver is {solver!r}")
 
     def estimate(x: Tensor, level: Level) -> Tensor:
-        x0 = denoiser.denoise(x, level.alpha, level.sigma, labels=labels, patch_size=level.patch_size)
+        x0 = denoiser.denoise(x.clone(), level.alpha, level.sigma, labels=labels, patch_size=level.patch_size)
         return x0.to(x.dtype)
 
-    on_step = callback or (lambda step: None)
+    def on_step(step: Step) -> None:
+        if callback is not None:
+            callback(replace(step, to=step.to.clone()))  # nobody else's to change, as x is not
+
     x = noise * max(1.0, levels[0].sigma)
     if solver == "heun":
         return heun(estimate, x, levels, on_step)

@@ -68,22 +68,34 @@ class Edm:
 class Discrete:
     """The schedule of a discrete-time model: step j = 1 .. T of `alphas_cumprod` (T,) is t = j / T.
 
-    Between steps log(alpha^2) is interpolated linearly; t = 0 is clean. A diffusers scheduler serves as
-    `Discrete(scheduler.alphas_cumprod)`.
+    Between steps log(alpha^2) is interpolated linearly; t = 0 is clean. At the last step alpha may be 0 (zero terminal
+    SNR), on the way to which alpha^2 is. A diffusers scheduler serves as `Discrete(scheduler.alphas_cumprod)`.
     """
 
     def __init__(self, alphas_cumprod: Sequence[float] | np.ndarray[Any, Any]) -> None:
         values = np.asarray(alphas_cumprod, dtype=np.float64)
-        if values.ndim != 1 or len(values) == 0 or not ((values > 0) & (values <= 1)).all():
-            raise ValueError("alphas_cumprod must be a sequence of numbers in (0, 1]")
-        self._times = np.linspace(0, 1, len(values) + 1)
-        self._log_alpha_bar = np.concatenate([[0.0], np.log(values)])
+        falls = values.ndim == 1 and len(values) > 0 and bool((np.diff(values) <= 0).all())
+        if not (falls and values[0] <= 1 and values[-1] >= 0 and values[:-1].all() and values[0] > 0):
+            raise ValueError(
+                "alphas_cumprod must be a sequence of falling numbers in (0, 1], of which the last may be 0"
+            )
+        self.steps = len(values)
+        self._times = np.linspace(0, 1, self.steps + 1)
+        self._alpha_bar = np.concatenate([[1.0], values])
+        self._log_alpha_bar = np.log(self._alpha_bar, where=self._alpha_bar > 0, out=np.full(self.steps + 1, -np.inf))
 
     def alpha(self, t: float) -> float:
-        return math.exp(0.5 * float(np.interp(t, self._times, self._log_alpha_bar)))
+        return math.exp(0.5 * self._at(t))
 
     def sigma(self, t: float) -> float:
-        return math.sqrt(-math.expm1(float(np.interp(t, self._times, self._log_alpha_bar))))
+        return math.sqrt(-math.expm1(self._at(t)))
+
+    def _at(self, t: float) -> float:
+        """log(alpha^2)"""
+        if self._alpha_bar[-1] == 0 and t > self._times[-2]:
+            alpha_bar = float(np.interp(t, self._times, self._alpha_bar))
+            return math.log(alpha_bar) if alpha_bar > 0 else -math.inf
+        return float(np.interp(t, self._times, self._log_alpha_bar))
 
 
 SCHEDULES = ("cosine", "cosine-offset", "linear", "edm", "flow")

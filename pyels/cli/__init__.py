@@ -1,4 +1,4 @@
-"""The command line: `pyels demo | sample | train | calibrate | compare | bench | scaling | info`, a file a command."""
+"""The command line: `pyels demo | sample | train | check | calibrate | compare | ..`, a file a command."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import pyels
 from pyels import distributed
 from pyels.cli.bench import bench_command
 from pyels.cli.calibrate import calibrate_command
+from pyels.cli.check import check_command
 from pyels.cli.compare import compare_command
 from pyels.cli.demo import demo_command
 from pyels.cli.info import info_command
@@ -36,6 +37,7 @@ for _command in (
     demo_command,
     sample_command,
     train_command,
+    check_command,
     calibrate_command,
     compare_command,
     bench_command,

@@ -23,6 +23,7 @@ from pyels.cli.settings import (
     OutputOptions,
     boundary_of,
     check_sizes,
+    check_wiring,
     integers,
     record_of_engine,
 )
@@ -94,12 +95,13 @@ def calibrate_command(given: Calibrate) -> None:
 
     given.hold_folder()
     resumable.check_finished(given.out, settings)
+    doubts = check_wiring(denoiser, bank)
     with StepBar(given.num, given.steps, "calibrating") as bar:
         samples = resumable.resumable(given.out, settings, given.num, one, bar, jobs)
     write_tensors(given.out / "calibration.safetensors", samples)
     times = samples.pop("times")[0].tolist()
     calibration = Calibration(times, sizes, **samples)
-    result = {**settings, **calibration.record()}
+    result = {**settings, **calibration.record(), "doubts": doubts}
     write_json(given.out / "run.json", settings)
     write_json(given.out / "scales.json", result)
     pictures = _draw(given.out, calibration)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ from pyels.cli.settings import (
     OutputOptions,
     boundary_of,
     check_sizes,
+    check_wiring,
     is_local,
     record_of_engine,
     refuse_sizes,
@@ -34,6 +36,7 @@ from pyels.files import write_json, write_tensors
 from pyels.machines import MACHINES, Machine
 from pyels.schedules import SCHEDULES
 from pyels.studies import comparison, plots, resumable
+from pyels.studies.check import SAID, leaves, limit_of, outside
 
 _WITH_BOUNDARY = [f"{name}:{boundary}" for name in BOUNDED for boundary in MACHINES[name].boundaries]
 _MOST_PAIRS = 100  # in the picture
@@ -52,6 +55,7 @@ class Compare(NetworkOptions, LabelOptions, EngineOptions, JobOptions, OutputOpt
         f"Of {in_words(LOCAL)}: one size a step, cleanest first, as 3,3,5,..; a scales.json of pyels calibrate; or a "
         "preset's name.",
     )
+    patch_size: int | None = option(None, "One size for all steps, instead.", recorded=False)
     steps: int | None = option(
         None, "Steps of the machines.  [default: 20, or as many as --patch-sizes]", must_be=AT_LEAST_1
     )
@@ -94,7 +98,8 @@ def compare_command(given: Compare) -> None:
     )
     given.hold_folder()
     resumable.check_finished(given.out, settings)
-    images, report = run_comparison(contenders, bank, given.out, settings, jobs, given.schedule)
+    doubts = check_wiring(denoiser, bank)
+    images, report = run_comparison(contenders, bank, given.out, settings, jobs, given.schedule, doubts)
     write_tensors(given.out / "comparison.safetensors", images)
     pictures = _draw(given.out, images, report)
     resumable.finished(given.out)
@@ -122,14 +127,19 @@ def _machines(given: Compare, bank: PatchBank, boundary: str, threads: int) -> d
 def _sizes(given: Compare, local: list[Machine]) -> list[int] | None:
     """One patch size a step; None where no machine has any."""
     if not local:
-        refuse_sizes(patch_sizes=given.patch_sizes)
+        refuse_sizes(patch_size=given.patch_size, patch_sizes=given.patch_sizes)
         return None
-    if given.patch_sizes is None:
+    if given.patch_size is not None and given.patch_sizes is not None:
+        raise ValueError("give either --patch-size or --patch-sizes, not both")
+    if given.patch_size is not None:
+        sizes = [given.patch_size] * (given.steps or DEFAULT_STEPS)
+    elif given.patch_sizes is not None:
+        sizes = sizes_of_steps(given.patch_sizes, given.steps, given.schedule)
+    else:
         raise ValueError(
             "--patch-sizes is needed: pyels calibrate finds them for this network; or give numbers, or one of "
             f"{', '.join(presets.PATCH_SIZES)}"
         )
-    sizes = sizes_of_steps(given.patch_sizes, given.steps, given.schedule)
     for machine in local:
         check_sizes(machine, sizes)
     return sizes
@@ -164,16 +174,23 @@ def run_comparison(
     settings: dict[str, Any],
     jobs: int,
     schedule: str = "cosine",
+    doubts: Sequence[str] = (),
 ) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Draw, measure, and write report.json and run.json to `out`; the images and the report.
 
-    The seeds and labels are those of the settings.
+    The seeds and labels are those of the settings; `doubts` are those of the network.
     """
     seeds, labels = settings["seeds"], settings["labels"]
     with StepBar(len(seeds), sum(contender.steps for contender in contenders.values())) as bar:
         images = comparison.compare(contenders, bank, seeds, labels, schedule, out, settings, bar, jobs)
     report = comparison.report(images, [name for name in contenders if name != comparison.NETWORK], seeds)
     report["labels"] = labels
+    limit = limit_of(bank)
+    report["outside"] = {name: outside(images[name], limit) for name in contenders}
+    report["doubts"] = [
+        *doubts,
+        *(leaves(f"{name} leaves", images[name], limit) for name, share in report["outside"].items() if share >= SAID),
+    ]
     if labels is not None:
         images["labels"] = torch.tensor(labels)
     write_json(out / "report.json", report)
@@ -200,4 +217,4 @@ def table(report: dict[str, Any]) -> list[str]:
         lines.append(
             f"{machine.upper()} closer to the network than IS: {wins['share']:.0%} of seeds [{low:.0%}, {high:.0%}]"
         )
-    return lines
+    return [*lines, *report["doubts"]]

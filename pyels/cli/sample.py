@@ -1,10 +1,10 @@
-"""`pyels sample`: draw with a machine."""
+"""`pyels sample`: draw with a machine or a network."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,8 @@ import torch
 
 import pyels
 from pyels import distributed, presets
-from pyels.cli.options import AT_LEAST_1, command, option
+from pyels.bank import PatchBank
+from pyels.cli.options import AT_LEAST_1, command, flag, option
 from pyels.cli.progress import StepBar, join_processes
 from pyels.cli.settings import (
     BOUNDARIES,
@@ -24,6 +25,7 @@ from pyels.cli.settings import (
     PrecisionOptions,
     SampledOptions,
     ThreadOptions,
+    UseOptions,
     check_sizes,
     default_preset,
     integers,
@@ -32,16 +34,21 @@ from pyels.cli.settings import (
     refuse_sizes,
     sizes_of_steps,
 )
+from pyels.denoiser import Denoiser
 from pyels.files import write_json, write_tensors
 from pyels.machines import MACHINES, Machine
 from pyels.sampling import SOLVERS, Step, noise_levels
 from pyels.schedules import SCHEDULES, make_schedule
 from pyels.studies import plots, resumable
+from pyels.studies.check import SAID, leaves, limit_of, outside
 
 
 @dataclass(frozen=True, kw_only=True)
-class Sample(DatasetOptions, MemoryOptions, PrecisionOptions, SampledOptions, ThreadOptions, OutputOptions):
+class Sample(DatasetOptions, MemoryOptions, UseOptions, PrecisionOptions, SampledOptions, ThreadOptions, OutputOptions):
     machine: str = option("els", type=click.Choice(list(MACHINES)))
+    network: str | None = option(
+        None, "Draw with a network instead (see `pyels compare`), images as --dataset's.", recorded=False
+    )
     boundary: str | None = option(None, "Of ELS.  [default: zeros]", type=click.Choice(BOUNDARIES))
     patch_size: int | None = option(None, "One window size for all steps, odd.", recorded=False)
     patch_sizes: str | None = option(
@@ -53,7 +60,11 @@ class Sample(DatasetOptions, MemoryOptions, PrecisionOptions, SampledOptions, Th
     schedule: str = option("cosine", type=click.Choice(SCHEDULES))
     solver: str = option("ddim", type=click.Choice(SOLVERS))
     num: int = option(4, "Number of samples.")
-    labels: str | None = option(None, "Classes, as 0,1,7,9; repeated in turn over the samples.  [default: all images]")
+    labels: str | None = option(
+        None,
+        "Classes, as 0,1,7,9; repeated in turn over the samples.  [default: all images; of a network "
+        "that is told classes: all]",
+    )
     seed: int = option(0, "Sample i is drawn from the noise of seed + i.")
     shard: str | None = option(
         None,
@@ -67,7 +78,7 @@ class Sample(DatasetOptions, MemoryOptions, PrecisionOptions, SampledOptions, Th
 
 @command(Sample)
 def sample_command(given: Sample) -> None:
-    """Draw samples with a machine.
+    """Draw samples with a machine, or with a network.
 
     Writes samples.png, samples.safetensors (noise, samples, labels) and run.json to the output folder. A run that was
     stopped goes on after its last finished sample when the command is repeated.
@@ -82,20 +93,23 @@ def sample_command(given: Sample) -> None:
     resumable.check_seeds(given.seed, given.num)
     classes = None if given.labels is None else integers("labels", given.labels)
     bank = given.read(memory_limit=given.memory_limit)
-    machine = given.machine_of(given.machine, bank, given.threads, given.boundary)
-    stepping = _stepping(given, machine)
-    per_sample = None if classes is None else [classes[i % len(classes)] for i in range(given.num)]
-    for c in set(per_sample or []):
+    denoiser, of_it = _denoiser(given, bank)
+    stepping = _stepping(given, denoiser)
+    if classes is None and getattr(denoiser, "conditional", False) and getattr(denoiser, "null_label", None) is None:
+        classes = list(bank.classes)
+    per_sample = None if not classes else [classes[i % len(classes)] for i in range(given.num)]
+    for c in set(per_sample or []) if given.network is None else ():
         bank.class_range(c)
     settings = given.record(
         **given.record_of_data(bank),
-        boundary=getattr(machine, "boundary", None),
         labels=per_sample,
         **stepping,
-        **record_of_engine(machine),
+        **of_it,
     )
     if given.shard == "bank":
-        machine = distributed.Sharded(machine)
+        if not isinstance(denoiser, Machine):
+            raise ValueError("--shard bank is for machines; a network draws with --shard seeds")
+        denoiser = distributed.Sharded(denoiser)
     levels = noise_levels(stepping["steps"], make_schedule(given.schedule), stepping["patch_sizes"])
     evaluations = levels + (levels[1:] if given.solver == "heun" else [])
     started = time.perf_counter()
@@ -107,7 +121,7 @@ def sample_command(given: Sample) -> None:
     def one(i: int, on_step: Callable[[Step], None]) -> dict[str, torch.Tensor]:
         noise = resumable.noise_of_seed(given.seed + i, bank.shape)
         options = {**stepping, "solver": given.solver, "callback": on_step}
-        return {"noise": noise, "samples": pyels.sample(machine, noise[None], labels=label_of(i), **options)[0]}
+        return {"noise": noise, "samples": pyels.sample(denoiser, noise[None], labels=label_of(i), **options)[0]}
 
     how = given.shard or "bank"
     distributed.agree({**settings, "shard": given.shard}, but=("dataset", "isa"))
@@ -125,7 +139,8 @@ def sample_command(given: Sample) -> None:
         jobs = processes if given.shard == "seeds" else 1
         images = resumable.resumable(given.out, settings, given.num, counted, bar, jobs)
     seconds = time.perf_counter() - started
-    pairs = sum(machine.pairs(label_of(i), level.patch_size) for i in computed for level in evaluations)
+    counts = denoiser.pairs if isinstance(denoiser, Machine) else lambda label, size: 0
+    pairs = sum(counts(label_of(i), level.patch_size) for i in computed for level in evaluations)
     if per_sample is not None:
         images["labels"] = torch.tensor(per_sample)
     named = [f", class {bank.name_of(c)}" for c in per_sample or []] or [""] * given.num
@@ -137,15 +152,37 @@ def sample_command(given: Sample) -> None:
     write_json(given.out / "run.json", result)
     plots.draw_grid(given.out / "samples.png", images["samples"], captions)
     resumable.finished(given.out)
-    rate = f"{pairs:.3g} pairs, {pairs / seconds:.3g} pairs/s"
-    picture = given.out / "samples.png"
-    given.show(result, [f"{given.num} samples in {seconds:.1f} s ({rate}); picture: {picture}"])
+    rate = f" ({pairs:.3g} pairs, {pairs / seconds:.3g} pairs/s)" if given.network is None else ""
+    lines = [f"{given.num} samples in {seconds:.1f} s{rate}; picture: {given.out / 'samples.png'}"]
+    if outside(images["samples"], limit_of(bank)) >= SAID:
+        lines.append(leaves("samples leave", images["samples"], limit_of(bank)))
+    given.show(result, lines)
 
 
-def _stepping(given: Sample, machine: Machine) -> dict[str, Any]:
+def _denoiser(given: Sample, bank: PatchBank) -> tuple[Denoiser, dict[str, Any]]:
+    """What draws, and what of it belongs into the record."""
+    if given.network is None:
+        if given.clip or given.device is not None:
+            raise ValueError("--clip and --device are for --network; machines need neither")
+        machine = given.machine_of(given.machine, bank, given.threads, given.boundary)
+        return machine, {"boundary": getattr(machine, "boundary", None), **record_of_engine(machine)}
+    for name in ("machine", "boundary", "engine", "tolerance", "index", "precision"):
+        (default,) = (one.default for one in fields(given) if one.name == name)
+        if getattr(given, name) != default:
+            raise ValueError(f"{flag(name)} is for machines: leave it out, or --network")
+    given.tell_torch()
+    denoiser, record = given.use(given.network)
+    return denoiser, {"machine": None, "network": given.fit(denoiser, record, bank)}
+
+
+def _stepping(given: Sample, machine: Denoiser) -> dict[str, Any]:
     """steps, schedule and patch_sizes of `pyels.sample`."""
     n = given.steps or DEFAULT_STEPS
     stepping: dict[str, Any] = {"steps": n, "schedule": given.schedule, "patch_sizes": None}
+    if not isinstance(machine, Machine):
+        if given.patch_size is not None or given.patch_sizes is not None:
+            raise ValueError("networks have no windows: leave out --patch-size and --patch-sizes")
+        return stepping
     if not is_local(machine):
         refuse_sizes(patch_size=given.patch_size, patch_sizes=given.patch_sizes)
         return stepping

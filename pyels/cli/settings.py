@@ -17,13 +17,17 @@ from pyels import adapters, datasets, presets
 from pyels.bank import PatchBank
 from pyels.bank.pictures import MODES
 from pyels.cli.options import AT_LEAST_1, Settings, check, flag, in_words, option
+from pyels.cli.progress import report
 from pyels.definition import Square
 from pyels.denoiser import Denoiser
 from pyels.engines import NAMES, default_threads, find_engine
 from pyels.engines.cuda import PRECISIONS
 from pyels.engines.sampled import TOLERANCE
+from pyels.guided import Guided
 from pyels.machines import MACHINES, Machine
 from pyels.studies import resumable
+from pyels.studies.check import JUDGED, limit_of
+from pyels.studies.check import check as check_network
 
 # Names of machines: with windows of a size, without, and with a boundary.
 LOCAL = [name for name in reversed(MACHINES) if "patch_size" in inspect.signature(MACHINES[name]).parameters]
@@ -103,19 +107,57 @@ class MemoryOptions(Settings):
 
 
 @dataclass(frozen=True, kw_only=True)
-class NetworkOptions(ReadingOptions, MemoryOptions):
+class UseOptions(Settings):
+    """How a network is used."""
+
+    device: str | None = option(None, "Of the network: cpu, cuda, cuda:1 ..  [default: where it was loaded]")
+    clip: bool = option(
+        False,
+        "Keep the network's estimates in the data's range, as diffusers' schedulers do; those that say so in their "
+        "clip_sample are clipped anyway.",
+    )
+
+    def use(self, source: str) -> tuple[Denoiser, dict[str, Any]]:
+        """A network, and its record."""
+        denoiser, record = adapters.load(source)
+        if self.device is not None:
+            if not isinstance(denoiser, (adapters.NetworkDenoiser, Guided)):
+                raise ValueError(
+                    f"--device {self.device} was given, but {source} is a {type(denoiser).__name__}, not a network"
+                )
+            denoiser.to(self.device)
+        return denoiser, record
+
+    def fit(self, denoiser: Denoiser, record: Mapping[str, Any], bank: PatchBank) -> dict[str, Any]:
+        """Make a network one for the images of a bank, if it is; what of it belongs into the record of a run."""
+        channels, size = getattr(denoiser, "channels", None), getattr(denoiser, "size", None)
+        if channels not in (None, bank.shape[0]):
+            raise ValueError(f"the network takes {channels} channels, but the data set's images have {bank.shape[0]}")
+        trained_on = record.get("training", {}).get("data", {}).get("bank", {}).get("shape")
+        size = tuple(trained_on[1:]) if trained_on else size
+        if size not in (None, bank.shape[1:]):
+            at = "x".join(map(str, bank.shape[1:]))
+            report(f"pyels: the network is for images of {'x'.join(map(str, size))}, the data set's have {at}: --size?")
+        if self.clip and denoiser.clip is None:
+            denoiser.clip = limit_of(bank)
+        said = {"device": self.device, "clip": denoiser.clip}
+        return {**{key: record[key] for key in ("source", "crc32")}, **{k: v for k, v in said.items() if v is not None}}
+
+
+@dataclass(frozen=True, kw_only=True)
+class NetworkOptions(ReadingOptions, MemoryOptions, UseOptions):
     """A network, and the bank to hold it against."""
 
     network: str = option(
         help="A file or folder written by pyels train, a folder written by diffusers, or FILE.py:NAME, a "
-        "pyels.Denoiser of your own (a resumed run sees changes in FILE.py, but not in what it loads)."
+        "pyels.NetworkDenoiser or another pyels.Denoiser of your own (a resumed run sees changes in FILE.py, but "
+        "not in what it loads)."
     )
     dataset: str | None = option(None, "A name (see `pyels info`) or a path.  [default: what it was trained on]")
 
     def load(self) -> tuple[Denoiser, PatchBank, dict[str, Any], dict[str, Any]]:
         """The network, the bank, the record of the network, and what of both belongs into that of a run."""
-        denoiser, record = adapters.load(self.network)
-        channels = getattr(denoiser, "channels", None)
+        denoiser, record = self.use(self.network)
         trained_on = record.get("training", {}).get("data")
         dataset, reading = self.dataset, self.reading()
         if dataset is None:
@@ -125,15 +167,27 @@ class NetworkOptions(ReadingOptions, MemoryOptions):
             names = [one.name for one in fields(ReadingOptions) if trained_on.get(one.name) is not None]
             reading = {**{name: trained_on[name] for name in names}, **reading}
         bank = datasets.load(dataset, memory_limit=self.memory_limit, **reading)
-        if channels not in (None, bank.shape[0]):
-            raise ValueError(f"the network takes {channels} channels, but the images of {dataset} have {bank.shape[0]}")
         data = record_of_data(dataset, reading, bank)
         same = self.dataset is None and not self.reading()
         if same and trained_on.get("bank", data["bank"])["crc32"] != data["bank"]["crc32"]:
             raise ValueError(
                 f"{dataset} has changed since {self.network} was trained on it; give --dataset to use it all the same"
             )
-        return denoiser, bank, record, {"network": {key: record[key] for key in ("source", "crc32")}, "data": data}
+        return denoiser, bank, record, {"network": self.fit(denoiser, record, bank), "data": data}
+
+
+def check_wiring(denoiser: Denoiser, bank: PatchBank) -> list[str]:
+    """A quick check of a network before it is compared: its doubts, which are told too.
+
+    Raises ValueError for a network that answers differently from call to call.
+    """
+    checked = check_network(denoiser, bank, levels=JUDGED, drawn=0, try_all=False)
+    if not checked["repeatable"]:
+        raise ValueError(f"the network cannot be compared: {checked['doubts'][0]}")
+    for doubt in checked["doubts"]:
+        report(f"pyels: the network may not be what it should be: {doubt} (pyels check says more)")
+    doubts: list[str] = checked["doubts"]
+    return doubts
 
 
 def boundary_of(record: Mapping[str, Any]) -> str:
@@ -184,8 +238,10 @@ class LabelOptions(SeedOptions):
 
     def classes(self, denoiser: Denoiser, bank: PatchBank) -> list[int] | None:
         """The class of each seed, which depends on the seed alone; None where classes play no part."""
-        conditional = getattr(denoiser, "num_classes", None) is not None
+        conditional = getattr(denoiser, "conditional", False)
         if self.labels is None and not conditional:
+            return None
+        if self.labels is None and bank.labels is None and getattr(denoiser, "null_label", None) is not None:
             return None
         if self.labels is None and bank.labels is None:
             raise ValueError("the network is class-conditional, but the data set has no labels")

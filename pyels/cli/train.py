@@ -10,6 +10,7 @@ import click
 import torch
 
 import pyels
+from pyels.checks import check_device
 from pyels.cli.options import command, option
 from pyels.cli.settings import DatasetOptions, OutputOptions, ThreadOptions
 from pyels.files import write_json
@@ -77,7 +78,7 @@ def train_command(given: Train) -> None:
     if given.steps is not None and given.epochs is not None:
         raise ValueError("give either --steps or --epochs, not both")
     given.tell_torch()
-    device = _device(given.device)
+    device = check_device(given.device or ("cuda" if torch.cuda.is_available() else "cpu"))
     bank = given.read()
     steps = given.steps
     if steps is None:
@@ -137,17 +138,3 @@ def _check_folder(out: Path, resume: bool) -> Path:
     if finished.exists() and not checkpoint.exists():
         raise ValueError(f"{finished} is a finished network: choose another folder, or delete it to train anew")
     return finished
-
-
-def _device(name: str | None) -> torch.device:
-    if name is None:
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-    except RuntimeError as error:
-        raise ValueError(f"--device must be cpu or cuda, got {name!r}") from error
-    if device.type not in ("cpu", "cuda"):
-        raise ValueError(f"--device must be cpu or cuda, got {name!r}")
-    if device.type == "cuda" and (not torch.cuda.is_available() or (device.index or 0) >= torch.cuda.device_count()):
-        raise ValueError(f"--device {name} was given, but torch sees {torch.cuda.device_count()} CUDA devices here")
-    return device

@@ -5,16 +5,20 @@ from __future__ import annotations
 import importlib.util
 import json
 import sys
+import warnings
 import zlib
 from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError, safe_open
+from torch import nn
 
 from pyels.denoiser import Denoiser
 from pyels.networks import NETWORKS
-from pyels.networks.adapters import NetworkDenoiser, from_diffusers, from_pyels
+from pyels.networks.adapters import NetworkDenoiser, from_diffusers, from_pyels, in_words
 from pyels.networks.network import HEADER, Network
+
+_PICKLES = (".pt", ".pth", ".ckpt", ".bin", ".pkl", ".pickle")
 
 
 def load(source: str | Path) -> tuple[Denoiser, dict[str, Any]]:
@@ -23,8 +27,9 @@ def load(source: str | Path) -> tuple[Denoiser, dict[str, Any]]:
     Parameters
     ----------
     source  a file written by `pyels train`, or the folder it is in; a folder in which diffusers saved a pipeline with
-            a UNet2DModel (its weights as safetensors); or FILE.py:NAME, a Python file of your own and the name in it of
-            a `pyels.Denoiser` or of a function without arguments that returns one. No pickle is read.
+            a UNet2DModel (its weights as safetensors), or such a model alone, beside its scheduler or with that of
+            DDPMScheduler(); or FILE.py:NAME, a Python file of your own and the name in it of a `pyels.Denoiser` or of
+            a function without arguments that returns one. No pickle is read.
 
     Raises
     ------
@@ -37,8 +42,15 @@ def load(source: str | Path) -> tuple[Denoiser, dict[str, Any]]:
     if str(source).endswith(".py"):
         raise ValueError(f"{source}: say which name in it is the network, as {source}:NAME")
     path = Path(source).resolve()
-    if path.is_dir() and (path / "model_index.json").exists():
-        files = sorted([*path.glob("unet/*.safetensors"), *path.glob("**/*.json")])
+    if path.suffix in _PICKLES:
+        raise ValueError(
+            f"{source}: {path.suffix} files are pickles, which run code when they are read; load it in a Python "
+            "file of your own, and give FILE.py:NAME of the pyels.NetworkDenoiser made of it"
+        )
+    if (path / "config.json").exists() and (path.parent / "model_index.json").exists():
+        path = path.parent  # of the pipeline whose model this is
+    if (path / "model_index.json").exists() or (path / "config.json").exists():
+        files = sorted({*path.glob("*.safetensors"), *path.glob("unet/*.safetensors"), *path.glob("**/*.json")})
         return _load_diffusers(path), {"source": str(path), "crc32": _crc32(*files)}
     if path.is_dir():
         path = path / "network.safetensors"
@@ -69,17 +81,36 @@ def load_network(path: str | Path) -> tuple[Network, dict[str, Any]]:
 
 
 def _load_diffusers(folder: Path) -> NetworkDenoiser:
+    """A UNet2DModel and its scheduler, each in a folder of its own or not."""
     try:
         import diffusers
     except ImportError as error:
-        raise ImportError(f"{folder} holds a diffusers pipeline: pip install diffusers to read it") from error
-    index = json.loads((folder / "model_index.json").read_text(encoding="utf-8"))
-    scheduler_kind = getattr(diffusers, index.get("scheduler", ["", ""])[1], None)
-    if index.get("unet", ["", ""])[1] != "UNet2DModel" or scheduler_kind is None:
-        raise ValueError(f"{folder}: needed is a pipeline of a UNet2DModel and a scheduler, got {index}")
+        raise ImportError(f"{folder} holds a model of diffusers: pip install diffusers to read it") from error
+    unet_folder, scheduler_folder = (
+        folder / name if (folder / name).is_dir() else folder for name in ("unet", "scheduler")
+    )
+    kinds = {"unet": _class_name(unet_folder / "config.json")}
+    kinds["scheduler"] = _class_name(scheduler_folder / "scheduler_config.json") or "DDPMScheduler"
+    if (folder / "model_index.json").exists():
+        index = json.loads((folder / "model_index.json").read_text(encoding="utf-8"))
+        kinds = {name: index.get(name, ["", ""])[1] for name in kinds}
+    scheduler_kind = getattr(diffusers, kinds["scheduler"], None)
+    if kinds["unet"] != "UNet2DModel" or scheduler_kind is None:
+        raise ValueError(f"{folder}: needed is a pipeline of a UNet2DModel and a scheduler, got {kinds}")
     kind: Any = diffusers.UNet2DModel
-    unet = kind.from_pretrained(folder, subfolder="unet", use_safetensors=True, low_cpu_mem_usage=False)
-    return from_diffusers(unet, scheduler_kind.from_pretrained(folder, subfolder="scheduler"))
+    unet = kind.from_pretrained(unet_folder, use_safetensors=True, low_cpu_mem_usage=False)
+    if (scheduler_folder / "scheduler_config.json").exists():
+        return from_diffusers(unet, scheduler_kind.from_pretrained(scheduler_folder))
+    warnings.warn(
+        f"{folder} does not say with which scheduler its network was trained: DDPMScheduler() is assumed (predicts "
+        "eps, 1,000 steps, linear betas); save the scheduler into the same folder, or the pipeline",
+        stacklevel=3,
+    )
+    return from_diffusers(unet, scheduler_kind())
+
+
+def _class_name(file: Path) -> str:
+    return str(json.loads(file.read_text(encoding="utf-8")).get("_class_name")) if file.exists() else ""
 
 
 def _load_python(path: Path, name: str) -> Denoiser:
@@ -96,13 +127,13 @@ def _load_python(path: Path, name: str) -> Denoiser:
         if not hasattr(module, name):
             raise ValueError(f"nothing of the name {name!r} in it")
         value = getattr(module, name)
-        denoiser = value if isinstance(value, Denoiser) else value()
+        denoiser = value if isinstance(value, (Denoiser, nn.Module)) else value()
     except Exception as error:  # it may fail in any way
-        raise ValueError(f"{path}: {type(error).__name__}: {error}") from error
+        raise ValueError(f"{path}: {in_words(error)}") from error
     if not isinstance(denoiser, Denoiser):
         raise ValueError(
             f"{path}:{name} gave {type(denoiser).__name__}; it must be or return a "
-            "pyels.Denoiser: wrap a network in pyels.NetworkDenoiser"
+            "pyels.Denoiser: wrap a network, as pyels.NetworkDenoiser(network, predicts='eps', schedule='linear')"
         )
     return denoiser
 

@@ -20,6 +20,8 @@ PREDICTIONS: dict[str, Callable[[Tensor, Tensor], tuple[Tensor | float, Tensor |
     "x0": lambda alpha, sigma: (1, 1, 0),
     "score": lambda alpha, sigma: (-sigma, 0, 1),
     "v": lambda alpha, sigma: (1, -sigma, alpha),
+    "velocity": lambda alpha, sigma: (1, -1, 1),
+    "residual": lambda alpha, sigma: (1, alpha - 1, sigma),
 }
 
 
@@ -30,12 +32,15 @@ def target(predicts: str, x0: Tensor, noise: Tensor, alpha: Tensor, sigma: Tenso
 
 
 def x0_from(predicts: str, y: Tensor, x: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
-    """The x0 that a prediction y for x implies, shaped as x and of its dtype; alpha and sigma (B, 1, 1, 1) float64.
+    """The x0 that a prediction y for x implies, shaped as x, of its dtype and on its device; alpha and sigma
+    (B, 1, 1, 1) float64, in CPU memory.
 
     Raises ValueError where y says nothing of x0, as noise alone does at alpha = 0.
     """
     if predicts == "x0":
         return y  # the formula's sigma * y / sigma would round, and means nothing at sigma = 0
+    if predicts == "residual":
+        return x - y  # likewise
     c, a, b = PREDICTIONS[predicts](alpha, sigma)
     over = b * alpha - a * sigma
     if not over.all():
@@ -44,5 +49,5 @@ def x0_from(predicts: str, y: Tensor, x: Tensor, alpha: Tensor, sigma: Tensor) -
             f"a network that predicts {predicts} says nothing of x0 at alpha = {float(alpha[lost][0]):g}, "
             f"sigma = {float(sigma[lost][0]):g}; start at a time below 1"
         )
-    c, b, sigma, over = (torch.as_tensor(value, dtype=x.dtype) for value in (c, b, sigma, over))
+    c, b, sigma, over = (torch.as_tensor(value, dtype=x.dtype, device=x.device) for value in (c, b, sigma, over))
     return (b * x - sigma * (c * y)) / over

@@ -23,12 +23,14 @@ def perfect(bank, predicts, schedule):
         x0 = machine.denoise(x, alpha, sigma, labels)
         a, s = alpha.float()[:, None, None, None], sigma.float()[:, None, None, None]
         eps = (x - a * x0) / s
-        return {"x0": x0, "eps": eps, "score": -eps / s, "v": a * eps - s * x0}[predicts]
+        answers = {"v": a * eps - s * x0, "velocity": eps - x0, "residual": x - x0}
+        return {"x0": x0, "eps": eps, "score": -eps / s, **answers}[predicts]
 
     return NetworkDenoiser(function, predicts, schedule)
 
 
-@pytest.mark.parametrize("predicts", ["eps", "x0", "score", "v"])
+@pytest.mark.filterwarnings("ignore:predicts='v'")
+@pytest.mark.parametrize("predicts", ["eps", "x0", "score", "v", "velocity", "residual"])
 @pytest.mark.parametrize("schedule", ["cosine", "linear", "edm", "flow"])
 def test_every_prediction_along_every_schedule_is_the_same_estimate(small, predicts, schedule):
     machine, network = pyels.IS(small), perfect(small, predicts, schedule)
@@ -110,7 +112,7 @@ def fails(x, t, labels):
     ("function", "message"),
     [
         (fails, r"failed on images of shape \(1, 1, 4, 4\): RuntimeError: shapes do not fit"),
-        (lambda x, t, labels: torch.cat([x, x], dim=1), r"returned shape \(1, 2, 4, 4\) for images of shape"),
+        (lambda x, t, labels: torch.cat([x, x, x], dim=1), r"returned shape \(1, 3, 4, 4\) for images of shape"),
         (lambda x, t, labels: None, "returned NoneType"),
         (lambda x, t, labels: x * math.nan, "returned NaN or infinite values at t"),
     ],
@@ -131,7 +133,7 @@ def test_bad_arguments():
         identity.denoise(x, 0.6, 0.8, patch_size=3)
     with pytest.raises(ValueError, match="nothing of x0 at alpha = 0"):
         NetworkDenoiser(lambda x, t, labels: x, schedule="flow").denoise(x, 0.0, 1.0)
-    with pytest.raises(ValueError, match="predicts must be one of eps, x0, score, v"):
+    with pytest.raises(ValueError, match="predicts must be one of eps, x0, score, v, velocity, residual"):
         NetworkDenoiser(lambda x, t, labels: x, predicts="noise")
     with pytest.raises(TypeError, match="must be callable"):
         NetworkDenoiser("net.pt")

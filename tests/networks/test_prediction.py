@@ -10,9 +10,9 @@ def column(*levels):
     return torch.tensor(levels, dtype=torch.float64)[:, None, None, None]
 
 
-@pytest.mark.parametrize("predicts", [*PREDICTIONS, "velocity"])
+@pytest.mark.parametrize("predicts", [*PREDICTIONS, "sum"])
 def test_x0_follows_from_what_a_perfect_network_predicts(predicts, monkeypatch):
-    monkeypatch.setitem(PREDICTIONS, "velocity", lambda alpha, sigma: (1, -1, 1))  # a new one is a line
+    monkeypatch.setitem(PREDICTIONS, "sum", lambda alpha, sigma: (1, -2, 1))  # a new one is a line
     alpha, sigma = (column(*values) for values in zip(*LEVELS, strict=True))
     known = torch.tensor([predicts != "score" or s > 0 for _, s in LEVELS])  # which is infinite at sigma = 0
     known &= torch.tensor([predicts not in ("eps", "score") or a > 0 for a, _ in LEVELS])

@@ -1,0 +1,61 @@
+"""Classifier-free guidance (Ho & Salimans, arXiv 2207.12598) of a network or of a machine."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from pyels.denoiser import Denoiser, Query
+from pyels.networks.adapters import NetworkDenoiser
+
+
+class Guided(Denoiser):
+    """A denoiser whose estimates lean further towards a class: eps = eps_none + scale * (eps_label - eps_none).
+
+    Of a machine, "none" is the whole bank, of a network its `null_label`. Clips as the denoiser does.
+
+    Parameters
+    ----------
+    denoiser  a machine, or a network with a null_label; is asked twice
+    scale     0: no class; 1: the class, as without guidance; more: further
+
+    Raises
+    ------
+    TypeError, ValueError  no denoiser, a network without null_label, a scale that is not finite; from `denoise`: no
+                           labels
+    """
+
+    conditional = True
+
+    def __init__(self, denoiser: Denoiser, scale: float) -> None:
+        if not isinstance(denoiser, Denoiser):
+            raise TypeError(f"denoiser must be a machine or another pyels.Denoiser, got {type(denoiser).__name__}")
+        if isinstance(denoiser, NetworkDenoiser) and denoiser.null_label is None:
+            raise ValueError("guidance needs a network with a label for no class: give NetworkDenoiser a null_label")
+        if isinstance(scale, (bool, str)) or not math.isfinite(scale):
+            raise ValueError(f"scale must be a finite number, got {scale!r}")
+        self.denoiser, self.scale = denoiser, float(scale)
+        self.device, self.wishes, self.clip = denoiser.device, denoiser.wishes, denoiser.clip
+        self.num_classes, self.channels = (getattr(denoiser, name, None) for name in ("num_classes", "channels"))
+
+    def to(self, device: str | torch.device) -> None:
+        """Move a network that is guided."""
+        if not isinstance(self.denoiser, (NetworkDenoiser, Guided)):
+            raise ValueError(f"device {device} was asked for, but {type(self.denoiser).__name__} is not a network")
+        self.denoiser.to(device)
+        self.device = self.denoiser.device
+
+    def check_size(self, patch_size: int | None) -> int:
+        return self.denoiser.check_size(patch_size)
+
+    def check_images(self, x: Tensor) -> Tensor:
+        return self.denoiser.check_images(x)
+
+    def estimate(self, query: Query) -> Tensor:
+        if query.labels is None:
+            raise ValueError("labels: guidance needs the class of every image")
+        x0, none = self.denoiser.estimate(query), self.denoiser.estimate(replace(query, labels=None))
+        return none + self.scale * (x0 - none)

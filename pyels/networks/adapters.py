@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import inspect
 import math
-import warnings
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from pyels.checks import CPU, check_clip, check_device, check_images
+from pyels.checks import CPU, check_clip, check_device, check_images, warn
 from pyels.denoiser import Denoiser, Query
 from pyels.networks.modules import modules_of, ready, vary
 from pyels.networks.network import Network
@@ -116,10 +115,9 @@ class NetworkDenoiser(Denoiser):
         self.size = size
         self.takes = _count_arguments(function, self.conditional)
         if predicts == "v" and not _preserves_variance(self.schedule):
-            warnings.warn(
+            warn(
                 "predicts='v' is alpha * eps - sigma * x0, which networks learn where alpha^2 + sigma^2 = 1, as it is "
-                "not along this schedule: for the eps - x0 of flow matching, say predicts='velocity'",
-                stacklevel=2,
+                "not along this schedule: for the eps - x0 of flow matching, say predicts='velocity'"
             )
 
     @property
@@ -421,9 +419,7 @@ def from_diffusers(unet: Any, scheduler: Any) -> NetworkDenoiser:
             "pyels.NetworkDenoiser(function, predicts, schedule)"
         )
     if config.get("thresholding"):
-        warnings.warn(
-            "the scheduler's dynamic thresholding is not applied, its clip_sample_range is instead", stacklevel=2
-        )
+        warn("the scheduler's dynamic thresholding is not applied, its clip_sample_range is instead")
     clips = config.get("clip_sample") or config.get("thresholding")
     return NetworkDenoiser(
         # Step j = 1 .. T of the schedule is diffusers' timestep j - 1.

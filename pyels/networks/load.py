@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib.util
 import json
 import sys
-import warnings
 import zlib
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 from torch import nn
 
+from pyels.checks import warn
 from pyels.denoiser import Denoiser
 from pyels.networks import NETWORKS
 from pyels.networks.adapters import NetworkDenoiser, from_diffusers, from_pyels, in_words
@@ -101,10 +101,9 @@ def _load_diffusers(folder: Path) -> NetworkDenoiser:
     unet = kind.from_pretrained(unet_folder, use_safetensors=True, low_cpu_mem_usage=False)
     if (scheduler_folder / "scheduler_config.json").exists():
         return from_diffusers(unet, scheduler_kind.from_pretrained(scheduler_folder))
-    warnings.warn(
+    warn(
         f"{folder} does not say with which scheduler its network was trained: DDPMScheduler() is assumed (predicts "
-        "eps, 1,000 steps, linear betas); save the scheduler into the same folder, or the pipeline",
-        stacklevel=3,
+        "eps, 1,000 steps, linear betas); save the scheduler into the same folder, or the pipeline"
     )
     return from_diffusers(unet, scheduler_kind())
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import functools
 from collections.abc import Iterable, Iterator
-from types import CodeType, FunctionType, MethodType
+from types import CodeType, FunctionType, MethodType, ModuleType
 from typing import Any
 
 import torch
@@ -14,7 +14,7 @@ from torch.nn.modules.batchnorm import _NormBase
 
 
 def modules_of(function: Any) -> list[nn.Module]:
-    """The module that a function is, or those that its closure, defaults, globals, arguments or object hold."""
+    """The module that a function is, or those that it uses of its closure, defaults, globals, arguments and object."""
     found: dict[int, nn.Module] = {}
     seen: set[int] = set()
     waiting = [function]
@@ -25,31 +25,38 @@ def modules_of(function: Any) -> list[nn.Module]:
         seen.add(id(one))
         if isinstance(one, nn.Module):
             found[id(one)] = one
-        else:
-            waiting += _holds(one, one is function)
+        elif isinstance(one, (list, tuple)):
+            waiting += one
+        elif isinstance(one, dict):
+            waiting += one.values()
+        elif isinstance(one, functools.partial):
+            waiting += [one.func, *one.args, *one.keywords.values()]
+        elif isinstance(one, (FunctionType, MethodType)):
+            waiting += _used_by(one)
+        elif one is function and isinstance(getattr(type(one), "__call__", None), FunctionType):  # noqa: B004
+            waiting += _used_by(MethodType(type(one).__call__, one))
     return list(found.values())
 
 
-def _holds(one: Any, is_function: bool) -> Iterable[Any]:
-    if isinstance(one, functools.partial):
-        return [one.func, *one.args, *one.keywords.values()]
-    if isinstance(one, MethodType):
-        return [one.__func__, one.__self__, *getattr(one.__self__, "__dict__", {}).values()]
-    if isinstance(one, FunctionType):
-        cells = [cell.cell_contents for cell in one.__closure__ or () if _is_filled(cell)]
-        named = [one.__globals__[name] for name in _names(one.__code__) if name in one.__globals__]
-        own = [value for value in named if getattr(value, "__module__", None) == one.__module__ or _may_hold(value)]
-        wrapped = [one.__wrapped__] if hasattr(one, "__wrapped__") else []
-        return [*cells, *(one.__defaults__ or ()), *(one.__kwdefaults__ or {}).values(), *own, *wrapped]
-    if isinstance(one, (list, tuple)):
-        return one
-    if isinstance(one, dict):
-        return one.values()
-    return [type(one).__call__, *vars(one).values()] if is_function and hasattr(one, "__dict__") else []
+def _used_by(one: FunctionType | MethodType) -> list[Any]:
+    owner = [one.__self__] if isinstance(one, MethodType) else []
+    function: Any = getattr(one, "__func__", one)
+    names = set(_names(function.__code__))
+    cells = [cell.cell_contents for cell in function.__closure__ or () if _is_filled(cell)]
+    named = [function.__globals__[name] for name in names if name in function.__globals__]
+    own = [one for one in named if not hasattr(one, "__code__") or one.__module__ == function.__module__]
+    given = [*(function.__defaults__ or ()), *(function.__kwdefaults__ or {}).values()]
+    wrapped = [function.__wrapped__] if hasattr(function, "__wrapped__") else []
+    return [part for one in (*owner, *cells, *own, *given, *wrapped) for part in _parts(one, names)]
 
 
-def _may_hold(value: Any) -> bool:
-    return isinstance(value, (nn.Module, functools.partial, MethodType, list, tuple, dict))
+def _parts(one: Any, names: set[str]) -> list[Any]:
+    """What a function that has these names in it uses of an object: the attributes of these names, or the whole."""
+    if isinstance(one, (type, ModuleType, FunctionType)):
+        return [one] if isinstance(one, FunctionType) else []
+    parts = {**getattr(one, "__dict__", {}), **(one._modules if isinstance(one, nn.Module) else {})}
+    used = [part for name, value in parts.items() if name in names for part in _parts(value, names)]
+    return used if any(isinstance(part, (nn.Module, list, tuple, dict)) for part in used) else [one]
 
 
 def _is_filled(cell: Any) -> bool:

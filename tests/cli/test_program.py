@@ -46,7 +46,7 @@ def test_interrupt_inside_a_long_call_ends_it_at_once(tmp_path):
 
 
 def test_help_of_everything(capsys):
-    for arguments in ((), ("demo",), ("sample",), ("train",), ("calibrate",), ("compare",), ("bench",), ("info",)):
+    for arguments in ((), ("demo",), ("sample",), ("train",), ("check",), ("calibrate",), ("compare",), ("info",)):
         assert run(*arguments, "--help") == 0
         assert "Usage: pyels" in capsys.readouterr().out
     assert run("--version") == 0

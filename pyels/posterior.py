@@ -56,6 +56,10 @@ class Posterior:
     error: Tensor
     certified: Tensor
 
+    def tensors(self) -> tuple[Tensor, ...]:
+        """All fields, in this order."""
+        return tuple(getattr(self, field.name) for field in fields(self))
+
 
 @dataclass(frozen=True)
 class PartialPosterior:

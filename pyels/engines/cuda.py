@@ -158,7 +158,7 @@ def chunks(images: Tensor, which: range | Tensor) -> Generator[tuple[Tensor, Ten
     for start in range(0, len(which), step):
         part = which[start : start + step]
         if isinstance(part, range):
-            yield torch.arange(part.start, part.stop), images[part.start : part.stop]
+            yield torch.arange(part.start, part.stop, device=CPU), images[part.start : part.stop]
         else:
             yield part, images[part]
 
@@ -175,7 +175,7 @@ class _Slot:
 
     def send(self, pixels: Tensor, stream: torch.cuda.Stream) -> None:
         if self.pinned is None or len(self.pinned) < len(pixels):
-            self.pinned = torch.empty(pixels.shape, dtype=pixels.dtype, pin_memory=True)
+            self.pinned = torch.empty(pixels.shape, dtype=pixels.dtype, device=CPU, pin_memory=True)
             self.pixels = torch.empty(pixels.shape, dtype=pixels.dtype, device=self._device)
             # Memory that the allocator hands out may be in use until the current stream has come this far.
             self.used.record(torch.cuda.current_stream(self._device))

@@ -10,7 +10,7 @@ import torch
 
 from pyels.bank import PatchBank
 from pyels.bank.selection import LIST, Selection
-from pyels.checks import check_tolerance, checked
+from pyels.checks import CPU, check_tolerance, checked
 from pyels.definition import Definition, Sources, Square
 from pyels.denoiser import Query
 from pyels.engines.engine import Engine, threads_or_all
@@ -63,7 +63,7 @@ class Sampled(Engine):
             of_set = selection.of(queries), query.of(queries)
             parts.append(evaluate("sampled", options, definition, bank.images, *of_set, want, None, index.tensors()))
             places += queries
-        return PartialPosterior.stack(parts, torch.tensor(places))
+        return PartialPosterior.stack(parts, torch.tensor(places, device=CPU))
 
     def settings(self) -> dict[str, Any]:
         return {**super().settings(), "tolerance": self.tolerance}

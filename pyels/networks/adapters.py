@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pyels.checks import check_images
+from pyels.checks import CPU, check_images
 from pyels.denoiser import Denoiser, Query
 from pyels.networks.network import Network
 from pyels.networks.prediction import PREDICTIONS, x0_from
@@ -145,7 +145,7 @@ class NetworkDenoiser(Denoiser):
 
 
 def _column(levels: Tensor | list[float]) -> Tensor:
-    return torch.as_tensor(levels, dtype=torch.float64)[:, None, None, None]
+    return torch.as_tensor(levels, dtype=torch.float64, device=CPU)[:, None, None, None]
 
 
 class _Angle:
@@ -175,9 +175,11 @@ class _NoiseLevel:
 
 
 def from_pyels(network: Network) -> NetworkDenoiser:
-    """A `pyels.ResNet` or `pyels.UNet` as a denoiser."""
+    """A `pyels.ResNet` or `pyels.UNet` as a denoiser, in float32."""
     config, device = network.config, next(network.parameters()).device
-    return NetworkDenoiser(network, network.predicts, _Angle(), config["num_classes"], config["channels"], device)
+    return NetworkDenoiser(
+        network.float(), network.predicts, _Angle(), config["num_classes"], config["channels"], device
+    )
 
 
 def from_edm(denoiser: Callable[..., Tensor], num_classes: int | None = None, device: Any = "cpu") -> NetworkDenoiser:

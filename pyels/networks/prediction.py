@@ -44,5 +44,5 @@ def x0_from(predicts: str, y: Tensor, x: Tensor, alpha: Tensor, sigma: Tensor) -
             f"a network that predicts {predicts} says nothing of x0 at alpha = {float(alpha[lost][0]):g}, "
             f"sigma = {float(sigma[lost][0]):g}; start at a time below 1"
         )
-    c, b, sigma, over = (torch.as_tensor(value, dtype=x.dtype) for value in (c, b, sigma, over))
+    c, b, sigma, over = (torch.as_tensor(value, dtype=x.dtype, device=x.device) for value in (c, b, sigma, over))
     return (b * x - sigma * (c * y)) / over

@@ -17,11 +17,13 @@ import torch
 from torch import Tensor
 
 import pyels._core as _core
+from pyels._core import FLOAT32_REACH
 from pyels.bank import PatchBank
 from pyels.bank.selection import Selection
 from pyels.checks import CPU, checked, is_captured
 from pyels.definition import Definition
 from pyels.denoiser import Query
+from pyels.engines.engine import beyond_float32
 from pyels.engines.exact import Exact, Part
 from pyels.engines.operator import evaluate
 from pyels.posterior import PartialPosterior, Want
@@ -85,6 +87,11 @@ class Cuda(Exact):
             raise RuntimeError("call the machine once before a CUDA graph captures it: then its bank is on the GPU")
         if is_captured(query.x) and selection.order is not None and selection.order is not bank.order:
             raise RuntimeError("a CUDA graph cannot capture lists of images; select by labels, or leave the graph out")
+        if beyond := beyond_float32(query):
+            raise ValueError(
+                f"sigma = {float(query.sigma[beyond].max()):g}: the largest pixel of x is more than {FLOAT32_REACH:g} "
+                "sigma, beyond what engine 'cuda' computes in float32; use engine='cpu', or a larger sigma"
+            )
         there = replace(query, x=query.x.to(self.device))
         return super().evaluate(definition, bank, selection, there, want).to(query.x.device)
 

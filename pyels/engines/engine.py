@@ -9,10 +9,10 @@ from typing import Any, ClassVar
 
 import torch
 
-from pyels._core import isa_in_use
+from pyels._core import FLOAT32_REACH, isa_in_use
 from pyels.bank import PatchBank
 from pyels.bank.selection import Selection
-from pyels.checks import CPU, check_threads, checks_of, from_environment
+from pyels.checks import CPU, check_threads, checks_of, from_environment, is_captured
 from pyels.definition import Definition, Square, WholeImage
 from pyels.denoiser import Query
 from pyels.posterior import PartialPosterior, Want
@@ -88,6 +88,15 @@ class Engine(ABC):
     def settings(self) -> dict[str, Any]:
         """What the bits of a result depend on, beside its inputs."""
         return {"engine": self.name, "isa": isa_in_use()}
+
+
+def beyond_float32(query: Query) -> list[int]:
+    """The queries whose largest pixel is so many sigma that float32 differences are too coarse for the weights. Engine
+    "cpu" takes these in double."""
+    if is_captured(query.x):
+        return []
+    largest = query.x.flatten(1).abs().amax(1).double().cpu()
+    return torch.nonzero(largest > FLOAT32_REACH * query.sigma).flatten().tolist()
 
 
 def threads_or_all(threads: int | None) -> int:

@@ -64,7 +64,8 @@ class Exact(Engine):
 
 @dataclass(eq=False)
 class Cpu(Exact):
-    """Exact, float32 with float64 wherever rounding could show, multi-threaded.
+    """Exact, float32 with float64 wherever rounding could show, multi-threaded. Where the largest pixel of a query is
+    more than 1,000 sigma, whatever may matter is compared in float64, which takes longer.
 
     Parameters
     ----------

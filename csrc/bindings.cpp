@@ -10,6 +10,7 @@
 #include "cuda/engine.h"
 #include "pyels.h"
 #include "sampled/engine.h"
+#include "weighing.h"
 
 namespace py = pybind11;
 
@@ -183,6 +184,7 @@ PYBIND11_MODULE(_core, module) {
 #endif
 
   module.attr("INTERVAL") = pyels::interval;
+  module.attr("FLOAT32_REACH") = pyels::float32_reach;
   module.attr("LIST_BLOCK") = pyels::list_block;
   module.def("available_isas", &pyels::available_isas, "Instruction sets this CPU can run, best first.");
   module.def("isa_in_use", &pyels::isa_in_use, "The one the cpu engine uses (PYELS_ISA, else the best).");

@@ -11,17 +11,22 @@ namespace pyels {
 
 constexpr double ln2 = 0.693147180559945309417232121458;
 
+// Float32 differences will do where the largest pixel of a query is up to so many sigma.
+constexpr double float32_reach = 1000.0;
+
 struct Weighing {
   double scale;              // log2 w = -scale * squared distance; log2(e) / (2 sigma^2)
   float least_scale;         // the same, less what a float32 distance may be too large by
   float skip;                // weights below 2^-skip of the running maximum are taken as zero
+  float slack;               // what else a float32 distance may be too large by, as log2 of a weight
   float wide_above;          // squared distances beyond this are summed in double,
   float exact_above;         // beyond this found again in double where the weight stands out,
   float always_exact_above;  // and beyond this wherever the weight may matter
 };
 
-// For query b, whose pixels meet up to `sources` patches with windows of `window_values` values.
-inline Weighing weighing(const Problem& a, std::int64_t b, double sources, std::int64_t window_values) {
+// For query b, whose pixels, up to `largest`, meet up to `sources` patches with windows of `window_values` values.
+inline Weighing weighing(const Problem& a, std::int64_t b, double sources, std::int64_t window_values,
+                         double largest = 0.0) {
   Weighing w{};
   w.scale = 0.5 / (a.sigma[b] * a.sigma[b]) / ln2;
   const double nats = w.scale * ln2;
@@ -39,6 +44,14 @@ inline Weighing weighing(const Problem& a, std::int64_t b, double sources, std::
   w.always_exact_above = static_cast<float>(far / nats);
   // All weights left out together are less than 1e-8 of the sum.
   w.skip = static_cast<float>(std::min(80.0, std::log(sources) + std::log(1e8)) / ln2);
+  if (largest > float32_reach * a.sigma[b]) {
+    // Each of n differences errs by up to 2.4e-7 of the pixel, and a distance D, with e for all of them, by up to
+    // 2 sqrt(D) e + e^2 <= 1e-3 D + 1001 e^2: so much is looked at, and whatever may matter is found again in double.
+    const double error = 2.4e-7 * largest;
+    w.slack = static_cast<float>(w.scale * 1001 * static_cast<double>(window_values) * error * error);
+    w.least_scale *= 0.998f;
+    w.wide_above = w.exact_above = w.always_exact_above = -1.0f;
+  }
   return w;
 }
 

@@ -3,22 +3,48 @@
 The equivariant local score machine of Kamb & Ganguli (ICML 2025, arXiv 2412.20292) and its siblings, exact and fast.
 """
 
-from importlib.metadata import version
+from importlib import import_module
+from importlib.util import find_spec
+from typing import TYPE_CHECKING, Any
 
-from pyels import adapters, datasets, distributed, metrics, presets
-from pyels.adapters import NetworkDenoiser
-from pyels.bank import PatchBank
-from pyels.bank.selection import Selection
-from pyels.definition import Definition, Masks, Square, WholeImage
-from pyels.denoiser import Denoiser, Query
-from pyels.guided import Guided
-from pyels.machines import ELS, ES, IS, LS, Machine
-from pyels.networks import ResNet, UNet
-from pyels.posterior import PartialPosterior, Posterior, Want
-from pyels.sampling import sample
-from pyels.schedules import make_schedule
+if TYPE_CHECKING:
+    from pyels import adapters, datasets, distributed, metrics, presets
+    from pyels.adapters import NetworkDenoiser
+    from pyels.bank import PatchBank
+    from pyels.bank.selection import Selection
+    from pyels.definition import Definition, Masks, Square, WholeImage
+    from pyels.denoiser import Denoiser, Query
+    from pyels.guided import Guided
+    from pyels.machines import ELS, ES, IS, LS, Machine
+    from pyels.networks import ResNet, UNet
+    from pyels.posterior import PartialPosterior, Posterior, Want
+    from pyels.sampling import sample
+    from pyels.schedules import make_schedule
 
-__version__ = version("pyels")
+    __version__: str
+
+if find_spec("pyels._core") is None:
+    raise ImportError(
+        f"pyels is imported from a source folder, {__path__[0]}, where its compiled module was not built: start Python "
+        "in another folder to use the installed pyels, or install this one with pip install -e ."
+    )
+
+# Where the public names are, which are imported when first used: torch takes seconds.
+_NAMES = {
+    "pyels": "adapters datasets distributed metrics presets",
+    "pyels.adapters": "NetworkDenoiser",
+    "pyels.bank": "PatchBank",
+    "pyels.bank.selection": "Selection",
+    "pyels.definition": "Definition Masks Square WholeImage",
+    "pyels.denoiser": "Denoiser Query",
+    "pyels.guided": "Guided",
+    "pyels.machines": "ELS ES IS LS Machine",
+    "pyels.networks": "ResNet UNet",
+    "pyels.posterior": "PartialPosterior Posterior Want",
+    "pyels.sampling": "sample",
+    "pyels.schedules": "make_schedule",
+}
+_HOMES = {name: home for home, names in _NAMES.items() for name in names.split()}
 
 __all__ = [
     "ELS",
@@ -49,3 +75,22 @@ __all__ = [
     "presets",
     "sample",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        from importlib.metadata import version
+
+        value: Any = version("pyels")
+    elif _HOMES.get(name, "pyels") == "pyels":  # a module, public or not
+        if name.startswith("_") or find_spec(f"pyels.{name}") is None:
+            raise AttributeError(f"module 'pyels' has no attribute {name!r}")
+        return import_module(f"pyels.{name}")
+    else:
+        value = getattr(import_module(_HOMES[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return [*__all__, "__version__"]

@@ -20,4 +20,5 @@ def isa_in_use() -> str: ...
 
 HAS_CUDA: bool
 INTERVAL: float
+FLOAT32_REACH: float
 LIST_BLOCK: int

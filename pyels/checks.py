@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import field, fields
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -17,6 +19,8 @@ LARGEST_ALPHA = 1e6
 SMALLEST_SIGMA = 1e-9
 MOST_THREADS = 4096
 CPU = torch.device("cpu")
+# One noise level for all images, or one for each: a number, or (B,) as a list, an array or a tensor.
+Levels = float | Tensor | Sequence[float] | np.ndarray[Any, Any]
 
 
 def checked(default: Any, check: Callable[[Any], Any]) -> Any:
@@ -67,14 +71,38 @@ def is_captured(x: Tensor) -> bool:
     return x.is_cuda and torch.cuda.is_current_stream_capturing()
 
 
-def check_level(name: str, value: float | Tensor, batch: int) -> Tensor:
+def beside(x: Tensor, numbers: Tensor) -> Tensor:
+    """A few numbers (B,) as float64 where x is."""
+    if not is_captured(x):
+        return numbers.double().to(x.device)
+    # A copy from CPU memory would have to be waited for.
+    return torch.stack([torch.full((), float(n), dtype=torch.float64, device=x.device) for n in numbers])
+
+
+def numbers_of(value: Any) -> Tensor:
+    """Numbers in any form, as one, a list, an array or a tensor, in CPU memory: int64 where they are integers, else
+    float64. Raises TypeError, ValueError or RuntimeError for what is none."""
+    if isinstance(value, Tensor):
+        numbers = value.detach().cpu()
+    else:
+        array = np.asarray(value)
+        if array.dtype.kind not in "iuf":
+            raise TypeError
+        # A copy: torch warns of arrays that are read-only, and knows but one order of bytes.
+        numbers = torch.from_numpy(np.array(array, np.float64 if array.dtype.kind == "f" else np.int64, order="C"))
+    if numbers.is_complex() or numbers.dtype == torch.bool:
+        raise TypeError
+    return numbers.to(torch.float64 if numbers.is_floating_point() else torch.int64)
+
+
+def check_level(name: str, value: Levels, batch: int) -> Tensor:
     """alpha or sigma as a (B,) float64 tensor."""
     try:
-        if isinstance(value, (bool, str)):
-            raise TypeError
-        levels = torch.as_tensor(value, dtype=torch.float64).detach().cpu()
+        levels = numbers_of(value).double()
     except (TypeError, ValueError, RuntimeError):
-        raise TypeError(f"{name} must be a number or a tensor of shape (B,), got {type(value).__name__}") from None
+        raise TypeError(
+            f"{name} must be a number or a tensor, list or array of shape (B,), got {type(value).__name__}"
+        ) from None
     if levels.dim() == 0:
         levels = levels.expand(batch)
     if levels.shape != (batch,):
@@ -92,19 +120,20 @@ def check_level(name: str, value: float | Tensor, batch: int) -> Tensor:
     return levels.contiguous()
 
 
-def check_labels(labels: Tensor | None, batch: int) -> Tensor | None:
+def check_labels(labels: Any, batch: int) -> Tensor | None:
     """labels as a (B,) int64 tensor."""
     if labels is None:
         return None
     try:
-        labels = torch.as_tensor(labels)
+        classes = numbers_of(labels)
+        if classes.is_floating_point() and classes.numel():
+            raise TypeError
     except (TypeError, ValueError, RuntimeError):
-        raise TypeError(f"labels must be integers of shape (B,), got {labels!r}") from None
-    if labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool:
-        raise TypeError(f"labels must be integers, got {labels.dtype}")
-    if labels.shape != (batch,):
-        raise ValueError(f"labels must have shape ({batch},), one for each image of x, got {tuple(labels.shape)}")
-    return labels.to(device="cpu", dtype=torch.int64).contiguous()
+        given = getattr(labels, "dtype", repr(labels))
+        raise TypeError(f"labels must be integers of shape (B,), got {given}") from None
+    if classes.shape != (batch,):
+        raise ValueError(f"labels must have shape ({batch},), one for each image of x, got {tuple(classes.shape)}")
+    return classes.to(torch.int64).contiguous()
 
 
 def check_patch_size(k: int | None, height: int, width: int, wraps: bool) -> int:
@@ -126,26 +155,36 @@ def check_patch_size(k: int | None, height: int, width: int, wraps: bool) -> int
     return k
 
 
-def check_tolerance(tolerance: float) -> float:
-    if isinstance(tolerance, bool) or not isinstance(tolerance, (int, float)):
-        raise TypeError(f"tolerance must be a number, got {type(tolerance).__name__}")
-    if not 0 < tolerance < float("inf"):
+def check_number(name: str, value: Any) -> float:
+    """One number, in whatever form, as a float."""
+    try:
+        return numbers_of(value).item()
+    except (TypeError, ValueError, RuntimeError):
+        raise TypeError(f"{name} must be a number, got {type(value).__name__}") from None
+
+
+def check_tolerance(tolerance: Any) -> float:
+    number = check_number("tolerance", tolerance)
+    if not 0 < number < float("inf"):
         raise ValueError(f"tolerance must be positive and finite, got {tolerance}")
-    return float(tolerance)
+    return float(number)
 
 
-def check_threads(threads: int | None) -> int | None:
-    if threads is not None and (isinstance(threads, bool) or not isinstance(threads, int)):
+def check_threads(threads: Any) -> int | None:
+    if threads is None:
+        return None
+    if isinstance(threads, bool) or not hasattr(threads, "__index__"):
         raise TypeError(f"threads must be an int, got {type(threads).__name__}")
-    if threads is not None and not 1 <= threads <= MOST_THREADS:
+    count = int(threads)
+    if not 1 <= count <= MOST_THREADS:
         raise ValueError(f"threads must be between 1 and {MOST_THREADS}, got {threads}")
-    return threads
+    return count
 
 
 def warn(message: str) -> None:
     """Warn whoever called pyels, from however deep in it."""
     frame, level = sys._getframe(1), 2
-    while frame.f_back is not None and frame.f_globals["__name__"].split(".")[0] == "pyels":
+    while frame.f_back is not None and frame.f_globals["__name__"].split(".")[0] in ("pyels", "torch"):
         frame, level = frame.f_back, level + 1
     warnings.warn(message, UserWarning, stacklevel=level)
 
@@ -165,3 +204,14 @@ def check_clip(clip: float | None) -> float | None:
     if clip is not None and (isinstance(clip, (bool, str)) or not 0 < clip < float("inf")):
         raise ValueError(f"clip must be a positive number, the largest |x0|, or None, got {clip!r}")
     return None if clip is None else float(clip)
+
+
+def from_environment(name: str, otherwise: int | None = None, least: int = 0) -> int:
+    """A number that torchrun sets in the environment; `otherwise`, if there is one, where it is not set or empty."""
+    text = os.environ.get(name, "").strip()
+    if not text and otherwise is not None:
+        return otherwise
+    if not text.isdecimal() or int(text) < least:
+        given = repr(os.environ[name]) if name in os.environ else "nothing"
+        raise ValueError(f"the environment variable {name} must be a whole number from {least} on, got {given}")
+    return int(text)

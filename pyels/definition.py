@@ -74,7 +74,8 @@ class Masks:
 
     def at(self, alpha: float, sigma: float, shape: Sequence[int]) -> Tensor:
         """The weights at one noise level, (H*W, C, H, W) float64, for images (C, H, W)."""
-        given = torch.as_tensor(self.weights(alpha, sigma) if callable(self.weights) else self.weights)
+        weights = self.weights(alpha, sigma) if callable(self.weights) else self.weights
+        given = weights if isinstance(weights, Tensor) else torch.as_tensor(weights, device=CPU)
         weights = given.detach().to("cpu", torch.float64)
         channels, height, width = shape
         pixels = height * width

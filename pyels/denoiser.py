@@ -2,15 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import functools
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from pyels.bank.selection import Selection, check_selection
-from pyels.checks import CPU, check_images, check_labels, check_level, check_tolerance, checked, checks_of
+from pyels.checks import (
+    CPU,
+    Levels,
+    beside,
+    check_images,
+    check_labels,
+    check_level,
+    check_tolerance,
+    checked,
+    checks_of,
+)
+
+F = TypeVar("F", bound=Callable[..., Any])
+_NO_DERIVATIVE = (
+    "a derivative was asked for, but pyels computes none of denoisers and samples: give it x.detach(), call it under "
+    "torch.no_grad(), or take finite differences"
+)
+_NO_VMAP = "torch.vmap over a denoiser is not supported: give it the whole batch, (B, C, H, W), in one call"
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,12 +70,48 @@ class Query:
 
     def of(self, queries: Sequence[int]) -> Query:
         """Some of the queries."""
-        which = torch.tensor(queries, dtype=torch.int64)
+        which = torch.tensor(queries, dtype=torch.int64, device=CPU)
         labels = None if self.labels is None else self.labels[which]
         return replace(self, x=self.x[which], alpha=self.alpha[which], sigma=self.sigma[which], labels=labels)
 
 
 _WISHES = checks_of(Query)
+
+
+class _Underived(torch.autograd.Function):
+    """compute(*arguments), which has no derivative: to ask for one is an error, and not zero. A true one has its place
+    here."""
+
+    @staticmethod
+    def forward(compute: Callable[..., Any], *arguments: Any) -> Any:
+        return compute(*arguments)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
+        pass
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Any) -> Any:
+        raise RuntimeError(_NO_DERIVATIVE)
+
+    jvp = backward
+
+    @staticmethod
+    def vmap(info: Any, dims: Any, *arguments: Any) -> Any:
+        raise RuntimeError(_NO_VMAP)
+
+
+def underived(function: F) -> F:
+    """The function, which gives a tensor or a tuple; asked for a derivative of these, it refuses."""
+
+    @functools.wraps(function)
+    def call(*arguments: Any, **named: Any) -> Any:
+        def compute(*values: Any) -> Any:
+            return function(*values[: len(arguments)], **dict(zip(named, values[len(arguments) :], strict=True)))
+
+        return _Underived.apply(compute, *arguments, *named.values())  # type: ignore[no-untyped-call]
+
+    return cast(F, call)
 
 
 class Denoiser:
@@ -90,13 +145,17 @@ class Denoiser:
     def query(
         self,
         x: Tensor,
-        alpha: float | Tensor,
-        sigma: float | Tensor,
-        labels: Tensor | None = None,
+        alpha: Levels,
+        sigma: Levels,
+        labels: Any = None,
         patch_size: int | None = None,
         **wishes: Any,
     ) -> Query:
-        """The arguments of `denoise`, checked."""
+        """The arguments of `denoise`, checked. Raises RuntimeError where a derivative in x would get lost."""
+        if isinstance(x, Tensor):
+            forward = forward_ad.unpack_dual(x).tangent is not None  # type: ignore[no-untyped-call]
+            if forward or (x.requires_grad and torch.is_grad_enabled()):
+                raise RuntimeError(_NO_DERIVATIVE)
         x = self.check_images(x)
         batch = len(x)
         for name in wishes:
@@ -112,12 +171,13 @@ class Denoiser:
             **{name: None if value is None else _WISHES[name](value) for name, value in wishes.items()},
         )
 
+    @underived
     def denoise(
         self,
         x: Tensor,
-        alpha: float | Tensor,
-        sigma: float | Tensor,
-        labels: Tensor | None = None,
+        alpha: Levels,
+        sigma: Levels,
+        labels: Any = None,
         patch_size: int | None = None,
         **wishes: Any,
     ) -> Tensor:
@@ -126,10 +186,10 @@ class Denoiser:
         Parameters
         ----------
         x           (B, C, H, W) float32 noisy images alpha * x0 + sigma * noise; in CPU memory or on `device`
-        alpha       signal level >= 0, a number or (B,)
-        sigma       noise level > 0, a number or (B,)
-        labels      (B,) integers, classes of the images: a machine restricts each query to the bank images of its
-                    class, a class-conditional network is told. None: all images
+        alpha       signal level >= 0: a number, or (B,) as a list, an array or a tensor
+        sigma       noise level > 0, likewise
+        labels      (B,) integers, likewise, classes of the images: a machine restricts each query to the bank images of
+                    its class, a class-conditional network is told. None: all images
         patch_size  odd window size in pixels, instead of the machine's own; networks have none
         wishes      further fields of `Query`, by name, such as tolerance=0.03 to a machine with engine "sampled"
 
@@ -141,41 +201,45 @@ class Denoiser:
         ------
         TypeError, ValueError  wrong dtype or shape, NaN or infinite pixels, sigma <= 0, alpha < 0, a class without
                                images, a patch size that is even, not positive, or larger than the boundary allows
+        RuntimeError           where a derivative of the estimate is asked for, or torch.vmap is used
         """
         x0 = self.estimate(self.query(x, alpha, sigma, labels, patch_size, **wishes))
         return x0 if self.clip is None else x0.clamp(-self.clip, self.clip)
 
+    @underived
     def eps(
         self,
         x: Tensor,
-        alpha: float | Tensor,
-        sigma: float | Tensor,
-        labels: Tensor | None = None,
+        alpha: Levels,
+        sigma: Levels,
+        labels: Any = None,
         patch_size: int | None = None,
         **wishes: Any,
     ) -> Tensor:
         """The estimated noise (x - alpha * x0_hat) / sigma, (B, C, H, W) float32; arguments as in `denoise`."""
-        return eps_from_x0(self.denoise(x, alpha, sigma, labels, patch_size, **wishes), x, alpha, sigma)
+        x0 = self.denoise(x, alpha, sigma, labels, patch_size, **wishes)
+        return eps_from_x0(x0, x, _column("alpha", alpha, x0), _column("sigma", sigma, x0))
 
+    @underived
     def score(
         self,
         x: Tensor,
-        alpha: float | Tensor,
-        sigma: float | Tensor,
-        labels: Tensor | None = None,
+        alpha: Levels,
+        sigma: Levels,
+        labels: Any = None,
         patch_size: int | None = None,
         **wishes: Any,
     ) -> Tensor:
         """The estimated score (alpha * x0_hat - x) / sigma^2, (B, C, H, W) float32; arguments as in `denoise`."""
-        return -self.eps(x, alpha, sigma, labels, patch_size, **wishes) / _column(sigma, x)
+        eps = self.eps(x, alpha, sigma, labels, patch_size, **wishes)
+        return -eps / _column("sigma", sigma, eps)
 
 
 def eps_from_x0(x0: Tensor, x: Tensor, alpha: float | Tensor, sigma: float | Tensor) -> Tensor:
-    """The noise that an estimate of x0 implies."""
-    return (x - _column(alpha, x) * x0) / _column(sigma, x)
+    """The noise that an estimate of x0 implies; alpha and sigma are numbers, or tensors beside x."""
+    return (x - alpha * x0) / sigma
 
 
-def _column(level: float | Tensor, x: Tensor) -> float | Tensor:
-    if isinstance(level, Tensor) and level.dim() == 1:
-        return level.to(x.device, torch.float32)[:, None, None, None]
-    return float(level)
+def _column(name: str, level: Levels, like: Tensor) -> Tensor:
+    """alpha or sigma (B, 1, 1, 1), beside images of their device and dtype."""
+    return beside(like, check_level(name, level, len(like))).to(like.dtype)[:, None, None, None]

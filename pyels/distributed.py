@@ -14,7 +14,6 @@ from __future__ import annotations
 import atexit
 import functools
 import json
-import os
 import queue
 import zlib
 from collections.abc import Callable, Iterator, Mapping
@@ -29,6 +28,7 @@ from torch import Tensor
 
 from pyels.bank import PatchBank
 from pyels.bank.selection import Selection
+from pyels.checks import CPU, from_environment
 from pyels.definition import Definition
 from pyels.denoiser import Query
 from pyels.engines import Engine, Sampled
@@ -63,7 +63,7 @@ def launched() -> int:
     """The number of processes that torchrun started together with this one, itself included; 1 without torchrun."""
     if not (dist.is_available() and dist.is_torchelastic_launched()):
         return 1
-    return int(os.environ["WORLD_SIZE"])
+    return from_environment("WORLD_SIZE", otherwise=1, least=1)
 
 
 def size() -> int:
@@ -85,10 +85,10 @@ def join() -> None:
     if launched() == 1:
         return
     if torch.cuda.is_available():  # to each process of a machine its GPU
-        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]) % torch.cuda.device_count())
+        torch.cuda.set_device(from_environment("LOCAL_RANK") % torch.cuda.device_count())
     with _lost():
         dist.init_process_group(
-            _backend(), store=_store(), rank=int(os.environ["RANK"]), world_size=launched(), timeout=TIMEOUT
+            _backend(), store=_store(), rank=from_environment("RANK"), world_size=launched(), timeout=TIMEOUT
         )
     # Not before: the others notice, and only after this process reported why it ended may they say that it did.
     atexit.register(_leave)
@@ -270,17 +270,17 @@ def _digest(query: Query, selection: Selection, definition: Definition) -> tuple
     pixels = query.x.double().flatten(1)
     levels = torch.cat([query.alpha, query.sigma]).to(pixels.device)
     sets = zlib.crc32("\n".join(selection.names).encode())  # below 2^53, as all that is sent
-    exact = torch.cat([selection.begin, selection.end, torch.tensor([definition.size, sets])])
+    exact = torch.cat([selection.begin, selection.end, torch.tensor([definition.size, sets], device=CPU)])
     return torch.cat([pixels.sum(1), pixels.square().sum(1), levels]), exact.double().to(pixels.device)
 
 
 def _tell(process: int, i: int) -> None:
     with _lost():
-        dist.send(torch.tensor([i]), process)
+        dist.send(torch.tensor([i], device=CPU), process)
 
 
 def _told() -> int:
-    i = torch.empty(1, dtype=torch.int64)
+    i = torch.empty(1, dtype=torch.int64, device=CPU)
     with _lost():
         work = dist.irecv(i, 0)
         assert work is not None

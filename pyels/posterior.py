@@ -56,6 +56,10 @@ class Posterior:
     error: Tensor
     certified: Tensor
 
+    def tensors(self) -> tuple[Tensor, ...]:
+        """All fields, in this order."""
+        return tuple(getattr(self, field.name) for field in fields(self))
+
 
 @dataclass(frozen=True)
 class PartialPosterior:
@@ -94,12 +98,16 @@ class PartialPosterior:
 
     @classmethod
     def stack(cls, parts: Sequence[PartialPosterior], places: Tensor) -> PartialPosterior:
-        """The queries of several partial posteriors side by side, query i of them at places[i]."""
+        """The queries of several partial posteriors side by side, query i of them at places[i]; what is no estimate has
+        no variance."""
         order = torch.argsort(places)
         joined: dict[str, Any] = {}
         for field in fields(cls):
             values = [getattr(part, field.name) for part in parts]
-            joined[field.name] = None if values[0] is None else torch.cat(values)[order]
+            if any(value is not None for value in values):
+                none = [torch.zeros_like(part.y if field.name in ("sy", "yy") else part.m) for part in parts]
+                values = [zeros if value is None else value for value, zeros in zip(values, none, strict=True)]
+                joined[field.name] = torch.cat(values)[order]
         return cls(**joined)
 
     def to(self, device: torch.device) -> PartialPosterior:

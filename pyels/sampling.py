@@ -6,11 +6,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from pyels.checks import check_labels
-from pyels.denoiser import Denoiser, eps_from_x0
+from pyels.checks import CPU, Levels, check_labels, check_number, numbers_of
+from pyels.denoiser import Denoiser, eps_from_x0, underived
 from pyels.schedules import Schedule, make_schedule
 
 Estimate = Callable[[Tensor, "Level"], Tensor]
@@ -73,7 +74,9 @@ def ddim(
             added = eta * to.sigma / level.sigma * max(0.0, lost) ** 0.5
         ahead = to.alpha * x0 + (max(0.0, to.sigma**2 - added**2)) ** 0.5 * eps
         if added:
-            ahead = ahead + added * torch.randn(x.shape, generator=generator).to(x.device)
+            home = CPU if generator is None else generator.device
+            drawn = torch.randn(x.shape, generator=generator, dtype=x.dtype, device=home)
+            ahead = ahead + added * drawn.to(x.device)
         on_step(Step(index, len(levels), level, x, x0, ahead))
         x = ahead
     return x
@@ -113,13 +116,14 @@ def heun(estimate: Estimate, x: Tensor, levels: Sequence[Level], on_step: Callab
 SOLVERS = ("ddim", "euler", "heun")
 
 
+@underived
 def sample(
     denoiser: Denoiser,
     noise: Tensor,
-    steps: int | Sequence[float] = 20,
+    steps: int | Levels = 20,
     schedule: str | Schedule = "cosine",
     patch_sizes: Sequence[int] | None = None,
-    labels: Tensor | None = None,
+    labels: Any = None,
     solver: str = "ddim",
     callback: Callable[[Step], Any] | None = None,
     eta: float = 0.0,
@@ -132,8 +136,8 @@ def sample(
     denoiser     a machine (`pyels.ELS`, ...) or any other `pyels.Denoiser`
     noise        (B, C, H, W) float32, standard normal. Sampling starts from noise * max(1, sigma) of the first level,
                  which is the noise itself unless the schedule has larger levels (edm)
-    steps        n visits t = n/n, (n-1)/n .. 1/n and ends at the clean image; a sequence gives the times themselves,
-                 in any order, each in (0, 1]
+    steps        n visits t = n/n, (n-1)/n .. 1/n and ends at the clean image; a list, an array or a tensor gives the
+                 times themselves, in any order, each in (0, 1]
     schedule     a name (see `pyels.schedules.make_schedule`) or an object with alpha(t) and sigma(t)
     patch_sizes  one window size for each time, the cleanest first: patch_sizes[i-1] is used at t = i/n.
                  None: the machine's own patch_size throughout
@@ -157,12 +161,13 @@ def sample(
     noise = denoiser.check_images(noise)
     labels = check_labels(labels, len(noise))
     if patch_sizes is not None:  # all of them now, not each at its step
-        if isinstance(patch_sizes, (str, int)):
+        if np.ndim(patch_sizes) != 1:
             raise TypeError(f"patch_sizes must be a sequence with one size for each step, got {patch_sizes!r}")
         patch_sizes = [denoiser.check_size(k) for k in patch_sizes]
     levels = noise_levels(steps, make_schedule(schedule), patch_sizes)
     if solver not in SOLVERS:
         raise ValueError(f"solver must be one of {', '.join(SOLVERS)}, got {solver!r}")
+    eta = check_number("eta", eta)
     if not 0 <= eta <= 1:
         raise ValueError(f"eta must lie in [0, 1], got {eta}")
     if eta > 0 and solver != "ddim":
@@ -184,21 +189,23 @@ def sample(
     return ddim(estimate, x, levels, on_step, eta, generator)
 
 
-def noise_levels(
-    steps: int | Sequence[float], schedule: Schedule, patch_sizes: Sequence[int] | None = None
-) -> list[Level]:
+def noise_levels(steps: int | Levels, schedule: Schedule, patch_sizes: Sequence[int] | None = None) -> list[Level]:
     """The noise levels of `sample`, noisiest first; arguments as there."""
-    if hasattr(steps, "__index__") and not isinstance(steps, bool):
-        steps = steps.__index__()
-        if steps < 1:
-            raise ValueError(f"steps must be at least 1, got {steps}")
-        times = [i / steps for i in range(1, steps + 1)]
-    elif isinstance(steps, Sequence) and not isinstance(steps, str) and len(steps) > 0:
-        times = sorted(float(t) for t in steps)
-        if not 0 < times[0] <= times[-1] <= 1:
-            raise ValueError(f"times must lie in (0, 1], got {list(steps)}")
+    try:
+        given = numbers_of(steps)
+        if given.dim() > 1 or not given.numel() or (given.dim() == 0 and given.is_floating_point()):
+            raise TypeError
+    except (TypeError, ValueError, RuntimeError):
+        raise TypeError(f"steps must be a number of steps or a sequence of times, got {steps!r}") from None
+    if given.dim() == 0:
+        count = int(given)
+        if count < 1:
+            raise ValueError(f"steps must be at least 1, got {count}")
+        times = [i / count for i in range(1, count + 1)]
     else:
-        raise TypeError(f"steps must be a number of steps or a sequence of times, got {steps!r}")
+        times = sorted(map(float, given.tolist()))
+        if not all(0 < t <= 1 for t in times):
+            raise ValueError(f"times must lie in (0, 1], got {given.tolist()}")
     if patch_sizes is not None and len(patch_sizes) != len(times):
         raise ValueError(f"patch_sizes has {len(patch_sizes)} entries for {len(times)} steps; give one for each")
     sizes: Sequence[int | None] = [None] * len(times) if patch_sizes is None else patch_sizes

@@ -7,6 +7,10 @@
 #include "cpu/maps.h"
 #include "sampled/scan.h"
 
+#if defined(__x86_64__)
+#include <cpuid.h>
+#endif
+
 namespace pyels {
 namespace {
 
@@ -21,10 +25,14 @@ std::vector<Isa> runnable_isas() {
   std::vector<Isa> isas;
 #if defined(__x86_64__)
   __builtin_cpu_init();
+  // clang and older versions of GCC have no names for these.
+  unsigned unused, basic = 0, extended = 0;
+  __get_cpuid(1, &unused, &unused, &basic, &unused);
+  __get_cpuid(0x80000001, &unused, &unused, &extended, &unused);
+  const bool movbe = basic >> 22 & 1, f16c = basic >> 29 & 1, lzcnt = extended >> 5 & 1;
   const bool v2 = __builtin_cpu_supports("sse4.2") && __builtin_cpu_supports("popcnt");
   const bool v3 = v2 && __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
-                  __builtin_cpu_supports("bmi") && __builtin_cpu_supports("bmi2") && __builtin_cpu_supports("f16c") &&
-                  __builtin_cpu_supports("lzcnt") && __builtin_cpu_supports("movbe");
+                  __builtin_cpu_supports("bmi") && __builtin_cpu_supports("bmi2") && f16c && lzcnt && movbe;
   const bool v4 = v3 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                   __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq") &&
                   __builtin_cpu_supports("avx512cd");

@@ -188,8 +188,11 @@ class Worker {
     t.k_rows = plan_.row_axis.window, t.k_columns = plan_.column_axis.window;
     const std::int64_t window_values =
         a_.channels * (plan_.whole_image() ? plan_.pixels : std::int64_t{t.k_rows} * t.k_columns);
-    const Weighing w = weighing(a_, b, static_cast<double>(plan_.images(b) * plan_.terms()), window_values);
-    t.scale = w.scale, t.least_scale = w.least_scale, t.skip = w.skip;
+    float largest = 0.0f;
+    const std::int64_t size = a_.channels * plan_.pixels;
+    for (std::int64_t i = 0; i < size; ++i) largest = std::max(largest, std::abs(a_.x[b * size + i]));
+    const Weighing w = weighing(a_, b, static_cast<double>(plan_.images(b) * plan_.terms()), window_values, largest);
+    t.scale = w.scale, t.least_scale = w.least_scale, t.skip = w.skip, t.slack = w.slack;
     t.wide_above = w.wide_above, t.exact_above = w.exact_above, t.always_exact_above = w.always_exact_above;
     t.full = a_.full();
     t.reference = reference_.get(), t.offset = offset_.get(), t.s = s_.get(), t.y = y_.get();

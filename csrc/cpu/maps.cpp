@@ -192,7 +192,7 @@ PYELS_INLINE bool weigh(const KernelTask& t, const State& state, std::int32_t at
   const std::int64_t p = state.p;
   // True for every lane while the state is empty (reference -inf).
   const Vec distance = narrow(distances);
-  IntVec matters = t.skip - static_cast<float>(t.reference[p]) > t.least_scale * distance;
+  IntVec matters = t.skip + t.slack - static_cast<float>(t.reference[p]) > t.least_scale * distance;
   if (!any(matters)) return false;
   const IntVec far = matters & (distance > t.wide_above);
   if (any(far)) {

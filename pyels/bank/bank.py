@@ -17,7 +17,7 @@ from pyels.bank.archive import find_arrays, write_arrays
 from pyels.bank.file_images import DTYPES, BankFileError, FileImages, parse_bytes
 from pyels.bank.pixels import PIECE, check_pixels, looks_channels_last
 from pyels.bank.selection import Selection, image_numbers, select
-from pyels.checks import check_labels, warn
+from pyels.checks import CPU, check_labels, warn
 
 
 class PatchBank:
@@ -95,7 +95,7 @@ class PatchBank:
         self._shape = (n, c, h, w)
         self.class_names = None if class_names is None else list(class_names)
         self.labels = labels
-        self.order = torch.empty(0, dtype=torch.int64)
+        self.order = torch.empty(0, dtype=torch.int64, device=CPU)
         self._ranges: dict[int, tuple[int, int]] = {}
         if labels is not None:
             self.order = torch.argsort(labels, stable=True)
@@ -222,7 +222,7 @@ class PatchBank:
             chosen = self._images[which.to(self.device) if isinstance(which, Tensor) else which].cpu()
         else:
             assert self._file is not None
-            chosen = self._file.read(torch.arange(len(self))[which])
+            chosen = self._file.read(torch.arange(len(self), device=CPU)[which])
         return chosen.float() / 127.5 - 1 if chosen.dtype == torch.uint8 else chosen
 
     def stream(self, which: range | Tensor | None = None) -> Generator[tuple[Tensor, Tensor], None, None]:
@@ -258,7 +258,7 @@ class PatchBank:
         if self._file is not None and self._images is not None:
             self._file.check_length()
             if (first, last) not in self._checked:
-                self._file.check(torch.arange(len(self))[first:last], self._images[first:last])
+                self._file.check(torch.arange(len(self), device=CPU)[first:last], self._images[first:last])
                 self._checked.add((first, last))
 
     def check_selected(self, selection: Selection) -> None:

@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from pyels.bank.selection import as_numbers
+from pyels.checks import CPU
 
 Pixels = np.ndarray[Any, Any]
 
@@ -167,7 +168,7 @@ class FileImages:
         with self._turn.taken(self.path) as buffers, self._open() as file, ThreadPoolExecutor(1) as reader:
             process = os.getpid()
             if not buffers:  # kept from call to call; what is not written to takes no memory
-                buffers += [torch.empty((length, *self.shape[1:]), dtype=self.dtype) for _ in range(2)]
+                buffers += [torch.empty((length, *self.shape[1:]), dtype=self.dtype, device=CPU) for _ in range(2)]
 
             def read(i: int) -> tuple[Tensor, Tensor]:
                 numbers = as_numbers(parts[i])
@@ -187,7 +188,7 @@ class FileImages:
 
     def read(self, which: Tensor) -> Tensor:
         """The chosen images, in memory of their own."""
-        pixels = torch.empty((len(which), *self.shape[1:]), dtype=self.dtype)
+        pixels = torch.empty((len(which), *self.shape[1:]), dtype=self.dtype, device=CPU)
         with self._open() as file:
             self._fill(file, which, pixels)
         return pixels

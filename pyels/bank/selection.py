@@ -11,6 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from pyels.checks import CPU
+
 ALL, LIST = "all", "images-"  # the name of all images; what those of lists begin with
 
 
@@ -55,7 +57,7 @@ class Selection:
 
     def of(self, queries: Sequence[int]) -> Selection:
         """That of some of the queries."""
-        which = torch.tensor(queries, dtype=torch.int64)
+        which = torch.tensor(queries, dtype=torch.int64, device=CPU)
         return replace(self, begin=self.begin[which], end=self.end[which], names=tuple(self.names[b] for b in queries))
 
     def share(self, part: int, parts: int) -> Selection:
@@ -117,7 +119,7 @@ def check_selection(selection: Selection) -> Selection:
 
 
 def as_numbers(images: range | Tensor) -> Tensor:
-    return images if isinstance(images, Tensor) else torch.arange(images.start, images.stop, images.step)
+    return images if isinstance(images, Tensor) else torch.arange(images.start, images.stop, images.step, device=CPU)
 
 
 def select(
@@ -132,9 +134,9 @@ def select(
     classes: list[Any] = [None] if labels is None else labels.tolist()
     if images is None and without is None:
         if labels is None:
-            return Selection(size, None, torch.tensor([0]), torch.tensor([size]), (ALL,))
+            return Selection(size, None, torch.tensor([0], device=CPU), torch.tensor([size], device=CPU), (ALL,))
         ranges = [class_range(c) for c in classes]
-        begin, end = (torch.tensor([ends[i] for ends in ranges], dtype=torch.int64) for i in (0, 1))
+        begin, end = (torch.tensor([ends[i] for ends in ranges], dtype=torch.int64, device=CPU) for i in (0, 1))
         return Selection(size, order, begin, end, tuple(f"class{c}" for c in classes))
     only, but = _lists(size, "images", images), _lists(size, "without", without)
     batch = max(len(classes), len(only), len(but))
@@ -147,7 +149,7 @@ def select(
     for b, (c, i, w) in enumerate(queries):
         if (key := (classes[c], i, w)) in sets:
             continue
-        numbers = torch.arange(size) if key[0] is None else order[slice(*class_range(key[0]))]
+        numbers = torch.arange(size, device=CPU) if key[0] is None else order[slice(*class_range(key[0]))]
         if images is not None:
             numbers = numbers[torch.isin(numbers, only[i])]
         if without is not None:
@@ -159,14 +161,14 @@ def select(
         sets[key] = begins, begins + len(numbers), name
         chosen.append(numbers)
     found = [sets[classes[c], i, w] for c, i, w in queries]
-    begin, end = (torch.tensor([one[i] for one in found]) for i in (0, 1))
+    begin, end = (torch.tensor([one[i] for one in found], device=CPU) for i in (0, 1))
     return Selection(size, torch.cat(chosen), begin, end, tuple(name for _, _, name in found))
 
 
 def _lists(size: int, name: str, given: Any) -> list[Tensor]:
     """Image numbers, one list for all queries or one for each."""
     if given is None:
-        return [torch.arange(0)]
+        return [torch.arange(0, device=CPU)]
     arrays = (Tensor, np.ndarray)
     if isinstance(given, int):
         given = [given]
@@ -179,7 +181,7 @@ def _lists(size: int, name: str, given: Any) -> list[Tensor]:
 def image_numbers(size: int, name: str, given: Any) -> Tensor:
     """(n,) int64, of a bank of so many images."""
     try:
-        numbers = torch.as_tensor(given).cpu().reshape(-1)
+        numbers = torch.as_tensor(given, device=CPU).reshape(-1)
     except (TypeError, ValueError, RuntimeError):
         raise TypeError(f"{name} must be image numbers, one list or one for each query, got {given!r}") from None
     if len(numbers) and (numbers.is_floating_point() or numbers.is_complex() or numbers.dtype == torch.bool):

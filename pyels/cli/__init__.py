@@ -2,54 +2,60 @@
 
 from __future__ import annotations
 
+import ast
+import os
 import sys
 import warnings
 from collections.abc import Sequence
+from importlib import import_module
+from pathlib import Path
 
 import click
 
-import pyels
-from pyels import distributed
-from pyels.cli.bench import bench_command
-from pyels.cli.calibrate import calibrate_command
-from pyels.cli.check import check_command
-from pyels.cli.compare import compare_command
-from pyels.cli.demo import demo_command
-from pyels.cli.info import info_command
-from pyels.cli.progress import GO_ON, report, show_warning
-from pyels.cli.sample import sample_command
-from pyels.cli.scaling import scaling_command
-from pyels.cli.train import train_command
-
+COMMANDS = ("demo", "sample", "train", "check", "calibrate", "compare", "bench", "scaling", "info")
 INTERRUPTED = 130
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
-@click.version_option(pyels.__version__, prog_name="pyels")
+class _Commands(click.Group):
+    """Each is imported when it is run; the list of them takes no more than their files: torch takes seconds."""
+
+    def list_commands(self, context: click.Context) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, context: click.Context, name: str) -> click.Command | None:
+        if name not in COMMANDS:
+            return None
+        command: click.Command = getattr(import_module(f"pyels.cli.{name}"), f"{name}_command")
+        return command
+
+    def format_commands(self, context: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, _summary(name)) for name in COMMANDS])
+
+
+def _summary(name: str) -> str:
+    """The first sentence of a command's docstring."""
+    tree = ast.parse(Path(__file__).with_name(f"{name}.py").read_text(encoding="utf-8"))
+    (function,) = (one for one in tree.body if isinstance(one, ast.FunctionDef) and one.name == f"{name}_command")
+    return " ".join((ast.get_docstring(function) or "").split("\n\n")[0].split())
+
+
+@click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(package_name="pyels", prog_name="pyels")
 @click.pass_context
 def program(context: click.Context) -> None:
     """What a convolutional diffusion model draws, in closed form."""
+    from pyels import distributed
+    from pyels.cli.progress import show_warning
+
+    warnings.showwarning = show_warning  # type: ignore[assignment]
     if distributed.launched() > 1 and context.invoked_subcommand != "sample":
         raise click.UsageError("of the commands only sample runs in several processes; start the others by themselves")
 
 
-for _command in (
-    demo_command,
-    sample_command,
-    train_command,
-    check_command,
-    calibrate_command,
-    compare_command,
-    bench_command,
-    scaling_command,
-    info_command,
-):
-    program.add_command(_command)
-
-
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the program: bad input ends it with status 2 and one line on standard error."""
-    warnings.showwarning = show_warning  # type: ignore[assignment]
+    os.environ["MPLBACKEND"] = "agg"  # pictures go to files; a notebook's backend may not be installed here
     try:
         sys.exit(program.main(args=arguments, prog_name="pyels", standalone_mode=False) or 0)
     except click.exceptions.NoArgsIsHelpError as error:
@@ -57,12 +63,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
         sys.exit(2)
     except click.ClickException as error:
         _fail(error.format_message())
-    except distributed.Lost as error:
-        _fail(f"{error}; {GO_ON}")
     except (ValueError, TypeError, OSError, ImportError, MemoryError) as error:
-        _fail(str(error) or type(error).__name__)
+        from pyels.cli.progress import GO_ON
+        from pyels.distributed import Lost
+
+        _fail(f"{error}; {GO_ON}" if isinstance(error, Lost) else str(error) or type(error).__name__)
     except (click.Abort, KeyboardInterrupt):
-        report("pyels: interrupted; repeat the command (of train: with --resume) to go on where it was")
+        _report("pyels: interrupted; repeat the command (of train: with --resume) to go on where it was")
         sys.exit(INTERRUPTED)
     except RuntimeError as error:  # after Abort, which is one too
         if "memory" not in str(error) and "allocat" not in str(error):
@@ -71,5 +78,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def _fail(message: str) -> None:
-    report("pyels: error: " + " ".join(message.split()))
+    _report("pyels: error: " + " ".join(message.split()))
     sys.exit(2)
+
+
+def _report(line: str) -> None:
+    from pyels.cli.progress import report
+
+    report(line)

@@ -31,7 +31,7 @@ from pyels.files import write_json, write_tensors
 from pyels.machines import Machine
 from pyels.networks import NETWORKS, Network
 from pyels.sampling import Step
-from pyels.schedules import SCHEDULES
+from pyels.schedules import SCHEDULES, make_schedule
 from pyels.studies import plots, resumable
 from pyels.studies.calibration import Calibration, calibrate
 
@@ -104,7 +104,7 @@ def calibrate_command(given: Calibrate) -> None:
     result = {**settings, **calibration.record(), "doubts": doubts}
     write_json(given.out / "run.json", settings)
     write_json(given.out / "scales.json", result)
-    pictures = _draw(given.out, calibration)
+    pictures = _draw(given, calibration, plots.title_of(settings))
     resumable.finished(given.out)
     given.show(result, [*_table(calibration), f"sizes: {given.out / 'scales.json'}; pictures: {pictures}"])
 
@@ -117,14 +117,15 @@ def _sizes(text: str | None, machine: Machine, record: Mapping[str, Any]) -> lis
     return list(range(3, 1 + (min(largest, *machine.bank.shape[1:]) if machine.definition.wraps else largest), 2))
 
 
-def _draw(out: Path, calibration: Calibration) -> str:
+def _draw(given: Calibrate, calibration: Calibration, title: str) -> str:
     """The names of the pictures."""
-    pictures = [out / "calibration.png"]
-    plots.draw_calibration(pictures[0], calibration)
+    pictures, schedule = [given.out / "calibration.png"], make_schedule(given.schedule)
+    plots.draw_calibration(pictures[0], calibration, schedule, title)
     if calibration.gradients is not None:
-        pictures.append(out / "receptive_field.png")
+        pictures.append(given.out / "receptive_field.png")
         gradient = calibration.gradients.mean(dim=0)
-        plots.draw_receptive_field(pictures[1], gradient, calibration.times, calibration.patch_sizes)
+        of_steps = calibration.times, calibration.patch_sizes
+        plots.draw_receptive_field(pictures[1], gradient, *of_steps, schedule, title)
     else:
         click.echo("no receptive_field.png: torch cannot differentiate this network", err=True)
     return ", ".join(map(str, pictures))

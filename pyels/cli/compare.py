@@ -101,7 +101,7 @@ def compare_command(given: Compare) -> None:
     doubts = check_wiring(denoiser, bank)
     images, report = run_comparison(contenders, bank, given.out, settings, jobs, given.schedule, doubts)
     write_tensors(given.out / "comparison.safetensors", images)
-    pictures = _draw(given.out, images, report)
+    pictures = _draw(given.out, images, report, plots.title_of(settings))
     resumable.finished(given.out)
     given.show(
         report,
@@ -145,7 +145,7 @@ def _sizes(given: Compare, local: list[Machine]) -> list[int] | None:
     return sizes
 
 
-def _draw(out: Path, images: dict[str, Tensor], report: dict[str, Any]) -> list[Path]:
+def _draw(out: Path, images: dict[str, Tensor], report: dict[str, Any], title: str) -> list[Path]:
     """pairs.png and, where IS is one of several machines, scatter.png."""
     of_seeds = {spec: row["pearson_r"] for spec, row in report["per_seed"].items()}
     seeds, labels, first = report["seeds"], report["labels"], next(iter(of_seeds))
@@ -159,11 +159,12 @@ def _draw(out: Path, images: dict[str, Tensor], report: dict[str, Any]) -> list[
         images[first][shown],
         [f"seed {seeds[i]}{c}\nr = {of_seeds[first][i]:.2f}" for i, c in zip(shown, classes, strict=True)],
         ("network", first.upper()),
+        title,
     )
     if "is" in of_seeds and len(of_seeds) > 1:
         pictures.append(out / "scatter.png")
         ideal = of_seeds.pop("is")
-        plots.draw_scatter(pictures[1], of_seeds, ideal)
+        plots.draw_scatter(pictures[1], of_seeds, ideal, title)
     return pictures
 
 

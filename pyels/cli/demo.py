@@ -64,6 +64,7 @@ def demo_command(given: Demo) -> None:
             plots.Row("nearest\ntraining image", images["nearest"]),
         ],
         [f"seed {s}" for s in given.seeds],
+        plots.title_of({**settings, "network": "the network that comes with pyels", "dataset": datasets.EMBEDDED}),
     )
     resumable.finished(given.out)
     given.show(report, [*table(report), f"picture: {given.out / 'demo.png'}"])

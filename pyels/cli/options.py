@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterable
+from contextlib import redirect_stdout
 from dataclasses import MISSING, Field, dataclass, field, fields, is_dataclass
 from itertools import chain
 from pathlib import Path
@@ -77,7 +79,9 @@ def command(kind: type[S]) -> Callable[[Callable[[S], None]], click.Command]:
 
     def made(run: Callable[[S], None]) -> click.Command:
         def call(**given: Any) -> None:
-            run(kind(**given))
+            click.get_current_context().obj = sys.stdout  # for results; a network of the user's may print
+            with redirect_stdout(sys.stderr):
+                run(kind(**given))
 
         call.__doc__ = run.__doc__
         hints = get_type_hints(kind)

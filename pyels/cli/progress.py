@@ -17,7 +17,11 @@ GO_ON = "finished samples are kept: repeat the command to go on"
 
 def report(line: str) -> None:
     """Print on standard error why the program ends; of several processes, the first that ends says it."""
-    if distributed.launched() > 1:
+    try:
+        several = distributed.launched() > 1
+    except ValueError:  # which may be what is reported
+        several = False
+    if several:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)  # which torchrun sends as soon as another one has ended
         if not distributed.first_to_report():
             return

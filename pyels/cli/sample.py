@@ -150,7 +150,7 @@ def sample_command(given: Sample) -> None:
     result = {**settings, **shared, "seconds": round(seconds, 3), "pairs": pairs}
     write_tensors(given.out / "samples.safetensors", images)
     write_json(given.out / "run.json", result)
-    plots.draw_grid(given.out / "samples.png", images["samples"], captions)
+    plots.draw_grid(given.out / "samples.png", images["samples"], captions, plots.title_of(settings))
     resumable.finished(given.out)
     rate = f" ({pairs:.3g} pairs, {pairs / seconds:.3g} pairs/s)" if given.network is None else ""
     lines = [f"{given.num} samples in {seconds:.1f} s{rate}; picture: {given.out / 'samples.png'}"]

@@ -196,6 +196,9 @@ def _table(result: dict[str, Any]) -> list[str]:
             line += f" {record['index_megabytes_of_all']:9.0f} {record['index_seconds_of_all']:10.0f}"
         lines.append(line.rstrip())
     for method, fits in result["exponents"].items():
+        if not fits:
+            sizes = f"{scaling.LEAST_SIZES} sizes of at least {scaling.LEAST_IMAGES} images"
+            lines.append(f"no exponent of {method}: it takes {sizes}")
         for of, power in fits.items():
             lines.append(
                 f"seconds of {method} ~ images^({power['exponent']:.3f} ± {power['standard_error']:.3f}), "

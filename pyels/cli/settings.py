@@ -48,7 +48,7 @@ class JsonOptions(Settings):
 
     def show(self, result: Mapping[str, Any], lines: Iterable[str]) -> None:
         for line in [json.dumps(result, indent=2)] if self.json else lines:
-            click.echo(line)
+            click.echo(line, file=click.get_current_context().obj)
 
 
 @dataclass(frozen=True, kw_only=True)

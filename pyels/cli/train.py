@@ -110,7 +110,7 @@ def train_command(given: Train) -> None:
     config = {"net": given.net, **trained.config, "weights": weights}
     result = {"command": "train", "network": config, **training, "losses": [round(v, 6) for v in log.losses]}
     write_json(given.out / "run.json", result)
-    plots.draw_losses(given.out / "loss.png", log.losses, steps)
+    plots.draw_losses(given.out / "loss.png", log.losses, steps, plots.title_of({"network": given.net, "data": data}))
     (given.out / CHECKPOINT).unlink(missing_ok=True)
     line = f"{weights} weights, {steps} steps of {given.batch_size} ({training['epochs']:.3g} epochs of {len(bank)} "
     line += f"images) in {log.seconds:.0f} s, loss {log.losses[-1]:.4f}; network: {finished}"

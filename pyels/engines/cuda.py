@@ -17,11 +17,13 @@ import torch
 from torch import Tensor
 
 import pyels._core as _core
+from pyels._core import FLOAT32_REACH
 from pyels.bank import PatchBank
 from pyels.bank.selection import Selection
 from pyels.checks import CPU, checked, is_captured
 from pyels.definition import Definition
 from pyels.denoiser import Query
+from pyels.engines.engine import beyond_float32
 from pyels.engines.exact import Exact, Part
 from pyels.engines.operator import evaluate
 from pyels.posterior import PartialPosterior, Want
@@ -85,6 +87,11 @@ class Cuda(Exact):
             raise RuntimeError("call the machine once before a CUDA graph captures it: then its bank is on the GPU")
         if is_captured(query.x) and selection.order is not None and selection.order is not bank.order:
             raise RuntimeError("a CUDA graph cannot capture lists of images; select by labels, or leave the graph out")
+        if beyond := beyond_float32(query):
+            raise ValueError(
+                f"sigma = {float(query.sigma[beyond].max()):g}: the largest pixel of x is more than {FLOAT32_REACH:g} "
+                "sigma, beyond what engine 'cuda' computes in float32; use engine='cpu', or a larger sigma"
+            )
         there = replace(query, x=query.x.to(self.device))
         return super().evaluate(definition, bank, selection, there, want).to(query.x.device)
 
@@ -158,7 +165,7 @@ def chunks(images: Tensor, which: range | Tensor) -> Generator[tuple[Tensor, Ten
     for start in range(0, len(which), step):
         part = which[start : start + step]
         if isinstance(part, range):
-            yield torch.arange(part.start, part.stop), images[part.start : part.stop]
+            yield torch.arange(part.start, part.stop, device=CPU), images[part.start : part.stop]
         else:
             yield part, images[part]
 
@@ -175,7 +182,7 @@ class _Slot:
 
     def send(self, pixels: Tensor, stream: torch.cuda.Stream) -> None:
         if self.pinned is None or len(self.pinned) < len(pixels):
-            self.pinned = torch.empty(pixels.shape, dtype=pixels.dtype, pin_memory=True)
+            self.pinned = torch.empty(pixels.shape, dtype=pixels.dtype, device=CPU, pin_memory=True)
             self.pixels = torch.empty(pixels.shape, dtype=pixels.dtype, device=self._device)
             # Memory that the allocator hands out may be in use until the current stream has come this far.
             self.used.record(torch.cuda.current_stream(self._device))

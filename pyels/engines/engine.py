@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import os
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from dataclasses import MISSING, dataclass, fields
 from typing import Any, ClassVar
 
 import torch
 
-from pyels._core import isa_in_use
+from pyels._core import FLOAT32_REACH, isa_in_use
 from pyels.bank import PatchBank
 from pyels.bank.selection import Selection
-from pyels.checks import CPU, check_threads, checks_of
+from pyels.checks import CPU, check_threads, checks_of, from_environment, is_captured
 from pyels.definition import Definition, Square, WholeImage
 from pyels.denoiser import Query
 from pyels.posterior import PartialPosterior, Want
@@ -38,6 +38,15 @@ class Engine(ABC):
     def __post_init__(self) -> None:
         for name, check in checks_of(self).items():
             setattr(self, name, check(getattr(self, name)))
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Copies and pickles are without what it keeps from call to call, which they find again."""
+        new = {
+            one.name: one.default if one.default_factory is MISSING else one.default_factory()
+            for one in fields(self)
+            if not one.init
+        }
+        return {**vars(self), **new}
 
     @classmethod
     def missing(cls) -> str | None:
@@ -81,6 +90,15 @@ class Engine(ABC):
         return {"engine": self.name, "isa": isa_in_use()}
 
 
+def beyond_float32(query: Query) -> list[int]:
+    """The queries whose largest pixel is so many sigma that float32 differences are too coarse for the weights. Engine
+    "cpu" takes these in double."""
+    if is_captured(query.x):
+        return []
+    largest = query.x.flatten(1).abs().amax(1).double().cpu()
+    return torch.nonzero(largest > FLOAT32_REACH * query.sigma).flatten().tolist()
+
+
 def threads_or_all(threads: int | None) -> int:
     return check_threads(threads) or default_threads()
 
@@ -88,4 +106,4 @@ def threads_or_all(threads: int | None) -> int:
 def default_threads() -> int:
     """The number of CPUs that this process may use: its share, where torchrun started several on this machine."""
     cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, cpus // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+    return max(1, cpus // from_environment("LOCAL_WORLD_SIZE", otherwise=1, least=1))

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from pyels.bank import PatchBank
 from pyels.bank.selection import Selection
-from pyels.checks import checked
+from pyels.checks import CPU, checked
 from pyels.definition import Definition, Masks, Square, WholeImage
 from pyels.denoiser import Query
 from pyels.engines.engine import Engine, threads_or_all
@@ -64,7 +64,8 @@ class Exact(Engine):
 
 @dataclass(eq=False)
 class Cpu(Exact):
-    """Exact, float32 with float64 wherever rounding could show, multi-threaded.
+    """Exact, float32 with float64 wherever rounding could show, multi-threaded. Where the largest pixel of a query is
+    more than 1,000 sigma, whatever may matter is compared in float64, which takes longer.
 
     Parameters
     ----------
@@ -101,7 +102,7 @@ class Reference(Exact):
             there = replace(definition, window=Masks(window.at(*level, bank.shape)))
             parts.append(super().evaluate(there, bank, selection.of(at), query.of(at), want))
             places += at
-        return PartialPosterior.stack(parts, torch.tensor(places))
+        return PartialPosterior.stack(parts, torch.tensor(places, device=CPU))
 
     def evaluate_part(
         self, definition: Definition, images: Tensor, selection: Selection, query: Query, want: Want

@@ -29,6 +29,7 @@ from tqdm import tqdm
 from pyels._core import LIST_BLOCK
 from pyels.bank import PatchBank
 from pyels.bank.selection import ALL, as_numbers
+from pyels.checks import CPU
 from pyels.engines.operator import describe_lists
 from pyels.files import write_tensors
 
@@ -98,7 +99,7 @@ class Index:
             "rest": (members,),
             "step": (directions,),
         }
-        ends = torch.cat([torch.zeros(1, dtype=torch.int64), self.end])
+        ends = torch.cat([torch.zeros(1, dtype=torch.int64, device=CPU), self.end])
         return (
             all(getattr(self, name).shape == shape for name, shape in shapes.items())
             and bool((self.begin >= ends[:-1]).all() and (self.end >= self.begin).all() and ends[-1] <= members)
@@ -291,7 +292,7 @@ def _arranged(
     at = np.repeat(begin - (np.cumsum(sizes) - sizes), sizes) + np.arange(len(order))
     image, place = np.zeros(ends[-1], np.int32), np.full(ends[-1], centres[0], np.uint16)
     image[at], place[at] = which.numpy().astype(np.int32)[order // len(centres)], centres[order % len(centres)]
-    even = torch.zeros((len(filters) + 1) // 2 * 2, channels, k, k)
+    even = torch.zeros((len(filters) + 1) // 2 * 2, channels, k, k, dtype=torch.float32, device=CPU)
     even[: len(filters)] = filters
     members = len(image)
     index = Index(
@@ -301,11 +302,11 @@ def _arranged(
         place=torch.from_numpy(place),
         origin=origin.reshape(channels, k, k).contiguous(),
         directions=even,
-        mean=torch.empty(count, len(even)),
-        spread=torch.empty(count),
-        code=torch.zeros(members * len(even), dtype=torch.int8),
-        norm=torch.zeros(members),
-        rest=torch.zeros(members),
+        mean=torch.empty(count, len(even), dtype=torch.float32, device=CPU),
+        spread=torch.empty(count, dtype=torch.float32, device=CPU),
+        code=torch.zeros(members * len(even), dtype=torch.int8, device=CPU),
+        norm=torch.zeros(members, dtype=torch.float32, device=CPU),
+        rest=torch.zeros(members, dtype=torch.float32, device=CPU),
         step=F.pad(step, (0, len(even) - len(step)), value=1.0),
     )
     describe_lists(bank.images, k, threads, index.tensors())

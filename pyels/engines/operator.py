@@ -1,6 +1,7 @@
 """The seam to the compiled engines: a custom operator that allocates, passes addresses and sizes, and nothing else."""
 
-# No `from __future__ import annotations` here: torch reads the operator's schema from the annotations.
+from __future__ import annotations
+
 import json
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -10,7 +11,7 @@ from torch import Tensor
 
 import pyels._core as _core
 from pyels.bank.selection import Selection
-from pyels.checks import is_captured
+from pyels.checks import beside
 from pyels.definition import Definition, Masks, Sources, Square, WholeImage
 from pyels.denoiser import Query
 from pyels.posterior import PartialPosterior, Want
@@ -57,12 +58,22 @@ def evaluate(
     out = partial_posterior(images, *which, query.x, *levels, masks, list(index.values()), json.dumps(task))
     height, width = query.x.shape[2:]
     places = definition.places(height, width, query.x.device)
-    count = _beside(query.x, selection.counts)[:, None, None] * places
+    count = beside(query.x, selection.counts)[:, None, None] * places
     return PartialPosterior(count=count, **dict(zip(_names(task), out, strict=True)))
 
 
-@torch.library.custom_op("pyels::partial_posterior", mutates_args=(), device_types=("cpu", "cuda"))
-def partial_posterior(
+# Not by torch.library.custom_op, whose operators take a second at their first call: they import torch's compiler.
+_library = torch.library.Library("pyels", "DEF")  # type: ignore[no-untyped-call]
+_library.define(  # type: ignore[no-untyped-call]
+    "partial_posterior(Tensor images, Tensor order, Tensor begin, Tensor end, Tensor x, Tensor alpha, Tensor sigma, "
+    "Tensor? masks, Tensor[] index, str task) -> Tensor[]",
+    tags=torch.Tag.pt2_compliant_tag,
+)
+
+
+@torch.library.impl(_library, "partial_posterior", "CPU")
+@torch.library.impl(_library, "partial_posterior", "CUDA")
+def _partial_posterior(
     images: Tensor,  # (N, C, H, W) uint8 or float32
     order: Tensor,  # (M,) int64 image numbers, or (0,) for 0 .. N-1
     begin: Tensor,  # (B,) int64 first entry of `order` for each query; in CPU memory
@@ -107,7 +118,10 @@ def partial_posterior(
     return out
 
 
-@partial_posterior.register_fake
+partial_posterior = torch.ops.pyels.partial_posterior.default
+
+
+@torch.library.register_fake("pyels::partial_posterior", lib=_library)  # type: ignore[untyped-decorator]
 def _(
     images: Tensor,
     order: Tensor,
@@ -180,11 +194,3 @@ def _allocate(x: Tensor, task: Mapping[str, Any]) -> list[Tensor]:
         )
         for name in _names(task)
     ]
-
-
-def _beside(x: Tensor, numbers: Tensor) -> Tensor:
-    """A few numbers (B,) as float64 where x is."""
-    if not is_captured(x):
-        return numbers.double().to(x.device)
-    # A copy from CPU memory would have to be waited for.
-    return torch.stack([torch.full((), float(n), dtype=torch.float64, device=x.device) for n in numbers])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
@@ -10,15 +11,16 @@ import torch
 
 from pyels.bank import PatchBank
 from pyels.bank.selection import LIST, Selection
-from pyels.checks import check_tolerance, checked
+from pyels.checks import CPU, check_tolerance, checked
 from pyels.definition import Definition, Sources, Square
 from pyels.denoiser import Query
-from pyels.engines.engine import Engine, threads_or_all
+from pyels.engines.engine import Engine, beyond_float32, threads_or_all
 from pyels.engines.exact import Cpu
 from pyels.engines.index import Index, open_index
 from pyels.engines.operator import evaluate
 from pyels.posterior import PartialPosterior, Want
 
+_log = logging.getLogger("pyels")
 TOLERANCE = 0.01
 MOST_PLACES = 1 << 16  # of an image, as places in an index are 16-bit numbers
 
@@ -34,7 +36,8 @@ class Sampled(Engine):
     tolerance  how far the mean of a pixel may be from the exact one (half a 95% interval) for its search to end
     index      folder of the indexes, which are built when first needed; see `pyels.engines.index.default_folder`
 
-    Indexes are of all images or of a class; a query that draws on another selection is evaluated exactly.
+    Indexes are of all images or of a class; a query that draws on another selection is evaluated exactly, and so is one
+    whose largest pixel is more than 1,000 sigma.
     """
 
     name: ClassVar[str] = "sampled"
@@ -54,6 +57,16 @@ class Sampled(Engine):
             return Cpu(self.threads).evaluate(definition, bank, selection, query, want)
         if bank.streamed:
             raise ValueError("engine 'sampled' needs the bank in memory or mapped; load it without a memory_limit")
+        if beyond := beyond_float32(query):
+            _log.info(
+                "engine sampled: %d of %d queries are beyond float32, and evaluated exactly", len(beyond), len(query)
+            )
+            near = [b for b in range(len(query)) if b not in beyond]
+            exact = Cpu(self.threads).evaluate(definition, bank, selection.of(beyond), query.of(beyond), want)
+            if not near:
+                return exact
+            rest = self.evaluate(definition, bank, selection.of(near), query.of(near), want)
+            return PartialPosterior.stack([rest, exact], torch.tensor(near + beyond, device=CPU))
         bank.check_file()  # a mapped file that was cut off would kill the process
         tolerance = self.tolerance if query.tolerance is None else query.tolerance
         options = {"threads": self.threads, "tolerance": tolerance}
@@ -63,7 +76,7 @@ class Sampled(Engine):
             of_set = selection.of(queries), query.of(queries)
             parts.append(evaluate("sampled", options, definition, bank.images, *of_set, want, None, index.tensors()))
             places += queries
-        return PartialPosterior.stack(parts, torch.tensor(places))
+        return PartialPosterior.stack(parts, torch.tensor(places, device=CPU))
 
     def settings(self) -> dict[str, Any]:
         return {**super().settings(), "tolerance": self.tolerance}

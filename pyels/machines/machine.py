@@ -11,9 +11,9 @@ from torch import Tensor
 
 from pyels.bank import PatchBank
 from pyels.bank.selection import Selection
-from pyels.checks import check_images, check_labels, check_patch_size
+from pyels.checks import Levels, check_images, check_labels, check_patch_size
 from pyels.definition import Definition, Masks, Sources, Square
-from pyels.denoiser import Denoiser, Query
+from pyels.denoiser import Denoiser, Query, underived
 from pyels.engines import Engine, choose_engine
 from pyels.posterior import PartialPosterior, Posterior, Want
 
@@ -86,24 +86,27 @@ class Machine(Denoiser):
     def posterior(
         self,
         x: Tensor,
-        alpha: float | Tensor,
-        sigma: float | Tensor,
-        labels: Tensor | None = None,
+        alpha: Levels,
+        sigma: Levels,
+        labels: Any = None,
         patch_size: int | None = None,
         **wishes: Any,
     ) -> Posterior:
         """The mean with its error, log-evidence, entropy and heaviest source of every pixel; arguments as in
         `denoise`."""
-        query = self.query(x, alpha, sigma, labels, patch_size, **wishes)
-        return self.partial(query).finish(self.engine.dtype)
+        return Posterior(*self._posterior(x, alpha, sigma, labels, patch_size, **wishes))
+
+    @underived
+    def _posterior(self, *arguments: Any, **wishes: Any) -> tuple[Any, ...]:
+        return self.partial(self.query(*arguments, **wishes)).finish(self.engine.dtype).tensors()
 
     def denoise_over_sizes(
         self,
         x: Tensor,
-        alpha: float | Tensor,
-        sigma: float | Tensor,
+        alpha: Levels,
+        sigma: Levels,
         sizes: Sequence[int],
-        labels: Tensor | None = None,
+        labels: Any = None,
     ) -> Tensor:
         """The posterior means of the same queries for several patch sizes: what a calibration compares.
 
@@ -115,19 +118,18 @@ class Machine(Denoiser):
         -------
         (K, B, C, H, W), one mean for each of the K sizes, each as `denoise` gives it
         """
-        return torch.stack([self.estimate(query) for query in self._of_sizes(x, alpha, sigma, sizes, labels)])
+        return torch.stack([self.denoise(x, alpha, sigma, labels, k) for k in self._checked(sizes)])
 
     def posterior_over_sizes(
         self,
         x: Tensor,
-        alpha: float | Tensor,
-        sigma: float | Tensor,
+        alpha: Levels,
+        sigma: Levels,
         sizes: Sequence[int],
-        labels: Tensor | None = None,
+        labels: Any = None,
     ) -> list[Posterior]:
         """As `denoise_over_sizes`, with all that `posterior` gives, one posterior for each size."""
-        queries = self._of_sizes(x, alpha, sigma, sizes, labels)
-        return [self.partial(query).finish(self.engine.dtype) for query in queries]
+        return [self.posterior(x, alpha, sigma, labels, k) for k in self._checked(sizes)]
 
     def partial(self, query: Query, want: Want = Want.POSTERIOR) -> PartialPosterior:
         """The posterior as a mergeable part of that over a larger bank.
@@ -148,11 +150,13 @@ class Machine(Denoiser):
         asked = replace(query, labels=None, selection=None)  # which images count is all that engines know of these
         return self.engine.evaluate(definition, self.bank, selection, asked, want)
 
-    def pairs(self, labels: Tensor | None, patch_size: int | None = None, batch: int = 1) -> int:
+    def pairs(self, labels: Any, patch_size: int | None = None, batch: int = 1) -> int:
         """The number of pairs (query pixel, source patch) that one call of `denoise` evaluates."""
         _, height, width = self.bank.shape
-        images = self._selected(check_labels(labels, batch), None, batch).counts
-        return int(images.sum()) * int(self.definition.of_size(patch_size, height, width).places(height, width).sum())
+        begin, end = self._ranges(labels, batch)
+        return int((end - begin).sum()) * int(
+            self.definition.of_size(patch_size, height, width).places(height, width).sum()
+        )
 
     def check_size(self, patch_size: int | None) -> int:
         if not isinstance(self.definition.window, Square):
@@ -162,12 +166,16 @@ class Machine(Denoiser):
     def check_images(self, x: Tensor) -> Tensor:
         return check_images(x, shape=self.bank.shape, device=self.device)
 
-    def _of_sizes(self, x: Tensor, alpha: Any, sigma: Any, sizes: Sequence[int], labels: Tensor | None) -> list[Query]:
-        """The query of every size; fails before the first is worked off, not at the last."""
-        if not sizes:
+    def _checked(self, sizes: Sequence[int]) -> list[int]:
+        """All of them now, not the last one at the last."""
+        if not len(sizes):
             raise ValueError("sizes is empty; give at least one patch size")
-        query = self.query(x, alpha, sigma, labels)
-        return [replace(query, patch_size=self.check_size(k)) for k in sizes]
+        return [self.check_size(k) for k in sizes]
+
+    def _ranges(self, labels: Any, batch: int) -> tuple[Tensor, Tensor]:
+        """Where the images of each query begin and end, (B,) both."""
+        selection = self._selected(check_labels(labels, batch), None, batch)
+        return selection.begin, selection.end
 
     def _selected(self, labels: Tensor | None, selection: Selection | None, batch: int) -> Selection:
         if selection is None:

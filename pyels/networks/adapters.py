@@ -349,7 +349,7 @@ class NoiseLevel:
 
 
 def from_pyels(network: Network) -> NetworkDenoiser:
-    """A `pyels.ResNet` or `pyels.UNet` as a denoiser."""
+    """A `pyels.ResNet` or `pyels.UNet` as a denoiser, in float32."""
     return NetworkDenoiser(
         network, network.predicts, Angle(), network.config["num_classes"], network.config["channels"]
     )

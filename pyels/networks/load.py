@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import importlib.util
+import io
 import json
 import sys
+import sysconfig
 import zlib
+from contextlib import redirect_stderr
 from pathlib import Path
 from typing import Any
 
@@ -120,21 +123,38 @@ def _load_python(path: Path, name: str) -> Denoiser:
         raise ValueError(f"{path}: cannot be imported")
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module  # as an import does; data classes need it
-    sys.path.insert(0, str(path.parent))  # and stays there, as with `python FILE`
+    # Its folder stays on the path, as with `python FILE`, but behind the standard library: not all of that is imported.
+    library = Path(sysconfig.get_path("stdlib"))
+    behind = [i for i, entry in enumerate(sys.path, 1) if Path(entry) in (library, library / "lib-dynload")]
+    sys.path.insert(max(behind, default=0), str(path.parent))
+    said, arguments = io.StringIO(), sys.argv
+    sys.argv = [str(path)]  # it may be a script that reads options, of which it is given none
     try:
-        spec.loader.exec_module(module)
-        if not hasattr(module, name):
-            raise ValueError(f"nothing of the name {name!r} in it")
-        value = getattr(module, name)
-        denoiser = value if isinstance(value, (Denoiser, nn.Module)) else value()
+        with redirect_stderr(said):  # what an argument parser says before it exits
+            spec.loader.exec_module(module)
+            if not hasattr(module, name):
+                raise ValueError(f"nothing of the name {name!r} in it")
+            value = getattr(module, name)
+            made = value if isinstance(value, (Denoiser, nn.Module)) or not callable(value) else value()
+    except SystemExit as error:
+        why = " ".join(said.getvalue().split()) or f"sys.exit({'' if error.code is None else error.code})"
+        raise ValueError(
+            f"{path}: it ends the program when it is imported ({why}); put what only a script does under "
+            "if __name__ == '__main__':"
+        ) from error
     except Exception as error:  # it may fail in any way
         raise ValueError(f"{path}: {in_words(error)}") from error
-    if not isinstance(denoiser, Denoiser):
+    finally:
+        sys.argv = arguments
+    sys.stderr.write(said.getvalue())
+    if not isinstance(made, Denoiser):
+        what = "the torch module " if isinstance(made, nn.Module) else ""
         raise ValueError(
-            f"{path}:{name} gave {type(denoiser).__name__}; it must be or return a "
-            "pyels.Denoiser: wrap a network, as pyels.NetworkDenoiser(network, predicts='eps', schedule='linear')"
+            f"{path}:{name} gave {what}{type(made).__name__}; it must be or return a pyels.Denoiser: wrap a network in "
+            "pyels.NetworkDenoiser(network, predicts=.., schedule=..), or give one of diffusers to "
+            "pyels.adapters.from_diffusers"
         )
-    return denoiser
+    return made
 
 
 def _crc32(*files: Path) -> str:

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from pyels import adapters, metrics
 from pyels.bank import PatchBank
+from pyels.checks import CPU
 from pyels.denoiser import Denoiser
 from pyels.sampling import Step, sample
 from pyels.studies import resumable
@@ -134,7 +135,7 @@ def median_interval(values: Tensor) -> list[float]:
     for _ in range(_RESAMPLINGS // _RESAMPLED_AT_ONCE):
         chosen = torch.randint(len(values), (_RESAMPLED_AT_ONCE, len(values)), generator=generator)
         drawn.append(values[chosen].quantile(0.5, dim=1))
-    ends = torch.tensor([0.025, 0.975], dtype=torch.float64)
+    ends = torch.tensor([0.025, 0.975], dtype=torch.float64, device=CPU)
     return [float(v) for v in torch.cat(drawn).quantile(ends)]
 
 

@@ -16,6 +16,7 @@ from matplotlib.patches import Rectangle
 from torch import Tensor
 
 from pyels.files import replacing
+from pyels.schedules import Schedule
 from pyels.studies.calibration import Calibration
 
 
@@ -28,7 +29,22 @@ class Row:
     captions: Sequence[str] | None = None
 
 
-def draw_rows(path: str | Path, rows: Sequence[Row], columns: Sequence[str] | None = None) -> None:
+def title_of(run: Mapping[str, Any]) -> str:
+    """What a picture is of, as run.json says it: the network or machine, the data, the seeds."""
+    data, network, seeds = run.get("data", run), run.get("network"), run.get("seeds")
+    if network is not None:
+        who = network if isinstance(network, str) else "/".join(Path(str(network["source"])).parts[-2:])
+    else:
+        who = " ".join(str(run[key]) for key in ("machine", "boundary") if run.get(key))
+    parts = [who, f"{Path(data['dataset']).name} ({data['bank']['images']} images)"]
+    if seeds is None and "num" in run:
+        seeds = [run["seed"], run["seed"] + run["num"] - 1]
+    if seeds:
+        parts.append(f"seed {seeds[0]}" if seeds[0] == seeds[-1] else f"seeds {seeds[0]} to {seeds[-1]}")
+    return ", ".join(parts)
+
+
+def draw_rows(path: str | Path, rows: Sequence[Row], columns: Sequence[str] | None = None, title: str = "") -> None:
     """Write rows of images with their labels to the left, captions below and column names on top as a PNG."""
     n = len(rows[0].images)
     figure = Figure(figsize=(1.15 * n + 1.5, 1.32 * len(rows) + 0.3), dpi=150, layout="constrained")
@@ -42,10 +58,10 @@ def draw_rows(path: str | Path, rows: Sequence[Row], columns: Sequence[str] | No
             if i == 0 and columns:
                 axes[i][j].set_title(columns[j], fontsize=8)
         axes[i][0].set_ylabel(row.label, rotation=0, ha="right", va="center", fontsize=9)
-    _save(figure, path)
+    _save(figure, path, title)
 
 
-def draw_grid(path: str | Path, images: Tensor, captions: Sequence[str]) -> None:
+def draw_grid(path: str | Path, images: Tensor, captions: Sequence[str], title: str = "") -> None:
     """Write images (n, C, H, W) as a captioned, roughly square grid, as a PNG."""
     columns = math.ceil(math.sqrt(len(images)))
     lines = math.ceil(len(images) / columns)
@@ -57,7 +73,7 @@ def draw_grid(path: str | Path, images: Tensor, captions: Sequence[str]) -> None
             axis.set_xlabel(captions[i], fontsize=8, labelpad=2)
         else:
             axis.set_axis_off()
-    _save(figure, path)
+    _save(figure, path, title)
 
 
 @dataclass(frozen=True)
@@ -93,13 +109,12 @@ def draw_rates(path: str | Path, curves: Sequence[Curve], title: str) -> None:
     axis.set_xticks(sorted({k for curve in curves for k in curve.rates}))
     axis.set_xlabel("patch size k")
     axis.set_ylabel("pairs/s")
-    axis.set_title(title, fontsize=10)
     _plain(axis)
     axis.legend(loc="center left", bbox_to_anchor=(1.01, 0.5), frameon=False, fontsize=9)
-    _save(figure, path)
+    _save(figure, path, title)
 
 
-def draw_losses(path: str | Path, losses: Sequence[float], steps: int) -> None:
+def draw_losses(path: str | Path, losses: Sequence[float], steps: int, title: str = "") -> None:
     """Write the loss against the step, on logarithmic axes, as a PNG."""
     figure, axis = _figure((6, 4))
     axis.plot([steps * (i + 1) / len(losses) for i in range(len(losses))], list(losses))
@@ -108,10 +123,10 @@ def draw_losses(path: str | Path, losses: Sequence[float], steps: int) -> None:
     axis.set_xlabel("step")
     axis.set_ylabel("mean squared error of v")
     _plain(axis)
-    _save(figure, path)
+    _save(figure, path, title)
 
 
-def draw_calibration(path: str | Path, calibration: Calibration) -> None:
+def draw_calibration(path: str | Path, calibration: Calibration, schedule: Schedule, title: str = "") -> None:
     """Write the agreement of every patch size at every step, and the best sizes, as a PNG (the paper's figure 4b)."""
     figure = Figure(figsize=(11, 4.2), dpi=150, layout="constrained")
     FigureCanvasAgg(figure)
@@ -131,12 +146,21 @@ def draw_calibration(path: str | Path, calibration: Calibration) -> None:
     figure.colorbar(mesh, ax=right, label="median cosine similarity below the best")
     for axis in (left, right):
         axis.set_xlabel("t (noisiest right)")
+        shown = times[:: max(1, len(times) // 5)]
+        levels = axis.secondary_xaxis("top")
+        levels.set_xticks(shown, [_level(schedule, t) for t in shown], fontsize=8)
+        levels.set_xlabel("sigma / alpha", fontsize=9)
     _plain(left)
-    _save(figure, path)
+    _save(figure, path, title)
 
 
 def draw_receptive_field(
-    path: str | Path, gradient: Tensor, times: Sequence[float], patch_sizes: Sequence[int]
+    path: str | Path,
+    gradient: Tensor,
+    times: Sequence[float],
+    patch_sizes: Sequence[int],
+    schedule: Schedule,
+    title: str = "",
 ) -> None:
     """Write the centre pixel's average gradient (steps, H, W) at each step as a PNG (the paper's figure 4a).
 
@@ -163,12 +187,14 @@ def draw_receptive_field(
         k = patch_sizes[i]
         corner = (width // 2 - k / 2, height // 2 - k / 2)
         axis.add_patch(Rectangle(corner, k, k, fill=False, edgecolor="cyan", linewidth=1.2))
-        axis.set_title(f"t = {times[i]:.2f}, k = {k}", fontsize=8)
+        axis.set_title(f"t = {times[i]:.2f}, k = {k}\nsigma / alpha = {_level(schedule, times[i])}", fontsize=7)
     figure.colorbar(ScalarMappable(norm, "magma"), ax=axes, label="relative gradient", shrink=0.9)
-    _save(figure, path)
+    _save(figure, path, title)
 
 
-def draw_scatter(path: str | Path, machines: Mapping[str, Sequence[float]], ideal: Sequence[float]) -> None:
+def draw_scatter(
+    path: str | Path, machines: Mapping[str, Sequence[float]], ideal: Sequence[float], title: str = ""
+) -> None:
     """Write each seed's correlation of ELS with the network against that of IS as a PNG (the paper's figure 10)."""
     figure, axis = _figure((5.2, 5))
     low = min(0.0, *ideal, *(min(values) for values in machines.values()))
@@ -180,11 +206,11 @@ def draw_scatter(path: str | Path, machines: Mapping[str, Sequence[float]], idea
     axis.set_aspect("equal")
     axis.legend(frameon=False)
     _plain(axis)
-    _save(figure, path)
+    _save(figure, path, title)
 
 
 def draw_pairs(
-    path: str | Path, above: Tensor, below: Tensor, captions: Sequence[str], labels: tuple[str, str]
+    path: str | Path, above: Tensor, below: Tensor, captions: Sequence[str], labels: tuple[str, str], title: str = ""
 ) -> None:
     """Write pairs of images (n, C, H, W), one above the other, ten pairs a line, as a PNG."""
     n = len(above)
@@ -206,7 +232,7 @@ def draw_pairs(
         if column == 0:
             for axis, label in ((upper, labels[0]), (lower, labels[1])):
                 axis.set_ylabel(label, rotation=0, ha="right", va="center", fontsize=9)
-    _save(figure, path)
+    _save(figure, path, title)
 
 
 _KINDS = {  # in colours that everyone tells apart
@@ -253,10 +279,9 @@ def draw_costs(path: str | Path, report: Mapping[str, Any], title: str) -> None:
     axis.set_xticks([], minor=True)
     axis.set_xlabel("images in the bank, N")
     axis.set_ylabel("seconds per sample")
-    figure.suptitle(title, fontsize=10)
     _plain(axis)
     axis.legend(loc="center left", bbox_to_anchor=(1.01, 0.5), frameon=False, fontsize=9)
-    _save(figure, path)
+    _save(figure, path, title)
 
 
 def draw_errors(path: str | Path, report: Mapping[str, Any], title: str) -> None:
@@ -300,9 +325,8 @@ def draw_errors(path: str | Path, report: Mapping[str, Any], title: str) -> None
     for axis in list(axes.flat)[len(by_size) :]:
         axis.set_axis_off()
     figure.supylabel("rms error of the worst step", fontsize=10)
-    figure.suptitle(title, fontsize=10)
     figure.legend(labelled.values(), labelled.keys(), loc="outside lower center", ncols=4, frameon=False, fontsize=9)
-    _save(figure, path)
+    _save(figure, path, title)
 
 
 def _by(records: Sequence[Mapping[str, Any]], key: str) -> dict[Any, list[Mapping[str, Any]]]:
@@ -346,6 +370,13 @@ def _show(axis, image: Tensor) -> None:  # type: ignore[no-untyped-def]
         spine.set_visible(False)
 
 
-def _save(figure: Figure, path: str | Path) -> None:
+def _level(schedule: Schedule, t: float) -> str:
+    alpha = schedule.alpha(t)
+    return f"{schedule.sigma(t) / alpha:.2g}" if alpha > 0 else "∞"
+
+
+def _save(figure: Figure, path: str | Path, title: str) -> None:
+    if title:
+        figure.suptitle(title, fontsize=min(10, 2 * figure.get_figwidth()), wrap=True)
     with replacing(path) as temporary:
         figure.savefig(temporary, format="png")

@@ -25,6 +25,7 @@ from typing import Any, BinaryIO, Protocol, TypeVar
 import torch
 from torch import Tensor
 
+from pyels.checks import CPU
 from pyels.files import read_tensors, remove_temporaries, replacing, temporary_name, write_json, write_tensors
 from pyels.sampling import Step
 
@@ -80,7 +81,7 @@ def check_finished(folder: str | Path, settings: Mapping[str, Any]) -> None:
 
 def noise_of_seed(seed: int, shape: tuple[int, int, int]) -> Tensor:
     """Standard normal noise (C, H, W); depends on the seed alone, not on what else is drawn."""
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float32, device=CPU)
 
 
 @contextmanager

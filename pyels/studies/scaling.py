@@ -32,6 +32,7 @@ from pyels.studies import hardware, resumable, rivals
 from pyels.studies.rivals import Method, Prepared
 
 LEAST_SIZES = 3  # of which an exponent and its standard error can be fitted
+LEAST_IMAGES = 10  # with fewer, the fixed costs of a call are what is timed
 _PICTURES = ("x", "exact_mean")
 _MADE_AT_ONCE = 4096  # synthetic images; another number makes others
 
@@ -310,7 +311,7 @@ def report(plan: Plan, bank: PatchBank, real: int, measured: Mapping[str, Tensor
         costs = {
             record["images"]: record["seconds_per_sample"]["median"]
             for record in records
-            if record["method"] == method.name and "left_out" not in record
+            if record["method"] == method.name and "left_out" not in record and record["images"] >= LEAST_IMAGES
         }
         of_real = {images: seconds for images, seconds in costs.items() if images <= real}
         fits = {"all": costs, "real": of_real} if len(of_real) < len(costs) else {"real": of_real}

@@ -12,7 +12,7 @@ from click.testing import CliRunner
 from helpers import run_program
 
 import pyels
-from pyels.cli import program
+from pyels.cli import COMMANDS, program
 from pyels.cli.options import AT_LEAST_1, Settings, command, option
 from pyels.machines import MACHINES
 
@@ -98,16 +98,18 @@ def test_settings_are_passed_to_what_has_fields_of_the_same_names():
     assert Draw(source="s").passed_to(Plan, count=7) == Plan("a", 7)
 
 
-@pytest.mark.parametrize("name", program.commands)
+@pytest.mark.parametrize("name", COMMANDS)
 def test_every_option_is_in_the_help(name, capsys):
     assert run_program(name, "--help") == 0
     text = capsys.readouterr().out
-    for one in program.commands[name].params:
+    for one in program.get_command(None, name).params:
         assert one.opts[0] in text
 
 
 def test_choices_of_machines_are_those_there_are():
-    choices = {name: {one.name: one.type for one in program.commands[name].params} for name in ("sample", "calibrate")}
+    choices = {
+        name: {one.name: one.type for one in program.get_command(None, name).params} for name in ("sample", "calibrate")
+    }
     assert choices["sample"]["machine"].choices == tuple(MACHINES)
     local = set(choices["calibrate"]["machine"].choices)
     assert {"ls", "els"} <= local <= set(MACHINES) - {"is", "es"}

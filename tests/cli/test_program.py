@@ -15,7 +15,7 @@ import pyels
 def test_unwritable_output_folder():
     """As a user without rights, which root becomes for the purpose."""
     code = (
-        "import os, sys, pyels.cli; pyels.datasets.load(sys.argv[1]); os.getuid() == 0 and os.setuid(65534); "
+        "import os, sys, pyels.cli.sample; pyels.datasets.load(sys.argv[1]); os.getuid() == 0 and os.setuid(65534); "
         "pyels.cli.main(['sample', '--dataset', sys.argv[1], '--patch-size', '3', '--out', '/no-rights-here'])"
     )
     with tempfile.TemporaryDirectory() as folder:

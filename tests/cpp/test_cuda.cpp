@@ -93,7 +93,8 @@ void several_tiles_channels_and_launches() {
         if (machine.wraps() && k > std::min(shape.height, shape.width)) continue;
         if (shape.height > 33 && (machine.sources == pyels::Sources::circular || k == 7))
           continue;  // the oracle's time
-        compare_with_oracle(Case(machine, shape, 2, k, {level(number++ % 2 ? 0.3 : 0.9)}, 40, number));
+        compare_with_oracle(Case(machine, shape, 2, k, {level(number % 2 ? 0.3 : 0.9)}, 40, number + 1));
+        ++number;
       }
   std::vector<Level> levels;
   for (int b = 0; b < (large ? 2 : 1) * pyels::cuda::most_queries + 3; ++b) levels.push_back(level((b + 1) / 40.0));

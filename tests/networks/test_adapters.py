@@ -73,8 +73,9 @@ def test_estimates_are_differentiable_where_the_query_asks_for_it():
     torch.manual_seed(0)
     denoiser = from_pyels(pyels.ResNet(width=8, depth=2))
     x = torch.randn(2, 1, 9, 9, requires_grad=True)
-    assert not denoiser.denoise(x, 0.6, 0.8).requires_grad
-    query = denoiser.query(x, torch.tensor([0.6, 0.3]), 0.8)
+    with pytest.raises(RuntimeError, match="a derivative was asked for"):
+        denoiser.denoise(x, 0.6, 0.8).sum().backward()
+    query = denoiser.query(x.detach(), torch.tensor([0.6, 0.3]), 0.8)
     assert not denoiser.estimate(query).requires_grad
     query.x.requires_grad_(True)
     denoiser.estimate(query)[0, 0, 4, 4].backward()

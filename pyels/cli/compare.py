@@ -39,6 +39,8 @@ _WITH_BOUNDARY = [f"{name}:{boundary}" for name in BOUNDED for boundary in MACHI
 _MOST_PAIRS = 100  # in the picture
 _FEWEST_SEEDS = 5  # of which resampling says anything
 
+_RESULTS = ("report.json", "scatter.png", "pairs.png", "comparison.safetensors", "run.json")
+
 
 @dataclass(frozen=True, kw_only=True)
 class Compare(NetworkOptions, LabelOptions, EngineOptions, JobOptions, OutputOptions):
@@ -92,8 +94,7 @@ def compare_command(given: Compare) -> None:
         **of_both,
         **record_of_engine(next(iter(machines.values()))),
     )
-    given.hold_folder()
-    resumable.check_finished(given.out, settings)
+    given.hold_folder(settings, *_RESULTS)
     images, report = run_comparison(contenders, bank, given.out, settings, jobs, given.schedule)
     write_tensors(given.out / "comparison.safetensors", images)
     pictures = _draw(given.out, images, report)

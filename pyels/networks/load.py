@@ -9,12 +9,22 @@ import zlib
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError, safe_open
+import torch
 
 from pyels.denoiser import Denoiser
+from pyels.files import TensorFile
 from pyels.networks import NETWORKS
 from pyels.networks.adapters import NetworkDenoiser, from_diffusers, from_pyels
 from pyels.networks.network import HEADER, Network
+from pyels.records import parse_record, short
+
+_SIZE = range(1, 1 << 16)
+_READING = {"split?": ("train", "test", None), "root?": (str, None), "mode?": (str, None)}
+_SIZES = {"limit?": (range(1, 1 << 40), None), "size?": (_SIZE, None), "crop?": bool, "skip_unreadable?": bool}
+_DATA = {"dataset": str, **_READING, **_SIZES, "bank?": {"crc32": str}}
+_CONFIG = {"channels": _SIZE, "width": _SIZE, "depth": range(1, 1000), "num_classes": (range(1, 1 << 31), None)}
+_KINDS = tuple(kind.__name__ for kind in NETWORKS.values())
+_RECORD = {"kind": _KINDS, "config": _CONFIG, "training?": {"data?": _DATA}}
 
 
 def load(source: str | Path) -> tuple[Denoiser, dict[str, Any]]:
@@ -55,16 +65,19 @@ def load_network(path: str | Path) -> tuple[Network, dict[str, Any]]:
 
     Raises FileNotFoundError, or ValueError naming the file when it is damaged or holds something else.
     """
-    if not Path(path).is_file():
-        raise FileNotFoundError(f"{path}: no such file")
+    file = TensorFile.read(path)
     try:
-        with safe_open(path, framework="pt") as file:
-            record = json.loads((file.metadata() or {})[HEADER])
-            weights = {name: file.get_tensor(name).float() for name in file.keys()}  # noqa: SIM118 (not a dict)
-        network = NETWORKS[record["kind"].lower()](**record["config"])
-        network.load_state_dict(weights)
-    except (SafetensorError, KeyError, TypeError, ValueError, RuntimeError, AttributeError) as error:
-        raise ValueError(f"{path}: not a network saved by pyels ({error})") from error
+        if HEADER not in file.metadata:
+            raise ValueError(f"its metadata have no {HEADER!r}")
+        record: dict[str, Any] = parse_record(file.metadata[HEADER], _RECORD)
+        with torch.device("meta"):  # no memory, before the shapes are known to be those in the file
+            network = {kind.__name__: kind for kind in NETWORKS.values()}[record["kind"]](**record["config"])
+        for name, weights in file.tensors.items():
+            if not (weights.is_floating_point() and torch.isfinite(weights).all()):
+                raise ValueError(f"{name} is {weights.dtype}, or holds NaN or infinite weights")
+        network.load_state_dict({name: value.float() for name, value in file.tensors.items()}, assign=True)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise ValueError(f"{path}: not a network saved by pyels ({short(error)})") from error
     return network.eval(), record
 
 

@@ -28,7 +28,7 @@ from torch import Tensor
 from pyels.records import parse_record
 
 _TEMPORARY = re.compile(r"\.pyels-[0-9a-f]{8}-.+")
-_LOCK = ".pyels-lock"
+LOCK = ".pyels-lock"
 _CHECKSUM, _NONE_YET = "pyels-crc32", "00000000"
 _CHECKSUM_IN_HEADER = re.compile(f'(?<="{_CHECKSUM}":")[0-9a-f]{{8}}(?=")'.encode())
 _LARGEST_HEADER = 100_000_000  # bytes, as safetensors has it
@@ -86,7 +86,7 @@ def locked(folder: Path, work: str, wait: bool = False) -> Iterator[None]:
     work  what the folder is held for, for others to read
     wait  until nobody else holds it; otherwise a ValueError says who does
     """
-    path = folder / _LOCK
+    path = folder / LOCK
     while True:
         made = _make(folder)
         try:

@@ -112,7 +112,7 @@ class NetworkOptions(ReadingOptions, MemoryOptions):
 
     network: str = option(
         help="A file or folder written by pyels train, a folder written by diffusers, or FILE.py:NAME, a "
-        "pyels.Denoiser of your own (a resumed run sees changes in FILE.py, but not in what it loads)."
+        "pyels.Denoiser of your own."
     )
     dataset: str | None = option(None, "A name (see `pyels info`) or a path.  [default: what it was trained on]")
 

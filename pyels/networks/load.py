@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib.util
 import json
 import sys
-import zlib
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,7 @@ from pyels.denoiser import Denoiser
 from pyels.files import TensorFile
 from pyels.networks import NETWORKS
 from pyels.networks.adapters import NetworkDenoiser, from_diffusers, from_pyels
+from pyels.networks.identity import checksum
 from pyels.networks.network import HEADER, Network
 from pyels.records import parse_record, short
 
@@ -34,7 +34,8 @@ def load(source: str | Path) -> tuple[Denoiser, dict[str, Any]]:
     ----------
     source  a file written by `pyels train`, or the folder it is in; a folder in which diffusers saved a pipeline with
             a UNet2DModel (its weights as safetensors); or FILE.py:NAME, a Python file of your own and the name in it of
-            a `pyels.Denoiser` or of a function without arguments that returns one. No pickle is read.
+            a `pyels.Denoiser` or of a function without arguments that returns one. No pickle is read. The checksum is
+            that of the file, or of all weights that the network reaches and of the texts that it was made from
 
     Raises
     ------
@@ -42,14 +43,15 @@ def load(source: str | Path) -> tuple[Denoiser, dict[str, Any]]:
     """
     file, _, name = str(source).rpartition(":")
     if file.endswith(".py"):
-        python = Path(file).resolve()
-        return _load_python(python, name), {"source": f"{python}:{name}", "crc32": _crc32(python)}
+        python = Path(file).expanduser().resolve()
+        denoiser = _load_python(python, name)
+        return denoiser, {"source": f"{python}:{name}", "crc32": checksum(denoiser, python)}
     if str(source).endswith(".py"):
         raise ValueError(f"{source}: say which name in it is the network, as {source}:NAME")
-    path = Path(source).resolve()
+    path = Path(source).expanduser().resolve()
     if path.is_dir() and (path / "model_index.json").exists():
-        files = sorted([*path.glob("unet/*.safetensors"), *path.glob("**/*.json")])
-        return _load_diffusers(path), {"source": str(path), "crc32": _crc32(*files)}
+        denoiser = _load_diffusers(path)
+        return denoiser, {"source": str(path), "crc32": checksum(denoiser, *sorted(path.glob("**/*.json")))}
     if path.is_dir():
         path = path / "network.safetensors"
         if not path.exists():
@@ -57,7 +59,7 @@ def load(source: str | Path) -> tuple[Denoiser, dict[str, Any]]:
                 f"{source}: no network.safetensors, as pyels train writes it, and no model_index.json of diffusers"
             )
     network, record = load_network(path)
-    return from_pyels(network), {**record, "source": str(path), "crc32": _crc32(path)}
+    return from_pyels(network), {**record, "source": str(path), "crc32": checksum(None, path)}
 
 
 def load_network(path: str | Path) -> tuple[Network, dict[str, Any]]:
@@ -118,10 +120,3 @@ def _load_python(path: Path, name: str) -> Denoiser:
             "pyels.Denoiser: wrap a network in pyels.NetworkDenoiser"
         )
     return denoiser
-
-
-def _crc32(*files: Path) -> str:
-    crc = 0
-    for file in files:
-        crc = zlib.crc32(file.read_bytes(), crc)
-    return f"{crc:08x}"

@@ -8,6 +8,7 @@
 
 #include "cpu/engine.h"
 #include "cuda/engine.h"
+#include "mapped.h"
 #include "pyels.h"
 #include "sampled/engine.h"
 #include "weighing.h"
@@ -182,6 +183,10 @@ PYBIND11_MODULE(_core, module) {
 #else
   module.attr("HAS_CUDA") = false;
 #endif
+
+  module.def("guard_mapped", &pyels::guard_mapped, py::arg("address"), py::arg("bytes"),
+             "What is missing of a mapped file that was cut off reads as zeros, and ends no process.");
+  module.def("unguard_mapped", &pyels::unguard_mapped, py::arg("address"));
 
   module.attr("INTERVAL") = pyels::interval;
   module.attr("FLOAT32_REACH") = pyels::float32_reach;

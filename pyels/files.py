@@ -1,23 +1,41 @@
-"""Writing results so that a reader never meets half a file.
+"""Writing results so that a reader never meets half a file, and reading them so that a damaged one is noticed.
 
 What is being written bears a temporary name beside the final one, `.pyels-` with eight hexadecimal digits. Nothing
-else does: by its name, what a killed process left can be told and removed.
+else does: by its name, what a killed process left can be told and removed. Files of tensors hold a checksum of
+themselves. Whoever works in a folder, and may remove what was left in it, holds its lock.
 """
 
 from __future__ import annotations
 
+import fcntl
 import json
+import os
+import platform
 import re
 import secrets
+import warnings
+import zlib
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import safetensors.torch
 from torch import Tensor
 
+from pyels.records import parse_record
+
 _TEMPORARY = re.compile(r"\.pyels-[0-9a-f]{8}-.+")
+LOCK = ".pyels-lock"
+_CHECKSUM, _NONE_YET = "pyels-crc32", "00000000"
+_CHECKSUM_IN_HEADER = re.compile(f'(?<="{_CHECKSUM}":")[0-9a-f]{{8}}(?=")'.encode())
+_LARGEST_HEADER = 100_000_000  # bytes, as safetensors has it
+_AT_ONCE = 1 << 22  # bytes
+
+
+# ---- Names and places ----------------------------------------------------------------------------------------------
 
 
 def temporary_name(path: str | Path) -> Path:
@@ -59,21 +77,142 @@ def replacing(path: str | Path) -> Iterator[Path]:
         raise
 
 
+@contextmanager
+def locked(folder: Path, work: str, wait: bool = False) -> Iterator[None]:
+    """Hold a lock file in the folder, made if need be; in the end both go, the folder if it is empty.
+
+    Parameters
+    ----------
+    work  what the folder is held for, for others to read
+    wait  until nobody else holds it; otherwise a ValueError says who does
+    """
+    path = folder / LOCK
+    while True:
+        made = _make(folder)
+        try:
+            file = open(path, "ab+", buffering=0)  # noqa: SIM115 (closed below, where the lock ends)
+        except FileNotFoundError:
+            if os.path.lexists(folder):
+                raise
+            continue  # another run made the folder, wrote nothing and removed it
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.seek(0)
+            owner = file.read().decode(errors="replace").strip() or "another run"
+            file.close()
+            raise ValueError(
+                f"{folder} is in use by {owner}; wait till it has ended, or choose another folder"
+            ) from None
+        except OSError as error:
+            warnings.warn(f"{folder} cannot be locked ({error}): let no other run work in it", stacklevel=2)
+        except BaseException:  # Ctrl-C while it waits
+            file.close()
+            raise
+        if _is_at(path, file):
+            break
+        file.close()  # the run that held the folder until now removed the file that was opened here
+    try:
+        file.truncate(0)
+        since = datetime.now().astimezone().isoformat(" ", "seconds")
+        file.write(f"pyels {work}, process {os.getpid()} on {platform.node()}, since {since}\n".encode())
+        yield
+    finally:
+        if _is_at(path, file):
+            path.unlink()  # not after it is closed, when it may be another run's
+        file.close()
+        if made:
+            with suppress(OSError):  # it is not empty
+                folder.rmdir()
+
+
+def _make(folder: Path) -> bool:
+    """Whether the folder was not there."""
+    try:
+        folder.mkdir(parents=True)
+    except FileExistsError:
+        return False
+    return True
+
+
+def _is_at(path: Path, file: BinaryIO) -> bool:
+    try:
+        return os.path.samestat(path.stat(), os.fstat(file.fileno()))
+    except FileNotFoundError:
+        return False
+
+
+# ---- Contents ------------------------------------------------------------------------------------------------------
+
+
 def write_json(path: str | Path, value: Any) -> None:
     with replacing(path) as temporary:
         temporary.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
 
 
-def write_tensors(path: str | Path, tensors: Mapping[str, Tensor], metadata: dict[str, str] | None = None) -> None:
-    """Write a safetensors file. Raises OSError when the disk is full or the folder cannot be written."""
-    blob = safetensors.torch.save({name: value.contiguous() for name, value in tensors.items()}, metadata)
-    with replacing(path) as temporary:
-        temporary.write_bytes(blob)
+def write_tensors(path: str | Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> None:
+    """Write a safetensors file, its own checksum in its metadata. Raises OSError when the disk is full or the folder
+    cannot be written."""
+    blob = safetensors.torch.save(
+        {name: value.contiguous() for name, value in tensors.items()}, {**(metadata or {}), _CHECKSUM: _NONE_YET}
+    )
+    start = 8 + int.from_bytes(blob[:8], "little")
+    body = memoryview(blob)[start:]
+    checksum = f"{zlib.crc32(body, zlib.crc32(blob[:start])):08x}"
+    with replacing(path) as temporary, open(temporary, "wb") as file:
+        file.write(_CHECKSUM_IN_HEADER.sub(checksum.encode(), blob[:start], count=1))
+        file.write(body)
 
 
 def read_tensors(path: str | Path) -> dict[str, Tensor]:
     """Read a safetensors file. Raises ValueError naming the file when it is damaged."""
-    try:
-        return safetensors.torch.load(Path(path).read_bytes())
-    except safetensors.SafetensorError as error:
-        raise ValueError(f"{path}: damaged safetensors file ({error})") from error
+    return TensorFile.read(path).tensors
+
+
+@dataclass(frozen=True)
+class TensorFile:
+    """A safetensors file.
+
+    Attributes
+    ----------
+    tensors, metadata  what is in it
+    has_checksum       of itself, as `write_tensors` writes it, and it agrees
+    """
+
+    tensors: dict[str, Tensor]
+    metadata: dict[str, str]
+    has_checksum: bool
+
+    @classmethod
+    def read(cls, path: str | Path, mapped: bool = False) -> TensorFile:
+        """Read a file, or map it after it was read once for its checksum. Raises FileNotFoundError, or ValueError
+        naming it when it is damaged."""
+        path = Path(path)
+        if not path.is_file():
+            raise FileNotFoundError(f"{path}: no such file")
+        try:
+            metadata, has_checksum = _verified(path)
+            tensors = safetensors.torch.load_file(path) if mapped else safetensors.torch.load(path.read_bytes())
+        except (safetensors.SafetensorError, ValueError, KeyError, TypeError, RuntimeError) as error:
+            raise ValueError(f"{path}: damaged safetensors file ({error})") from error
+        return cls(tensors, metadata, has_checksum)
+
+
+def _verified(path: Path) -> tuple[dict[str, str], bool]:
+    """The metadata, and whether there is a checksum among it. Raises ValueError where it does not agree."""
+    with open(path, "rb") as file:
+        size = file.read(8)
+        length = int.from_bytes(size, "little")
+        if len(size) < 8 or length > _LARGEST_HEADER:
+            raise ValueError("it has no header")
+        header = file.read(length)
+        metadata: dict[str, str] = parse_record(header, {"__metadata__?": {}}).get("__metadata__", {})
+        stored = _CHECKSUM_IN_HEADER.search(header)
+        if stored is None:
+            return metadata, False
+        checksum = zlib.crc32(_CHECKSUM_IN_HEADER.sub(_NONE_YET.encode(), header, count=1), zlib.crc32(size))
+        while piece := file.read(_AT_ONCE):
+            checksum = zlib.crc32(piece, checksum)
+    if checksum != int(stored[0], 16):
+        raise ValueError("its checksum does not match")
+    return metadata, True

@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 import zlib
 from collections.abc import Generator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from pyels.bank.file_images import DTYPES, BankFileError, FileImages, parse_byte
 from pyels.bank.pixels import PIECE, check_pixels, looks_channels_last
 from pyels.bank.selection import Selection, image_numbers, select
 from pyels.checks import CPU, check_labels, warn
+from pyels.mapped import Stamp, guard
 
 
 class PatchBank:
@@ -85,10 +87,19 @@ class PatchBank:
         with closing(self.pieces()) as pieces:
             check_pixels(pieces, self.shape[0])
 
-    def _hold(self, stored: Tensor | FileImages, labels: Tensor | None, class_names: Sequence[str] | None) -> None:
+    def _hold(
+        self,
+        stored: Tensor | FileImages,
+        labels: Tensor | None,
+        class_names: Sequence[str] | None,
+        mapped: Stamp | None = None,
+    ) -> None:
         """Take what has been checked."""
         self._file = stored if isinstance(stored, FileImages) else None  # where the images are, or are mapped from
         self._images = None if isinstance(stored, FileImages) else stored  # None: streamed
+        self._mapped = mapped  # of an np.memmap
+        self._as_made: Any = None  # see `check_unchanged`
+        self._fingerprint: str | None = None
         self._checked: set[tuple[int, int | None]] = set()  # what of mapped images agrees with its checksums
         self.dtype: torch.dtype = stored.dtype
         n, c, h, w = stored.shape
@@ -199,12 +210,14 @@ class PatchBank:
             assert file is not None
             stored: Tensor | FileImages = file
         else:
-            if self._file is not None:
-                self._file.check_length()
+            self.check_file(0, 0)
             stored = self._images[part if isinstance(part, slice) else part.to(self.device)].contiguous()
         cut = self._like(stored, None if self.labels is None else self.labels[part])
-        cut._file = file
+        cut._file, cut._mapped = file, self._mapped
         return cut
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_mapped": None, "_as_made": None}  # images of its own
 
     def _numbers(self, part: Any) -> Tensor:
         if not isinstance(part, (Tensor, np.ndarray, list, tuple, range)):
@@ -256,30 +269,28 @@ class PatchBank:
         last - 1 (looked at once) one is damaged. For use before mapped pixels are: beyond the end of its file, a map
         kills the process."""
         if self._file is not None and self._images is not None:
-            self._file.check_length()
+            if self._file.check_written():
+                self._checked.clear()
             if (first, last) not in self._checked:
                 self._file.check(torch.arange(len(self), device=CPU)[first:last], self._images[first:last])
                 self._checked.add((first, last))
 
     def check_selected(self, selection: Selection) -> None:
         """`check_file` of the images of a selection."""
-        if self._file is not None and self._images is not None:
-            self._file.check_length()
         for _, images, _ in selection.sets():
             if len(images):
                 self.check_file(int(images[0]), int(images[-1]) + 1)
 
-    def pieces(self, step: int = 1) -> Generator[Tensor, None, None]:
-        """Every step-th image as stored, (n, C, H, W) in CPU memory, a bounded part at a time, each valid until the
-        next."""
+    def pieces(self) -> Generator[Tensor, None, None]:
+        """All images as stored, (n, C, H, W) in CPU memory, a bounded part at a time, each valid until the next."""
         if self._images is None:
             assert self._file is not None
-            for _, pixels in self._file.stream(range(0, len(self), step)):
+            for _, pixels in self._file.stream(range(len(self))):
                 yield pixels
         else:
-            length = step * max(1, PIECE * len(self) // max(1, self.nbytes))
-            for start in range(0, len(self), length):
-                yield self._images[start : start + length : step].cpu().contiguous()
+            length = max(1, PIECE * len(self) // max(1, self.nbytes))
+            for part in torch.split(self._images, length):
+                yield part.cpu()
 
     def select(self, labels: Any = None, images: Any = None, without: Any = None) -> Selection:
         """Which images count for each query, for `machine.denoise(.., selection=)`.
@@ -310,16 +321,55 @@ class PatchBank:
         return self._ranges[label]
 
     def fingerprint(self) -> str:
-        """CRC-32, in hex, of the labels and of every image of a small bank, or 1,000 to 2,000 evenly spaced ones of a
-        large one."""
-        step = max(1, len(self) // 1000)
-        crc = 0
-        with closing(self.pieces(step)) as pieces:
-            for piece in pieces:
-                crc = zlib.crc32(piece.numpy().data, crc)
-        if self.labels is not None:
-            crc = zlib.crc32(self.labels.numpy().tobytes(), crc)
-        return f"{crc:08x}"
+        """CRC-32, in hex, of every image and of the labels: at 1 to 2 GB/s, once for a bank."""
+        self.check_unchanged()
+        if self._fingerprint is None:
+            crc = 0
+            with closing(self.pieces()) as pieces:
+                for piece in pieces:
+                    crc = zlib.crc32(piece.numpy().data, crc)
+            if self.labels is not None:
+                crc = zlib.crc32(self.labels.numpy().tobytes(), crc)
+            self._fingerprint = f"{crc:08x}"
+        return self._fingerprint
+
+    def check_unchanged(self, after: bool = False) -> None:
+        """Raise ValueError if the images are no longer those that they were when this was first asked.
+
+        Of images in memory every byte is looked at, at 1 to 2 GB/s a thread; of a file, when it was last written, and
+        of images on a GPU, how often torch has changed them. `after` they were used, a file must not have been written
+        to at all, and memory is left to the next call.
+        """
+        if self._images is None:
+            return  # the file is looked at whenever it is read
+        if self._file is not None:
+            if after:
+                self._file.check_written(again=False)
+            else:
+                self.check_file(0, 0)
+        elif self._mapped is not None:
+            if self._mapped.is_old():
+                raise ValueError(f"{self._mapped.path}: has been written to since it was mapped; map it again")
+        elif not after:
+            state = self._state(self._images)
+            if self._as_made is None:
+                self._as_made = state
+            if state != self._as_made:
+                raise ValueError(
+                    "the images of this bank have been changed since it was made; make a new bank of them, or change a "
+                    "copy"
+                )
+
+    @staticmethod
+    def _state(images: Tensor) -> Any:
+        if images.is_cuda:
+            return images._version
+        length = max(1, PIECE // max(1, images[0].nbytes))
+        parts = [part.numpy().data for part in torch.split(images, length)]
+        if len(parts) == 1:
+            return [zlib.crc32(parts[0])]
+        with ThreadPoolExecutor() as pool:  # zlib works without the GIL
+            return list(pool.map(zlib.crc32, parts))
 
     def save(self, path: str | Path) -> None:
         """Write the bank as an uncompressed npz with arrays `images`, `labels` and `checksums`, for `load`.
@@ -387,6 +437,14 @@ class PatchBank:
             raise
         except Exception as error:  # a damaged file can fail in any way
             raise ValueError(f"{path}: not a readable bank ({error})") from error
+
+
+def _mapped(images: Any, stored: Tensor | FileImages) -> Stamp | None:
+    """The file that the images of an np.memmap are in, guarded against its being cut off."""
+    if not (isinstance(images, np.memmap) and isinstance(images.filename, (str, Path)) and isinstance(stored, Tensor)):
+        return None
+    guard(stored, images._mmap)  # type: ignore[attr-defined]
+    return Stamp.of(images.filename)
 
 
 def _as_tensor(name: str, values: Any) -> Tensor:

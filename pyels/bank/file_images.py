@@ -99,7 +99,7 @@ class FileImages:
     """The images (N, C, H, W) that lie one after the other in a file, or some of them.
 
     With a `memory_limit` they are read by `stream` and `read`. Without, they are mapped elsewhere, and this only knows
-    whether the file is still long enough and what the checksums are.
+    whether the file is still as it was and what the checksums are.
 
     Attributes
     ----------
@@ -125,7 +125,8 @@ class FileImages:
         self.checksums = checksums
         self._offset, self._in_file = offset, shape[0]
         self._image_bytes = int(np.prod(shape[1:], dtype=np.int64)) * dtype.itemsize
-        self._identity = _identity(os.stat(path))
+        status = os.stat(path)
+        self._identity, self._written = _identity(status), status.st_mtime_ns
         # What follows is shared with slices of this.
         self._verified = np.zeros(shape[0], dtype=bool)
         self._turn = _Turn()
@@ -209,18 +210,29 @@ class FileImages:
         """Let the checksums be compared once more."""
         self._verified[self._numbers_in_file(as_numbers(range(len(self))))] = False
 
-    def check_length(self) -> None:
-        """Raise BankFileError if the file has become too short; to be asked before mapped images are used."""
+    def check_written(self, again: bool = True) -> bool:
+        """Whether the file was written to since this was last asked; to be asked before mapped images are used, and
+        after. All images are then compared with their checksums once more when they are used.
+
+        Raises BankFileError if the file has become too short, or was written to and has no checksums, or may not have
+        been written to `again`.
+        """
         try:
             status = os.stat(self.path)
         except OSError:
-            return  # deleted: what is mapped remains
-        if _identity(status) == self._identity:
-            self._check_length(status.st_size)
+            return False  # deleted: what is mapped remains
+        return _identity(status) == self._identity and self._check_written(status, again)
 
-    def _check_length(self, file_size: int) -> None:
-        if file_size < self._offset + self._in_file * self._image_bytes:
-            check_complete(self.path, (self._in_file, self._image_bytes), 1, file_size - self._offset)
+    def _check_written(self, status: os.stat_result, again: bool = True) -> bool:
+        if status.st_size < self._offset + self._in_file * self._image_bytes:
+            check_complete(self.path, (self._in_file, self._image_bytes), 1, status.st_size - self._offset)
+        if status.st_mtime_ns == self._written:
+            return False
+        if self.checksums is None or not again:
+            raise BankFileError(f"{self.path}: has been written to since it was loaded; load it again")
+        self._written = status.st_mtime_ns
+        self._verified[:] = False
+        return True
 
     @contextmanager
     def _open(self) -> Iterator[io.FileIO]:
@@ -228,7 +240,7 @@ class FileImages:
             status = os.fstat(file.fileno())
             if _identity(status) != self._identity:
                 raise BankFileError(f"{self.path}: has been replaced by another file since it was loaded")
-            self._check_length(status.st_size)
+            self._check_written(status)
             yield file
 
     def _fill(self, file: io.FileIO, numbers: Tensor, pixels: Tensor) -> None:

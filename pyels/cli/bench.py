@@ -47,8 +47,8 @@ def bench_command(given: Bench) -> None:
 
     That is scaled dot product attention and chunked matrix products in torch, the released code's way (convolution
     with the patches as filters), and KeOps where it is installed. A pair is one query window against one bank patch.
-    Every method is compared with the float64 oracle before it is timed. Writes bench.json and bench.png to the output
-    folder.
+    Every method is compared with the float64 oracle before it is timed. Writes bench.json, bench.png and run.json to
+    the output folder.
     """
     given.check_engine(ELS)
     resumable.check_seeds(given.seed, given.batch)
@@ -67,16 +67,17 @@ def bench_command(given: Bench) -> None:
         )
     bank, x0 = loaded[: given.images], loaded.read(slice(given.images, count))
     bench.check(bank, settings)
-    given.hold_folder()
+    about = {
+        "command": "bench",
+        "version": pyels.__version__,
+        **given.record_of_data(bank),
+        "batch": given.batch,
+        "settings": asdict(settings),
+    }
+    given.hold_folder(about, "bench.json", "bench.png", "run.json")
     with tqdm(total=bench.steps(settings), desc="measuring", unit="step", file=sys.stderr) as bar:
-        result = {
-            "command": "bench",
-            "version": pyels.__version__,
-            **given.record_of_data(bank),
-            "batch": given.batch,
-            "settings": asdict(settings),
-            **bench.run(bank, x0, settings, bar.update),
-        }
+        result = {**about, **bench.run(bank, x0, settings, bar.update)}
+        write_json(given.out / "run.json", about)
         write_json(given.out / "bench.json", result)
         computer = result["computer"]
         channels, height, width = bank.shape

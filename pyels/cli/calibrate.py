@@ -41,6 +41,8 @@ _FURTHER = [
     if kind.LARGEST_SIZE != Network.LARGEST_SIZE
 ]
 
+_RESULTS = ("scales.json", "calibration.png", "receptive_field.png", "calibration.safetensors", "run.json")
+
 
 @dataclass(frozen=True, kw_only=True)
 class Calibrate(NetworkOptions, LabelOptions, EngineOptions, JobOptions, OutputOptions):
@@ -93,8 +95,7 @@ def calibrate_command(given: Calibrate) -> None:
             tensors["gradients"] = found.gradients[0]
         return tensors
 
-    given.hold_folder()
-    resumable.check_finished(given.out, settings)
+    given.hold_folder(settings, *_RESULTS)
     doubts = check_wiring(denoiser, bank)
     with StepBar(given.num, given.steps, "calibrating") as bar:
         samples = resumable.resumable(given.out, settings, given.num, one, bar, jobs)

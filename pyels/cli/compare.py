@@ -42,6 +42,8 @@ _WITH_BOUNDARY = [f"{name}:{boundary}" for name in BOUNDED for boundary in MACHI
 _MOST_PAIRS = 100  # in the picture
 _FEWEST_SEEDS = 5  # of which resampling says anything
 
+_RESULTS = ("report.json", "scatter.png", "pairs.png", "comparison.safetensors", "run.json")
+
 
 @dataclass(frozen=True, kw_only=True)
 class Compare(NetworkOptions, LabelOptions, EngineOptions, JobOptions, OutputOptions):
@@ -96,8 +98,7 @@ def compare_command(given: Compare) -> None:
         **of_both,
         **record_of_engine(next(iter(machines.values()))),
     )
-    given.hold_folder()
-    resumable.check_finished(given.out, settings)
+    given.hold_folder(settings, *_RESULTS)
     doubts = check_wiring(denoiser, bank)
     images, report = run_comparison(contenders, bank, given.out, settings, jobs, given.schedule, doubts)
     write_tensors(given.out / "comparison.safetensors", images)

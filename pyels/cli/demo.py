@@ -50,7 +50,7 @@ def demo_command(given: Demo) -> None:
         patch_sizes=sizes,
         **record_of_engine(machines["els"]),
     )
-    given.hold_folder()
+    given.hold_folder(settings, "demo.png", "report.json", "demo.safetensors", "run.json")
     images, report = run_comparison(contenders, bank, given.out, settings, jobs)
     images["nearest"] = comparison.nearest_images(bank, images[comparison.NETWORK])
     write_tensors(given.out / "demo.safetensors", images)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable, Iterable
 from contextlib import redirect_stdout
@@ -117,7 +118,19 @@ def _click_type(hint: Any) -> Any:
         return _click_type(get_args(hint)[0])
     if get_origin(hint) is Literal:
         return click.Choice(get_args(hint))
-    return click.Path(path_type=Path) if hint is Path else hint
+    return AnyPath() if hint is Path else hint
+
+
+class AnyPath(click.Path):
+    """A path as the shell would have it: `~` is the home folder, and nothing is no path."""
+
+    def __init__(self, **rules: Any) -> None:
+        super().__init__(path_type=Path, **rules)
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        if not os.fspath(value):
+            self.fail("a path must not be empty; the current folder is .", param, ctx)
+        return super().convert(os.path.expanduser(value), param, ctx)
 
 
 def _name(kind: type[Settings]) -> str:

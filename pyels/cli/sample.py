@@ -128,7 +128,7 @@ def sample_command(given: Sample) -> None:
     if distributed.rank() > 0:
         distributed.follow(one, how)
         return
-    given.hold_folder()
+    given.hold_folder(settings, "samples.png", "samples.safetensors", "run.json")
     with StepBar(given.num, len(levels)) as bar, distributed.lead(one, how) as compute:
 
         def counted(i: int, on_step: Callable[[Step], None]) -> dict[str, torch.Tensor]:

@@ -34,6 +34,8 @@ _SCHEDULE = "cosine"
 _IMAGES = (1000, 3000, 10_000, 30_000)  # and all
 _MOST_METHODS_OF_A_KIND = 4  # that the picture tells apart
 
+_RESULTS = ("report.json", "cost.png", "error.png", "scaling.safetensors", "run.json")
+
 
 @dataclass(frozen=True, kw_only=True)
 class Scaling(DatasetOptions, SeedOptions, ThreadOptions, OutputOptions):
@@ -91,8 +93,7 @@ def scaling_command(given: Scaling) -> None:
         seeds=plan.seeds,
         memory_limit=plan.memory_limit,
     )
-    given.hold_folder()
-    resumable.check_finished(given.out, settings)
+    given.hold_folder(settings, *_RESULTS)
     bank = scaling.grown(loaded, plan.images[-1], given.seed)
     with StepBar(len(plan.images) * len(sizes), len(plan.methods), "measuring") as bar:
         measured = scaling.measure(bank, plan, given.out, settings, bar)

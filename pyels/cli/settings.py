@@ -16,7 +16,7 @@ import torch
 from pyels import adapters, datasets, presets
 from pyels.bank import PatchBank
 from pyels.bank.pictures import MODES
-from pyels.cli.options import AT_LEAST_1, Settings, check, flag, in_words, option
+from pyels.cli.options import AT_LEAST_1, AnyPath, Settings, check, flag, in_words, option
 from pyels.cli.progress import report
 from pyels.definition import Square
 from pyels.denoiser import Denoiser
@@ -25,6 +25,7 @@ from pyels.engines.cuda import PRECISIONS
 from pyels.engines.sampled import TOLERANCE
 from pyels.guided import Guided
 from pyels.machines import MACHINES, Machine
+from pyels.records import read_record
 from pyels.studies import resumable
 from pyels.studies.check import JUDGED, limit_of
 from pyels.studies.check import check as check_network
@@ -36,6 +37,7 @@ BOUNDED = [name for name, kind in MACHINES.items() if kind.boundaries]
 BOUNDARIES = list(dict.fromkeys(boundary for name in BOUNDED for boundary in MACHINES[name].boundaries))
 DEFAULT_STEPS = 20
 _MOST_JOBS = 8  # each holds its own part of a posterior, up to 130 MB
+_SCALES = {"patch_sizes": [range(1, 1 << 16)], "schedule": str}
 _EXACT = "--tolerance and --index are for --machine els with --engine sampled; the rest is exact"
 
 
@@ -55,10 +57,12 @@ class JsonOptions(Settings):
 class OutputOptions(JsonOptions):
     out: Path = option()
 
-    def hold_folder(self) -> None:
-        """Work in the output folder until the command ends."""
+    def hold_folder(self, settings: Mapping[str, Any], *names: str) -> None:
+        """Work in the output folder until the command ends, on results of these settings, in files of these names.
+        Raises ValueError where they would replace others."""
         context = click.get_current_context()
         context.with_resource(resumable.result_folder(self.out, str(context.command.name)))
+        resumable.check_results(self.out, settings, names)
 
 
 # ---- Banks and networks --------------------------------------------------------------------------------------------
@@ -150,8 +154,7 @@ class NetworkOptions(ReadingOptions, MemoryOptions, UseOptions):
 
     network: str = option(
         help="A file or folder written by pyels train, a folder written by diffusers, or FILE.py:NAME, a "
-        "pyels.NetworkDenoiser or another pyels.Denoiser of your own (a resumed run sees changes in FILE.py, but "
-        "not in what it loads)."
+        "pyels.NetworkDenoiser or another pyels.Denoiser of your own."
     )
     dataset: str | None = option(None, "A name (see `pyels info`) or a path.  [default: what it was trained on]")
 
@@ -345,7 +348,7 @@ class SampledOptions(EngineOptions):
         None,
         "Of engine sampled: the folder of its indexes, built when first needed.  [default: beside the file of the "
         "data set, or in the user's cache]",
-        type=click.Path(path_type=Path, file_okay=False),
+        type=AnyPath(file_okay=False),
         elsewhere=_EXACT,
     )
 
@@ -373,12 +376,13 @@ def refuse_sizes(**given: Any) -> None:
 def sizes_of_steps(text: str, steps: int | None, schedule: str) -> list[int]:
     """Patch sizes for `steps` steps along `schedule`, from numbers, a scales.json of `pyels calibrate`, or a preset's
     name (20 steps where none are given). A folder stands for the scales.json in it."""
-    if text.endswith(".json"):
-        sizes = sizes_of_file(Path(text), schedule)
+    path = Path(text).expanduser()
+    if text.endswith((".json", ".pt", ".pth")):
+        sizes = sizes_of_file(path, schedule)
     elif re.search(r"^[-+\d]|,", text):  # before it is looked up as a folder: many numbers are too long for a name
         sizes = integers("patch_sizes", text)
-    elif text and (Path(text) / "scales.json").is_file():
-        sizes = sizes_of_file(Path(text) / "scales.json", schedule)
+    elif text and (path / "scales.json").is_file():
+        sizes = sizes_of_file(path / "scales.json", schedule)
     else:
         sizes = presets.patch_sizes(text, DEFAULT_STEPS if steps is None else steps)
     if steps is not None and steps != len(sizes):
@@ -388,15 +392,15 @@ def sizes_of_steps(text: str, steps: int | None, schedule: str) -> list[int]:
 
 def sizes_of_file(path: Path, schedule: str) -> list[int]:
     """`patch_sizes` of a scales.json, which must have been calibrated along `schedule`."""
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such file")
-    try:
-        scales = json.loads(path.read_text(encoding="utf-8"))
-        sizes, along = [int(k) for k in scales["patch_sizes"]], scales["schedule"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{path}: not a scales.json of pyels calibrate ({error!r})") from error
-    if along != schedule:
-        raise ValueError(f"{path} was calibrated along schedule {along}, but --schedule is {schedule}")
+    if path.suffix != ".json":
+        raise ValueError(
+            f"{path}: a pickle may run anything when it is read; the sizes that the paper released are presets "
+            f"({', '.join(presets.PATCH_SIZES)}), others are given as numbers: 3,3,5,.."
+        )
+    scales = read_record(path, _SCALES, "a scales.json of pyels calibrate")
+    if scales["schedule"] != schedule:
+        raise ValueError(f"{path} was calibrated along schedule {scales['schedule']}, but --schedule is {schedule}")
+    sizes: list[int] = scales["patch_sizes"]
     return sizes
 
 

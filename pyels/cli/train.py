@@ -91,8 +91,14 @@ def train_command(given: Train) -> None:
         net = NETWORKS[given.net]
         depth = net.DEPTH if given.depth is None else given.depth
         network = net(bank.shape[0], given.width, depth, classes, padding=given.padding)
-    given.hold_folder()
-    finished = _check_folder(given.out, given.resume)
+    finished, checkpoint = given.out / "network.safetensors", given.out / CHECKPOINT
+    given.hold_folder({"command": "train"}, *() if checkpoint.exists() else ("loss.png", "run.json"))
+    if checkpoint.exists() and not given.resume:
+        raise ValueError(
+            f"{given.out} holds a training that was stopped: add --resume to go on, or choose another folder"
+        )
+    if finished.exists() and not checkpoint.exists():
+        raise ValueError(f"{finished} is a finished network: choose another folder, or delete it to train anew")
     data = given.record_of_data(bank)
     trained, log = train(network, bank, recipe, given.out, device)
     training = {
@@ -105,13 +111,13 @@ def train_command(given: Train) -> None:
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
         "threads": torch.get_num_threads(),
     }
-    trained.save(finished, {"training": training}, given.half)
     weights = sum(p.numel() for p in trained.parameters())
     config = {"net": given.net, **trained.config, "weights": weights}
     result = {"command": "train", "network": config, **training, "losses": [round(v, 6) for v in log.losses]}
     write_json(given.out / "run.json", result)
     plots.draw_losses(given.out / "loss.png", log.losses, steps, plots.title_of({"network": given.net, "data": data}))
-    (given.out / CHECKPOINT).unlink(missing_ok=True)
+    trained.save(finished, {"training": training}, given.half)  # last: where it is, the training has ended
+    checkpoint.unlink(missing_ok=True)
     line = f"{weights} weights, {steps} steps of {given.batch_size} ({training['epochs']:.3g} epochs of {len(bank)} "
     line += f"images) in {log.seconds:.0f} s, loss {log.losses[-1]:.4f}; network: {finished}"
     given.show(result, [line])
@@ -127,14 +133,3 @@ def _rows(classes: Sequence[int]) -> int:
             "numpy.unique(labels, return_inverse=True), or give --unconditional"
         )
     return rows
-
-
-def _check_folder(out: Path, resume: bool) -> Path:
-    """Where the finished network goes. Raises ValueError where another one, or a checkpoint, would be lost."""
-    resumable.check_command(out, "train")
-    checkpoint, finished = out / CHECKPOINT, out / "network.safetensors"
-    if checkpoint.exists() and not resume:
-        raise ValueError(f"{out} holds a training that was stopped: add --resume to go on, or choose another folder")
-    if finished.exists() and not checkpoint.exists():
-        raise ValueError(f"{finished} is a finished network: choose another folder, or delete it to train anew")
-    return finished

@@ -11,8 +11,10 @@ from __future__ import annotations
 import importlib.util
 import json
 import math
+import os
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -31,7 +33,9 @@ from pyels.bank import PatchBank
 from pyels.bank.selection import ALL, as_numbers
 from pyels.checks import CPU
 from pyels.engines.operator import describe_lists
-from pyels.files import write_tensors
+from pyels.files import LOCK, TensorFile, locked, remove_temporaries, write_tensors
+from pyels.mapped import Stamp, guard
+from pyels.records import parse_record, short
 
 MOST_LISTS = 4096
 MOST_DIRECTIONS = 48
@@ -43,8 +47,16 @@ _AT_ONCE = 1 << 20  # windows assigned to lists
 _VALUES_AT_ONCE = 1 << 24  # of windows to learn from
 _ROOM = 1.2  # codes reach so much further than the coordinates of the windows that directions are learned from
 _SEED = 20250713
-_VERSION = 3
+_VERSION = 4
 _KEY = "pyels-index"
+_RECORD = {
+    "version": range(1 << 31),
+    "lists": range(1 << 31),
+    "seconds": float,
+    "megabytes": float,
+    "patch_size": range(1 << 31),
+}
+_IMPORTED_BY = os.getpid()
 
 
 @dataclass(frozen=True)
@@ -85,29 +97,45 @@ class Index:
     def nbytes(self) -> int:
         return sum(getattr(self, f.name).nbytes for f in fields(self))
 
-    def is_sound(self, images: int, height: int, width: int) -> bool:
-        """Whether the compiled engine, which trusts it, would read only what there is."""
-        members, lists, (directions, *window) = len(self.image), len(self), self.directions.shape
-        shapes = {
-            "end": (lists,),
-            "place": (members,),
-            "origin": tuple(window),
-            "mean": (lists, directions),
-            "spread": (lists,),
-            "code": (members * directions,),
-            "norm": (members,),
-            "rest": (members,),
-            "step": (directions,),
+    def fault(self, images: int, shape: tuple[int, int, int], patch_size: int, wraps: bool) -> str | None:
+        """What in it the compiled engine, which trusts it, would stumble over; None: nothing."""
+        channels, height, width = shape
+        members, lists, directions = len(self.image), len(self), len(self.directions)
+        window, floats = (channels, patch_size, patch_size), torch.float32
+        kinds: dict[str, tuple[torch.dtype, tuple[int, ...]]] = {
+            "begin": (torch.int64, (lists,)),
+            "end": (torch.int64, (lists,)),
+            "image": (torch.int32, (members,)),
+            "place": (torch.uint16, (members,)),
+            "origin": (floats, window),
+            "directions": (floats, (directions, *window)),
+            "mean": (floats, (lists, directions)),
+            "spread": (floats, (lists,)),
+            "code": (torch.int8, (members * directions,)),
+            "norm": (floats, (members,)),
+            "rest": (floats, (members,)),
+            "step": (floats, (directions,)),
         }
+        for name, (dtype, of_shape) in kinds.items():
+            given: Tensor = getattr(self, name)
+            if given.dtype != dtype or given.shape != of_shape or not given.is_contiguous():
+                return f"{name} is {given.dtype} of {tuple(given.shape)}, not {dtype} of {of_shape}"
+            if dtype == floats and not torch.isfinite(given).all():
+                return f"{name} holds NaN or infinite values"
+        if not (1 <= lists <= MOST_LISTS and 2 <= directions <= MOST_DIRECTIONS and directions % 2 == 0):
+            return f"it has {lists} lists and {directions} directions"
         ends = torch.cat([torch.zeros(1, dtype=torch.int64, device=CPU), self.end])
-        return (
-            all(getattr(self, name).shape == shape for name, shape in shapes.items())
-            and bool((self.begin >= ends[:-1]).all() and (self.end >= self.begin).all() and ends[-1] <= members)
-            and bool((self.begin % LIST_BLOCK == 0).all())
-            and int(self.image.min()) >= 0
-            and int(self.image.max()) < images
-            and int(self.place.to(torch.int32).max()) < height * width
-        )
+        in_order = bool((self.begin >= ends[:-1]).all() and (self.end >= self.begin).all() and ends[-1] >= 1)
+        whole_blocks = bool((self.begin % LIST_BLOCK == 0).all()) and members % LIST_BLOCK == 0
+        if not (in_order and whole_blocks and int(ends[-1]) <= members):
+            return "its lists overlap, or reach beyond its members"
+        if not 0 <= int(self.image.min()) <= int(self.image.max()) < images:
+            return "it names images that the bank has not"
+        r, place = (0 if wraps else patch_size // 2), self.place.to(torch.int32)
+        for at, length in ((place // width, height), (place % width, width)):
+            if not r <= int(at.min()) <= int(at.max()) < length - r:
+                return "it names windows that reach beyond the border"
+        return None
 
     def tensors(self) -> dict[str, Tensor]:
         return {f.name: getattr(self, f.name) for f in fields(self)}
@@ -121,8 +149,9 @@ def open_index(
     images: range | Tensor,
     folder: str | Path | None = None,
     threads: int = 1,
-) -> Index:
-    """The index over a bank's windows: mapped from its file, or built first, with a progress bar, and saved.
+) -> tuple[Index, Stamp]:
+    """The index over a bank's windows, mapped from its file, or built first, with a progress bar, and saved; and the
+    stamp of the file, to be asked after the index was used.
 
     Parameters
     ----------
@@ -148,13 +177,23 @@ def open_index(
         "images": name,
     }
     if not path.exists():
-        which = as_numbers(images)
-        started = time.perf_counter()
-        with tqdm(total=len(which), desc=f"index k={patch_size}", unit="image", leave=False) as bar:
-            index = build(bank, which, patch_size, wraps, threads, bar.update)
-        built = {"seconds": round(time.perf_counter() - started, 1), "megabytes": round(index.nbytes / 1e6, 1)}
-        folder.mkdir(parents=True, exist_ok=True)
-        write_tensors(path, index.tensors(), {_KEY: json.dumps({**about, "lists": len(index), **built})})
+        with locked(folder, f"building an index, k={patch_size}", wait=True):
+            remove_temporaries(folder)  # of builds that were killed
+            if not path.exists():  # another thread or process may have built it meanwhile
+                which = as_numbers(images)
+                started = time.perf_counter()
+                with tqdm(total=len(which), desc=f"index k={patch_size}", unit="image", leave=False) as bar:
+                    index = build(bank, which, patch_size, wraps, threads, bar.update)
+                seconds, megabytes = time.perf_counter() - started, index.nbytes / 1e6
+                built = {"lists": len(index), "seconds": round(seconds, 1), "megabytes": round(megabytes, 1)}
+                bank.check_unchanged()
+                write_tensors(path, index.tensors(), {_KEY: json.dumps({**about, **built})})
+    elif (folder / LOCK).exists():
+        with (
+            suppress(ValueError, OSError),
+            locked(folder, "tidying up"),
+        ):  # after a build that was killed, not a running one
+            remove_temporaries(folder)
     return _load(path, about)
 
 
@@ -178,32 +217,40 @@ def describe(folder: str | Path) -> list[dict[str, Any]]:
 def _read_about(path: Path) -> dict[str, Any]:
     try:
         with safetensors.safe_open(path, framework="pt") as file:
-            about: dict[str, Any] = json.loads((file.metadata() or {})[_KEY])
-        if "label" in about:  # as pyels 0.1 wrote it
-            label = about.pop("label")
-            about["images"] = ALL if label is None else f"class{label}"
-        return about
-    except (safetensors.SafetensorError, KeyError, ValueError) as error:
+            about: dict[str, Any] = parse_record((file.metadata() or {}).get(_KEY, "null"), _RECORD)
+    except (safetensors.SafetensorError, ValueError) as error:
         raise ValueError(f"{path}: not a readable index ({error}); delete it to have it built again") from error
+    return about
 
 
-def _load(path: Path, about: dict[str, Any]) -> Index:
+def _load(path: Path, about: dict[str, Any]) -> tuple[Index, Stamp]:
     before = _read_about(path)
     for key, value in about.items():
         if before.get(key) != value:
             raise ValueError(
-                f"{path} is an index with {key} = {before.get(key)}, but this bank needs {value}; delete it to have it "
-                "built again, or give another folder for indexes"
+                f"{path} is an index with {key} = {short(before.get(key))}, but this bank needs {value}; delete it to "
+                "have it built again, or give another folder for indexes"
             )
+    images, *shape = about["bank_shape"]
     try:
-        with safetensors.safe_open(path, framework="pt") as file:
-            index = Index(**{f.name: file.get_tensor(f.name) for f in fields(Index)})
-    except (safetensors.SafetensorError, TypeError) as error:
-        raise ValueError(f"{path}: damaged index ({error}); delete it to have it built again") from error
-    images, _, height, width = about["bank_shape"]
-    if not index.is_sound(images, height, width):
-        raise ValueError(f"{path}: damaged index (its lists contradict each other); delete it to have it built again")
-    return index
+        stamp = Stamp.of(path)
+        file = TensorFile.read(path, mapped=True)
+        if not file.has_checksum:
+            raise ValueError("it has no checksum")
+        index = Index(**{f.name: file.tensors[f.name] for f in fields(Index)})
+        fault = index.fault(images, shape, about["patch_size"], about["wraps"])
+    except (KeyError, ValueError) as error:
+        fault = str(error)
+    if fault is not None:
+        raise ValueError(f"{path}: damaged index ({fault}); delete it to have it built again")
+    for tensor in index.tensors().values():
+        guard(tensor, index)
+    return index, stamp
+
+
+def lists_of(windows: int) -> int:
+    """Into how many lists so many windows are sorted."""
+    return max(1, min(MOST_LISTS, windows // LEAST_MEMBERS))
 
 
 def build(
@@ -235,7 +282,9 @@ def build(
             f"{len(which)} images have {places * len(which)} windows, and an index holds at most {MOST_WINDOWS}; "
             "search by class, or split the bank and merge the partial posteriors of its parts"
         )
-    count = max(1, min(MOST_LISTS, places * len(which) // LEAST_MEMBERS))
+    if os.getpid() != _IMPORTED_BY:  # OpenMP's threads stayed in the process that this one was forked from
+        torch.set_num_threads(threads := 1)
+    count = lists_of(places * len(which))
     generator = np.random.default_rng(_SEED)
     windows = _some_windows(bank, which, patch_size, wraps, count * TRAINING_WINDOWS, generator)
     origin = windows.mean(0)

@@ -16,12 +16,15 @@ from pyels.definition import Definition, Sources, Square
 from pyels.denoiser import Query
 from pyels.engines.engine import Engine, beyond_float32, threads_or_all
 from pyels.engines.exact import Cpu
-from pyels.engines.index import Index, open_index
+from pyels.engines.index import Index, lists_of, open_index
 from pyels.engines.operator import evaluate
+from pyels.mapped import Stamp
 from pyels.posterior import PartialPosterior, Want
 
 _log = logging.getLogger("pyels")
 TOLERANCE = 0.01
+MOST_BYTES = 10**9  # of memory, for what the pixels of a query know of the lists
+_BYTES_OF_A_LIST = 36  # a pixel
 MOST_PLACES = 1 << 16  # of an image, as places in an index are 16-bit numbers
 
 
@@ -45,7 +48,7 @@ class Sampled(Engine):
     tolerance: float = checked(TOLERANCE, check_tolerance)
     index: str | Path | None = checked(None, lambda folder: folder)
     # By bank, which is kept so that its id stays its own, and size, wrapping and set of images.
-    _indexes: dict[tuple[int, int, bool, str], tuple[PatchBank, Index]] = field(
+    _indexes: dict[tuple[int, int, bool, str], tuple[PatchBank, Index, Stamp]] = field(
         default_factory=dict, init=False, repr=False
     )
 
@@ -72,22 +75,40 @@ class Sampled(Engine):
         options = {"threads": self.threads, "tolerance": tolerance}
         parts, places = [], []
         for name, images, queries in selection.sets():
-            index = self._index(definition, bank, name, images)
+            _check_memory(definition, bank, len(images))
+            index, stamp = self._index(definition, bank, name, images)
             of_set = selection.of(queries), query.of(queries)
             parts.append(evaluate("sampled", options, definition, bank.images, *of_set, want, None, index.tensors()))
+            if stamp.is_old():
+                self._indexes.clear()
+                raise ValueError(f"{stamp.path}: the index was written to while it was used; repeat the call")
             places += queries
         return PartialPosterior.stack(parts, torch.tensor(places, device=CPU))
 
     def settings(self) -> dict[str, Any]:
         return {**super().settings(), "tolerance": self.tolerance}
 
-    def _index(self, definition: Definition, bank: PatchBank, name: str, images: range | torch.Tensor) -> Index:
+    def _index(
+        self, definition: Definition, bank: PatchBank, name: str, images: range | torch.Tensor
+    ) -> tuple[Index, Stamp]:
         """That of the windows of a set of images."""
         of_set = definition.size, definition.bank_wraps, name
         key = id(bank), *of_set
         if key not in self._indexes:
-            self._indexes[key] = bank, open_index(bank, *of_set, images, self.index, self.threads)
-        return self._indexes[key][1]
+            self._indexes[key] = bank, *open_index(bank, *of_set, images, self.index, self.threads)
+        return self._indexes[key][1:]
+
+
+def _check_memory(definition: Definition, bank: PatchBank, images: int) -> None:
+    """Raise ValueError, before an index is built, where a query takes too much memory."""
+    _, height, width = bank.shape
+    lists = lists_of(images * height * width)
+    takes = height * width * lists * _BYTES_OF_A_LIST
+    if takes > MOST_BYTES:
+        raise ValueError(
+            f"a query of {height}x{width} pixels that look at up to {lists} lists takes up to {takes / 1e9:.1f} GB, "
+            f"and engine 'sampled' may take {MOST_BYTES / 1e9:g}; use engine='cpu', or smaller images"
+        )
 
 
 def searches(definition: Definition, height: int, width: int) -> bool:

@@ -54,6 +54,7 @@ class Machine(Denoiser):
         self.bank, self.definition = bank, definition
         self.engine = choose_engine(engine, definition, bank, **options)
         self.device = self.engine.device
+        bank.check_unchanged()  # from here on
 
     def __repr__(self) -> str:
         square = isinstance(self.definition.window, Square)
@@ -148,7 +149,13 @@ class Machine(Denoiser):
         definition = self.definition.of_size(query.patch_size, *self.bank.shape[1:])
         selection = self._selected(query.labels, query.selection, len(query))
         asked = replace(query, labels=None, selection=None)  # which images count is all that engines know of these
-        return self.engine.evaluate(definition, self.bank, selection, asked, want)
+        at_home = self.device.type == self.bank.device.type  # a GPU has a copy of its own of a bank in CPU memory
+        if at_home:
+            self.bank.check_unchanged()
+        partial = self.engine.evaluate(definition, self.bank, selection, asked, want)
+        if at_home:
+            self.bank.check_unchanged(after=True)
+        return partial
 
     def pairs(self, labels: Any, patch_size: int | None = None, batch: int = 1) -> int:
         """The number of pairs (query pixel, source patch) that one call of `denoise` evaluates."""

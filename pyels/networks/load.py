@@ -7,19 +7,29 @@ import io
 import json
 import sys
 import sysconfig
-import zlib
 from contextlib import redirect_stderr
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError, safe_open
+import torch
 from torch import nn
 
 from pyels.checks import warn
 from pyels.denoiser import Denoiser
+from pyels.files import TensorFile
 from pyels.networks import NETWORKS
 from pyels.networks.adapters import NetworkDenoiser, from_diffusers, from_pyels, in_words
+from pyels.networks.identity import checksum
 from pyels.networks.network import HEADER, Network
+from pyels.records import parse_record, short
+
+_SIZE = range(1, 1 << 16)
+_READING = {"split?": ("train", "test", None), "root?": (str, None), "mode?": (str, None)}
+_SIZES = {"limit?": (range(1, 1 << 40), None), "size?": (_SIZE, None), "crop?": bool, "skip_unreadable?": bool}
+_DATA = {"dataset": str, **_READING, **_SIZES, "bank?": {"crc32": str}}
+_CONFIG = {"channels": _SIZE, "width": _SIZE, "depth": range(1, 1000), "num_classes": (range(1, 1 << 31), None)}
+_KINDS = tuple(kind.__name__ for kind in NETWORKS.values())
+_RECORD = {"kind": _KINDS, "config": _CONFIG, "training?": {"data?": _DATA}}
 
 _PICKLES = (".pt", ".pth", ".ckpt", ".bin", ".pkl", ".pickle")
 
@@ -32,7 +42,8 @@ def load(source: str | Path) -> tuple[Denoiser, dict[str, Any]]:
     source  a file written by `pyels train`, or the folder it is in; a folder in which diffusers saved a pipeline with
             a UNet2DModel (its weights as safetensors), or such a model alone, beside its scheduler or with that of
             DDPMScheduler(); or FILE.py:NAME, a Python file of your own and the name in it of a `pyels.Denoiser` or of
-            a function without arguments that returns one. No pickle is read.
+            a function without arguments that returns one. No pickle is read. The checksum is that of the file, or of
+            all weights that the network reaches and of the texts that it was made from
 
     Raises
     ------
@@ -40,11 +51,12 @@ def load(source: str | Path) -> tuple[Denoiser, dict[str, Any]]:
     """
     file, _, name = str(source).rpartition(":")
     if file.endswith(".py"):
-        python = Path(file).resolve()
-        return _load_python(python, name), {"source": f"{python}:{name}", "crc32": _crc32(python)}
+        python = Path(file).expanduser().resolve()
+        denoiser = _load_python(python, name)
+        return denoiser, {"source": f"{python}:{name}", "crc32": checksum(denoiser, python)}
     if str(source).endswith(".py"):
         raise ValueError(f"{source}: say which name in it is the network, as {source}:NAME")
-    path = Path(source).resolve()
+    path = Path(source).expanduser().resolve()
     if path.suffix in _PICKLES:
         raise ValueError(
             f"{source}: {path.suffix} files are pickles, which run code when they are read; load it in a Python "
@@ -53,8 +65,8 @@ def load(source: str | Path) -> tuple[Denoiser, dict[str, Any]]:
     if (path / "config.json").exists() and (path.parent / "model_index.json").exists():
         path = path.parent  # of the pipeline whose model this is
     if (path / "model_index.json").exists() or (path / "config.json").exists():
-        files = sorted({*path.glob("*.safetensors"), *path.glob("unet/*.safetensors"), *path.glob("**/*.json")})
-        return _load_diffusers(path), {"source": str(path), "crc32": _crc32(*files)}
+        denoiser = _load_diffusers(path)
+        return denoiser, {"source": str(path), "crc32": checksum(denoiser, *sorted(path.glob("**/*.json")))}
     if path.is_dir():
         path = path / "network.safetensors"
         if not path.exists():
@@ -62,7 +74,7 @@ def load(source: str | Path) -> tuple[Denoiser, dict[str, Any]]:
                 f"{source}: no network.safetensors, as pyels train writes it, and no model_index.json of diffusers"
             )
     network, record = load_network(path)
-    return from_pyels(network), {**record, "source": str(path), "crc32": _crc32(path)}
+    return from_pyels(network), {**record, "source": str(path), "crc32": checksum(None, path)}
 
 
 def load_network(path: str | Path) -> tuple[Network, dict[str, Any]]:
@@ -70,16 +82,19 @@ def load_network(path: str | Path) -> tuple[Network, dict[str, Any]]:
 
     Raises FileNotFoundError, or ValueError naming the file when it is damaged or holds something else.
     """
-    if not Path(path).is_file():
-        raise FileNotFoundError(f"{path}: no such file")
+    file = TensorFile.read(path)
     try:
-        with safe_open(path, framework="pt") as file:
-            record = json.loads((file.metadata() or {})[HEADER])
-            weights = {name: file.get_tensor(name).float() for name in file.keys()}  # noqa: SIM118 (not a dict)
-        network = NETWORKS[record["kind"].lower()](**record["config"])
-        network.load_state_dict(weights)
-    except (SafetensorError, KeyError, TypeError, ValueError, RuntimeError, AttributeError) as error:
-        raise ValueError(f"{path}: not a network saved by pyels ({error})") from error
+        if HEADER not in file.metadata:
+            raise ValueError(f"its metadata have no {HEADER!r}")
+        record: dict[str, Any] = parse_record(file.metadata[HEADER], _RECORD)
+        with torch.device("meta"):  # no memory, before the shapes are known to be those in the file
+            network = {kind.__name__: kind for kind in NETWORKS.values()}[record["kind"]](**record["config"])
+        for name, weights in file.tensors.items():
+            if not (weights.is_floating_point() and torch.isfinite(weights).all()):
+                raise ValueError(f"{name} is {weights.dtype}, or holds NaN or infinite weights")
+        network.load_state_dict({name: value.float() for name, value in file.tensors.items()}, assign=True)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise ValueError(f"{path}: not a network saved by pyels ({short(error)})") from error
     return network.eval(), record
 
 
@@ -155,10 +170,3 @@ def _load_python(path: Path, name: str) -> Denoiser:
             "pyels.adapters.from_diffusers"
         )
     return made
-
-
-def _crc32(*files: Path) -> str:
-    crc = 0
-    for file in files:
-        crc = zlib.crc32(file.read_bytes(), crc)
-    return f"{crc:08x}"

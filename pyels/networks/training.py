@@ -16,19 +16,22 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 from tqdm import tqdm
 
 from pyels.bank import PatchBank
-from pyels.files import write_tensors
+from pyels.files import TensorFile, write_tensors
 from pyels.networks.network import Network
 from pyels.networks.prediction import target
+from pyels.records import parse_record, short
 from pyels.schedules import make_schedule
 
 CHECKPOINT = "checkpoint.safetensors"
 _CHECKPOINT_SECONDS = 60
 _METADATA = "pyels-checkpoint"
+_COUNT = range(1 << 62)
+_PROGRESS = {"step": _COUNT, "losses": [float], "recent": [float], "seconds": float, "threads": _COUNT}
+_RECORD = {"run": {}, "progress": _PROGRESS}
 _WARM_UP = 500
 _LOSSES = 200  # points of the loss curve
 Optimizer = Literal["adam", "adamw"]
@@ -293,19 +296,26 @@ class _State:
 
     def read(self, path: Path, run: dict[str, Any]) -> None:
         try:
-            with safe_open(path, framework="pt") as file:
-                header = json.loads((file.metadata() or {})[_METADATA])
-                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
-            before, progress = header["run"], Log(**header["progress"])
-        except (SafetensorError, KeyError, TypeError, ValueError) as error:
-            raise ValueError(f"{path}: not a checkpoint of pyels train, or damaged ({error})") from error
+            file = TensorFile.read(path)
+            if not file.has_checksum or _METADATA not in file.metadata:
+                raise ValueError("it has no checksum, or no record")
+            header = parse_record(file.metadata[_METADATA], _RECORD)
+        except ValueError as error:
+            raise ValueError(f"{path}: not a checkpoint of pyels train, or damaged ({error}); delete it") from error
+        before = header["run"]
         for key in {**before, **run}:
             if before.get(key) != run.get(key):
                 raise ValueError(
-                    f"{path} is of a training with {key} = {before.get(key)}, now {run.get(key)}; repeat it as it was "
-                    "to go on, choose another folder, or delete it"
+                    f"{path} is of a training with {key} = {short(before.get(key))}, now {short(run.get(key))}; repeat "
+                    "it as it was to go on, choose another folder, or delete it"
                 )
+        try:
+            self._restore(file.tensors)
+        except (KeyError, ValueError, IndexError, RuntimeError, TypeError) as error:
+            raise ValueError(f"{path}: not the checkpoint of this network ({short(error)}); delete it") from error
+        vars(self.progress).update(header["progress"])
 
+    def _restore(self, tensors: dict[str, Tensor]) -> None:
         def part(name: str) -> dict[str, Tensor]:
             return {key.removeprefix(name): value for key, value in tensors.items() if key.startswith(name)}
 
@@ -321,4 +331,3 @@ class _State:
         groups = self.optimizer.state_dict()["param_groups"]
         self.optimizer.load_state_dict({"state": moments, "param_groups": groups})
         self.generator.set_state(tensors["generator"])
-        vars(self.progress).update(vars(progress))

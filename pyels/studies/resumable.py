@@ -7,31 +7,28 @@ folders that we mark, and folders that we made and that are empty.
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
-import platform
 import re
 import signal
 import threading
-import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from contextlib import contextmanager, suppress
-from datetime import datetime
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, BinaryIO, Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import torch
 from torch import Tensor
 
 from pyels.checks import CPU
-from pyels.files import read_tensors, remove_temporaries, replacing, temporary_name, write_json, write_tensors
+from pyels.files import TensorFile, locked, remove_temporaries, replacing, temporary_name, write_json, write_tensors
+from pyels.records import read_record, short
 from pyels.sampling import Step
 
 UNFINISHED = "unfinished"
-_LOCK = ".pyels-lock"
 _SETTINGS = "settings.json"
+_RECORD = "run.json"
 _MARK = {"unfinished_run_of": "pyels"}
 _BEFORE_THE_MARK = ("demo", "sample", "calibrate", "compare", "scaling")  # wrote settings that had none
 _ITEM = re.compile(r"\d{6,}\.safetensors")
@@ -59,23 +56,30 @@ def check_seeds(seed: int, count: int) -> None:
 
 def check_command(folder: str | Path, command: str | None) -> None:
     """Raise ValueError where another command, or somebody else, wrote results: they would be mixed, or lost."""
-    record = Path(folder) / "run.json"
-    before = _read_json(record).get("command")
-    if before is None and record.exists():
+    record = Path(folder) / _RECORD
+    before = _read(record).get("command")
+    if before is None and os.path.lexists(record):
         raise ValueError(f"{record} is not of pyels, or it is damaged; choose another folder, or delete it")
     if before not in (None, command):
         raise ValueError(f"{folder} holds results of pyels {before}; choose another folder for those of {command}")
 
 
-def check_finished(folder: str | Path, settings: Mapping[str, Any]) -> None:
-    """Raise ValueError where a finished run with other settings would be replaced."""
-    before, now = _read_json(Path(folder) / "run.json"), json.loads(json.dumps(settings))
+def check_results(folder: str | Path, settings: Mapping[str, Any], names: Sequence[str]) -> None:
+    """Raise ValueError where results would be replaced: those of a finished run with other settings, or files of the
+    same names of which nothing in the folder says that they are ours."""
+    folder, now = Path(folder), json.loads(json.dumps(settings))
     check_command(folder, now.get("command"))
+    before = _read(folder / _RECORD)
     for key, value in now.items():
         if before and before.get(key) != value:
             raise ValueError(
-                f"{folder} holds finished results with {key} = {before.get(key)}, now {value}; choose another folder, "
-                "or delete them"
+                f"{folder} holds finished results with {key} = {short(before.get(key))}, now {short(value)}; choose "
+                "another folder, or delete them"
+            )
+    for name in names:
+        if not before and os.path.lexists(folder / name) and _settings_of(folder / UNFINISHED) is None:
+            raise ValueError(
+                f"{folder} holds {name}, and nothing there says that it is of pyels; choose another folder, or move it"
             )
 
 
@@ -92,7 +96,7 @@ def result_folder(folder: str | Path, command: str) -> Iterator[None]:
     Raises ValueError, and touches nothing, while another run holds the folder.
     """
     folder = Path(folder)
-    with _locked(folder, command), _terminations_as_interrupts():
+    with locked(folder, command), _terminations_as_interrupts():
         _tidy(folder)
         try:
             yield
@@ -136,14 +140,31 @@ def resumable(
             progress.skip()
         else:
             write_tensors(path, compute(i, on_step))
-        return read_tensors(path)
+        return read_item(folder, i)
 
     items = _in_threads(item, count, jobs, stop)
+    kinds = [{name: (value.shape, value.dtype) for name, value in item.items()} for item in items]
+    for i, kind in enumerate(kinds):
+        if kind != kinds[0]:
+            raise ValueError(f"{item_path(folder, i)} holds other tensors than the first item; delete it")
     return {name: torch.stack([item[name] for item in items]) for name in items[0]}
 
 
+def read_item(folder: str | Path, i: int) -> dict[str, Tensor]:
+    """Item i of `resumable`, finished; with jobs=1, item i may read those before it. Raises ValueError naming the file
+    where it is not as it was written."""
+    path = item_path(folder, i)
+    try:
+        file = TensorFile.read(path)
+        if not file.has_checksum:
+            raise ValueError("it has no checksum, as those of this version have")
+    except ValueError as error:
+        raise ValueError(f"{path}: not as it was written ({error}); delete it to have it computed again") from error
+    return file.tensors
+
+
 def item_path(folder: str | Path, i: int) -> Path:
-    """Where item i of `resumable` waits; with jobs=1, item i may read those before it."""
+    """Where item i of `resumable` waits."""
     return Path(folder) / UNFINISHED / f"{i:06d}.safetensors"
 
 
@@ -172,62 +193,6 @@ def finished(folder: str | Path) -> None:
     """Forget the items of `resumable`; the rest of their folder goes when `result_folder` is left."""
     for path in _items(Path(folder) / UNFINISHED):
         path.unlink()
-
-
-@contextmanager
-def _locked(folder: Path, command: str) -> Iterator[None]:
-    """Hold a lock file in the folder, made if need be; in the end both go, the folder if it is empty."""
-    path = folder / _LOCK
-    while True:
-        made = _make(folder)
-        try:
-            file = open(path, "ab+", buffering=0)  # noqa: SIM115 (closed below, where the lock ends)
-        except FileNotFoundError:
-            if os.path.lexists(folder):
-                raise
-            continue  # another run made the folder, wrote nothing and removed it
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            file.seek(0)
-            owner = file.read().decode(errors="replace").strip() or "another run"
-            file.close()
-            raise ValueError(
-                f"{folder} is in use by {owner}; wait till it has ended, or choose another folder"
-            ) from None
-        except OSError as error:
-            warnings.warn(f"{folder} cannot be locked ({error}): let no other run work in it", stacklevel=2)
-        if _is_at(path, file):
-            break
-        file.close()  # the run that held the folder until now removed the file that was opened here
-    try:
-        file.truncate(0)
-        since = datetime.now().astimezone().isoformat(" ", "seconds")
-        file.write(f"pyels {command}, process {os.getpid()} on {platform.node()}, since {since}\n".encode())
-        yield
-    finally:
-        if _is_at(path, file):
-            path.unlink()  # not after it is closed, when it may be another run's
-        file.close()
-        if made:
-            with suppress(OSError):  # it is not empty
-                folder.rmdir()
-
-
-def _make(folder: Path) -> bool:
-    """Whether the folder was not there."""
-    try:
-        folder.mkdir(parents=True)
-    except FileExistsError:
-        return False
-    return True
-
-
-def _is_at(path: Path, file: BinaryIO) -> bool:
-    try:
-        return os.path.samestat(path.stat(), os.fstat(file.fileno()))
-    except FileNotFoundError:
-        return False
 
 
 @contextmanager
@@ -271,8 +236,8 @@ def _begin(waiting: Path, now: dict[str, Any]) -> None:
     for key in {**before, **now}:
         if before.get(key) != now.get(key):
             raise ValueError(
-                f"{waiting.parent} holds an unfinished run with {key} = {before.get(key)}, now {now.get(key)}; "
-                f"repeat it as it was to finish it, choose another folder, or delete {waiting}"
+                f"{waiting.parent} holds an unfinished run with {key} = {short(before.get(key))}, now "
+                f"{short(now.get(key))}; repeat it as it was to finish it, choose another folder, or delete {waiting}"
             )
 
 
@@ -282,17 +247,17 @@ def _items(waiting: Path) -> list[Path]:
 
 def _settings_of(waiting: Path) -> dict[str, Any] | None:
     """Those of the run whose items wait there; None where nothing says that the folder is ours."""
-    settings = _read_json(waiting / _SETTINGS)
+    settings = _read(waiting / _SETTINGS)
     unmarked = "version" in settings and settings.get("command") in _BEFORE_THE_MARK
     if not (unmarked or _MARK.items() <= settings.items()):
         return None
     return {key: value for key, value in settings.items() if key not in _MARK}
 
 
-def _read_json(path: Path) -> dict[str, Any]:
-    """Empty where there is none that can be read."""
+def _read(path: Path) -> dict[str, Any]:
+    """Empty where there is no record that can be read."""
     try:
-        record = json.loads(path.read_text(encoding="utf-8"))
+        record: dict[str, Any] = read_record(path, {"command?": str, "version?": str}, "a record of pyels")
     except (OSError, ValueError):
         return {}
-    return record if isinstance(record, dict) else {}
+    return record

@@ -25,7 +25,7 @@ from torch import Tensor
 from pyels.bank import PatchBank
 from pyels.denoiser import eps_from_x0
 from pyels.engines.index import can_build
-from pyels.files import read_tensors, remove_temporary, temporary_name
+from pyels.files import remove_temporary, temporary_name
 from pyels.machines import ELS
 from pyels.sampling import Level, Step
 from pyels.studies import hardware, resumable, rivals
@@ -147,7 +147,7 @@ def measure(
         if number == 0:
             x = torch.stack([resumable.noise_of_seed(seed, bank.shape) for seed in plan.seeds])
         else:
-            before = read_tensors(resumable.item_path(folder, i - 1))
+            before = resumable.read_item(folder, i - 1)
             x = _ddim(before["x"], before["exact_mean"], plan.levels[number - 1], plan.levels[number])
         return study.step(number, x, on_step)
 

@@ -1,4 +1,7 @@
 import io
+import os
+import subprocess
+import sys
 import warnings
 import zipfile
 
@@ -333,3 +336,90 @@ def test_hostile_headers(tmp_path, limit):
         np.savez_compressed(tmp_path / "bank.npz", images=images, **{name: values})
         with pytest.raises(ValueError, match=rf"bank\.npz.*{name}"):
             pyels.PatchBank.load(tmp_path / "bank.npz", memory_limit=limit)
+
+
+# ---- The same bank -------------------------------------------------------------------------------------------------
+
+
+def test_every_image_counts_for_what_a_bank_is(tmp_path):
+    images = np.random.default_rng(0).integers(0, 256, (3001, 1, 4, 4)).astype(np.uint8)
+    known = pyels.PatchBank(images).fingerprint()
+    for i in (0, 1, 1500, 3000):
+        changed = images.copy()
+        changed[i, 0, 3, 3] ^= 1
+        assert pyels.PatchBank(changed).fingerprint() != known
+    assert pyels.PatchBank(images[::-1].copy()).fingerprint() != known
+    pyels.PatchBank(images).save(tmp_path / "bank.npz")
+    for limit in (None, 10_000):
+        assert pyels.PatchBank.load(tmp_path / "bank.npz", memory_limit=limit).fingerprint() == known
+
+
+@pytest.mark.parametrize("kind", ["numpy", "torch", "large", "slice"])
+def test_a_bank_that_is_changed_in_memory_is_refused(kind):
+    images = make_bank(9, (1, 8, 8)).images.clone()
+    if kind == "large":  # of several parts that are looked at
+        images = torch.zeros((70_000, 1, 8, 8), dtype=torch.uint8)
+    bank = pyels.PatchBank(images.numpy() if kind == "numpy" else images)
+    machine = pyels.IS(bank[2:] if kind == "slice" else bank)
+    x = torch.zeros(1, 1, 8, 8)
+    before = machine.denoise(x, 0.6, 0.8)
+    images.numpy()[-1, 0, 3, 3] ^= 255
+    with pytest.raises(ValueError, match="images of this bank have been changed since it was made; make a new bank"):
+        machine.denoise(x, 0.6, 0.8)
+    images.numpy()[-1, 0, 3, 3] ^= 255
+    assert torch.equal(machine.denoise(x, 0.6, 0.8), before)
+
+
+@pytest.mark.parametrize("kind", ["mapped", "memmap", "streamed"])
+def test_a_bank_that_is_changed_on_disk_is_refused(tmp_path, kind):
+    path = tmp_path / "bank.npy"
+    np.save(path, make_bank(90, (1, 8, 8)).images.numpy())
+    bank = {
+        "mapped": lambda: pyels.PatchBank.load(path),
+        "memmap": lambda: pyels.PatchBank(np.load(path, mmap_mode="r")),
+        "streamed": lambda: pyels.PatchBank.load(path, memory_limit=1000),
+    }[kind]()
+    machine, x = pyels.LS(bank, 3), torch.zeros(1, 1, 8, 8)
+    machine.denoise(x, 0.6, 0.8)
+    with open(path, "r+b") as file:
+        file.seek(-1, 2)
+        file.write(b"\x07")
+    with pytest.raises(ValueError, match=r"has been written to since"):
+        machine.denoise(x, 0.6, 0.8)
+
+
+@pytest.mark.parametrize("kind", ["mapped", "memmap"])
+def test_a_bank_that_is_cut_off_during_a_call_ends_no_process(tmp_path, kind):
+    """In one of its own, which would be killed."""
+    path = tmp_path / "bank.npy"
+    np.save(path, np.zeros((2000, 1, 28, 28), np.uint8))
+    load = "pyels.PatchBank.load(p)" if kind == "mapped" else "pyels.PatchBank(np.load(p, mmap_mode='r'))"
+    script = (
+        "import os, sys, threading, numpy as np, torch, pyels; p = sys.argv[1]\n"
+        f"machine = pyels.ELS({load}, 3, 'circular', threads=1)\n"
+        "threading.Timer(0.3, os.truncate, (p, 100_000)).start()\n"
+        "try: machine.denoise(torch.zeros(1, 1, 28, 28), 0.6, 0.8)\n"
+        "except ValueError as error: print(error)\n"
+    )
+    ended = subprocess.run([sys.executable, "-c", script, str(path)], capture_output=True, text=True, check=False)
+    assert ended.returncode == 0, ended
+    assert "bank.npy: truncated: image 127" in ended.stdout or "bank.npy: has been written to" in ended.stdout
+
+
+def test_a_bank_that_is_written_to_during_a_call_is_refused(tmp_path, monkeypatch):
+    path = tmp_path / "bank.npz"
+    make_bank(9, (1, 8, 8)).save(path)
+    machine, x = pyels.IS(pyels.PatchBank.load(path)), torch.zeros(1, 1, 8, 8)
+    before = machine.denoise(x, 0.6, 0.8)
+    evaluate = type(machine.engine).evaluate
+
+    def meanwhile(*arguments):
+        result = evaluate(*arguments)
+        os.utime(path, ns=(1, 1))
+        return result
+
+    monkeypatch.setattr(type(machine.engine), "evaluate", meanwhile)
+    with pytest.raises(ValueError, match=r"bank\.npz: has been written to"):
+        machine.denoise(x, 0.6, 0.8)
+    monkeypatch.undo()
+    assert torch.equal(machine.denoise(x, 0.6, 0.8), before)  # as every checksum agrees

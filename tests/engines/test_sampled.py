@@ -1,19 +1,23 @@
 """Engine "faiss": the approximate posterior, the error it states, and the files of its indexes."""
 
+import dataclasses
 import json
 import os
+import random
+import shutil
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
 import torch
 from helpers import make_bank, noisy, partial, run_program
-from safetensors import safe_open
 from safetensors.torch import save_file
 
 import pyels
 from pyels.engines import index
+from pyels.files import TensorFile, write_tensors
 from pyels.posterior import PartialPosterior
 from pyels.schedules import make_schedule
 
@@ -261,19 +265,142 @@ def test_a_damaged_index_is_refused(tmp_path, damage):
         fresh.denoise(torch.zeros(1, 1, 12, 12), 0.7, 0.7)
 
 
-@pytest.mark.parametrize(
-    ("name", "value"), [("image", 60), ("image", -1), ("place", 144), ("begin", 8), ("end", 10**6)]
-)
-def test_an_index_that_points_outside_is_refused(tmp_path, name, value):
-    machine = pyels.ELS(make_bank(60, (1, 12, 12)), 5, engine="faiss", index=tmp_path)
-    machine.denoise(torch.zeros(1, 1, 12, 12), 0.7, 0.7)
-    path = tmp_path / "k5.safetensors"
-    with safe_open(path, "pt") as file:
-        about, tensors = file.metadata(), {key: file.get_tensor(key).clone() for key in file.keys()}  # noqa: SIM118
-    tensors[name][-1] = value
-    save_file(tensors, path, about)
-    with pytest.raises(ValueError, match=r"k5.safetensors: damaged index"):
-        pyels.ELS(machine.bank, 5, engine="faiss", index=tmp_path).denoise(torch.zeros(1, 1, 12, 12), 0.7, 0.7)
+@pytest.fixture
+def built(tmp_path):
+    """A bank, the path of an index over its windows, what it says of itself, and its tensors."""
+    bank = make_bank(60, (1, 12, 12))
+    ask(bank, tmp_path)
+    file = TensorFile.read(tmp_path / "k5.safetensors")
+    return bank, tmp_path / "k5.safetensors", file.metadata, file.tensors
+
+
+def ask(bank, folder, k=5):
+    return pyels.ELS(bank, k, engine="faiss", index=folder).denoise(torch.zeros(1, *bank.shape), 0.7, 0.7)
+
+
+OUTSIDE = [
+    ("image", 60),
+    ("image", -1),
+    ("place", 144),
+    ("place", 0),  # whose window reaches beyond the border
+    ("place", 23),
+    ("begin", 8),
+    ("end", 10**6),
+    ("end", -1),
+    ("norm", float("nan")),
+    ("step", float("inf")),
+]
+
+
+@pytest.mark.parametrize(("name", "value"), OUTSIDE)
+def test_an_index_that_points_outside_is_refused(built, name, value):
+    bank, path, about, tensors = built
+    tensors = {**tensors, name: tensors[name].clone()}
+    tensors[name].view(-1)[-1] = value
+    for write in (save_file, write_tensors):  # with a checksum that does not match, and with one that does
+        path.unlink()
+        write(tensors, path, about) if write is save_file else write(path, tensors, about)
+        with pytest.raises(ValueError, match=r"k5.safetensors: damaged index \("):
+            ask(bank, path.parent)
+
+
+@pytest.mark.parametrize("change", ["dtype", "shape", "missing"])
+@pytest.mark.parametrize("name", [field.name for field in dataclasses.fields(index.Index)])
+def test_an_index_of_other_tensors_is_refused(built, name, change):
+    bank, path, about, tensors = built
+    value = tensors.pop(name)
+    if change == "dtype":
+        tensors[name] = value.double() if value.dtype != torch.float64 else value.float()
+    elif change == "shape":
+        tensors[name] = torch.cat([value, value])
+    write_tensors(path, tensors, about)
+    with pytest.raises(ValueError, match=r"k5.safetensors: damaged index \("):
+        ask(bank, path.parent)
+
+
+def test_no_flipped_bit_of_an_index_is_believed(built):
+    bank, path, _, _ = built
+    blob, answer, generator = path.read_bytes(), ask(bank, path.parent), random.Random(0)
+    for _ in range(60):
+        flipped = bytearray(blob)
+        flipped[generator.randrange(len(blob))] ^= 1 << generator.randrange(8)
+        path.write_bytes(flipped)
+        try:
+            assert torch.equal(ask(bank, path.parent), answer)
+        except ValueError as error:
+            assert str(error).startswith(f"{path}")  # noqa: PT017
+        path.unlink()
+
+
+@pytest.mark.parametrize("about", ["null", "[" * 100_000, '{"version": "x"}', '{"lists": 1}'])
+def test_records_of_an_index_are_refused_in_one_line(built, about, capsys):
+    bank, path, _, tensors = built
+    write_tensors(path, tensors, {"pyels-index": about})
+    with pytest.raises(ValueError, match="not a readable index"):
+        ask(bank, path.parent)
+    bank.save(path.with_name("bank.npz"))
+    (path.with_name("bank.npz.index")).mkdir()
+    path.rename(path.with_name("bank.npz.index") / path.name)
+    assert run_program("info", "--dataset", path.with_name("bank.npz")) == 2
+    assert "not a readable index" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("how", ["cut off", "written to", "deleted", "replaced"])
+def test_an_index_that_is_changed_while_it_is_used(built, how):
+    bank, path, _, _ = built
+    machine, x = pyels.ELS(bank, 5, engine="faiss", index=path.parent), torch.zeros(1, 1, 12, 12)
+    before = machine.denoise(x, 0.7, 0.7)
+    if how == "cut off":
+        os.truncate(path, 100)
+    elif how == "written to":
+        os.utime(path, ns=(1, 1))
+    elif how == "deleted":
+        path.unlink()
+    else:
+        shutil.copy(path, path.with_suffix(".new"))
+        path.with_suffix(".new").replace(path)
+    if how in ("deleted", "replaced"):  # what is mapped remains
+        assert torch.equal(machine.denoise(x, 0.7, 0.7), before)
+        return
+    with pytest.raises(ValueError, match=r"k5\.safetensors: the index was written to while it was used"):
+        machine.denoise(x, 0.7, 0.7)
+
+
+def test_threads_build_an_index_once_and_remove_what_a_kill_left(tmp_path, monkeypatch):
+    calls, build = [], index.build
+    monkeypatch.setattr(index, "build", lambda *arguments: calls.append(1) or build(*arguments))
+    (tmp_path / ".pyels-01234567-k5.safetensors").write_text("half")
+    bank = make_bank(60, (1, 12, 12))
+    with ThreadPoolExecutor(4) as pool:
+        answers = list(pool.map(lambda _: ask(bank, tmp_path), range(4)))
+    assert len(calls) == 1
+    assert all(torch.equal(answer, answers[0]) for answer in answers)
+    assert [path.name for path in tmp_path.iterdir()] == ["k5.safetensors"]
+
+
+@pytest.mark.slow
+def test_built_in_a_forked_child(tmp_path):
+    """Of a process that has built one before, with threads that the child has not."""
+    script = (
+        "import os, sys, torch, pyels; from pathlib import Path\n"
+        "bank = pyels.PatchBank.load(sys.argv[1]); x = torch.zeros(1, 1, 12, 12)\n"
+        "make = lambda k: pyels.ELS(bank, k, engine='sampled', threads=2).denoise(x, .6, .8)\n"
+        "make(3); child = os.fork()\n"
+        "if not child: make(5); os._exit(0)\n"
+        "sys.exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))\n"
+    )
+    make_bank(300, (1, 12, 12)).save(tmp_path / "bank.npz")
+    subprocess.run([sys.executable, "-c", script, str(tmp_path / "bank.npz")], check=True, timeout=100)
+    assert len(list((tmp_path / "bank.npz.index").iterdir())) == 2
+
+
+def test_a_query_that_would_take_gigabytes_is_refused_before_an_index_is_built(tmp_path):
+    bank = make_bank(1, (1, 128, 128)).images.expand(200, -1, -1, -1)
+    with pytest.raises(
+        ValueError, match=r"128x128 pixels .* up to 4096 lists .* 2\.4 GB.* may take 1; use engine='cpu'"
+    ):
+        ask(pyels.PatchBank(bank), tmp_path)
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize(("images", "shape", "k"), [(40, (1, 6, 7), 1), (1, (1, 6, 7), 5), (1, (3, 5, 5), 5)])

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 from helpers import make_bank, run_program
+from safetensors.torch import save_file
 
 import pyels
 from pyels.files import read_tensors, remove_temporary, replacing, write_tensors
@@ -267,6 +268,97 @@ def test_a_run_json_of_somebody_else_is_not_replaced(sample, tmp_path, capsys):
     assert run_program(*sample) == 2
     assert "run.json is not of pyels, or it is damaged" in capsys.readouterr().err
     assert contents(tmp_path / "out") == {"run.json": b'{"runs": 7}'}
+
+
+@pytest.mark.parametrize("command", ["demo", "sample", "bench", "train"])
+def test_results_of_other_settings_and_of_others_are_not_replaced(sample, tmp_path, capsys, command):
+    out, data = tmp_path / "out", sample[1:3]
+    options, other, names = {
+        "demo": (("--num", 1), ("--num", 1, "--seed", 1), ["demo.png", "demo.safetensors", "report.json"]),
+        "sample": (sample[1:-2], (*sample[1:-2], "--seed", 1), ["samples.png", "samples.safetensors"]),
+        "bench": (
+            (*data, "--images", 4, "--image-size", 8, "--sizes", 3, "--seconds", 0.01, "--repeats", 1),
+            (*data, "--images", 5, "--image-size", 8, "--sizes", 3),
+            ["bench.json", "bench.png"],
+        ),
+        "train": (
+            (*data, "--width", 4, "--depth", 1, "--steps", 1, "--batch-size", 2),
+            (*data, "--width", 4, "--depth", 1, "--steps", 2),
+            ["loss.png", "network.safetensors"],
+        ),
+    }[command]
+    for name in names:
+        out.mkdir()
+        (out / name).write_text("mine")
+        assert run_program(command, *options, "--out", out) == 2
+        assert f"{out / name} is a finished" in (err := capsys.readouterr().err) or f"holds {name}, and nothing" in err
+        assert contents(out) == {name: b"mine"}
+        (out / name).unlink()
+        out.rmdir()
+    if command == "demo":
+        out.mkdir()
+        (out / "run.json").write_text('{"command": "demo", "version": "7"}')
+    else:
+        assert run_program(command, *options, "--out", out) == 0
+        assert sorted(contents(out)) == sorted([*names, "run.json"])
+    before = contents(out)
+    assert run_program(command, *other, "--out", out) == 2
+    assert re.search("holds finished results with|is a finished network", capsys.readouterr().err)
+    assert contents(out) == before
+
+
+def test_no_path_and_the_home_folder(sample, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert run_program(*sample[:-1], "") == 2
+    assert "a path must not be empty; the current folder is ." in capsys.readouterr().err
+    assert sorted(contents(tmp_path)) == ["bank.npz"]
+    assert run_program(*sample[:-1], "~/out") == 0
+    assert sorted(contents(tmp_path / "out")) == RESULTS
+
+
+@pytest.mark.parametrize("damage", ["bit", "nan", "names", "shape", "short"])
+def test_a_damaged_item_is_refused_by_name(tmp_path, damage):
+    path = tmp_path / "unfinished" / "000001.safetensors"
+
+    def stop(i, on_step):
+        if i == 2:
+            raise KeyboardInterrupt
+        return {"v": torch.ones(4)}
+
+    with pytest.raises(KeyboardInterrupt), resumable.result_folder(tmp_path, "sample"):
+        resumable.resumable(tmp_path, {"a": 1}, 3, stop, SILENT)
+    blob = path.read_bytes()
+    if damage == "bit":
+        path.write_bytes(blob[:-1] + bytes([blob[-1] ^ 1]))
+    elif damage == "nan":  # as another program writes it
+        save_file({"v": torch.tensor([1, 1, 1, float("nan")])}, path)
+    elif damage == "names":
+        write_tensors(path, {"w": torch.ones(4)})
+    elif damage == "shape":
+        write_tensors(path, {"v": torch.ones(5)})
+    else:
+        path.write_bytes(blob[:-1])
+    message = r"unfinished/000001\.safetensors(: not as it was written| holds other tensors).*; delete it"
+    with resumable.result_folder(tmp_path, "sample"), pytest.raises(ValueError, match=message):
+        resumable.resumable(tmp_path, {"a": 1}, 3, lambda i, on_step: {"v": torch.ones(4)}, SILENT)
+    path.unlink()
+    with resumable.result_folder(tmp_path, "sample"):
+        resumable.resumable(tmp_path, {"a": 1}, 3, lambda i, on_step: {"v": torch.ones(4)}, SILENT)
+
+
+@pytest.mark.parametrize("text", ["[" * 100_000, '{"command": ["sample"], "version": "1"}', "{", "[]", "\x00"])
+def test_hostile_records_in_a_folder_are_refused_in_one_line(sample, tmp_path, capsys, text):
+    out = tmp_path / "out"
+    for place in (out / "run.json", out / "unfinished" / "settings.json"):
+        place.parent.mkdir(parents=True, exist_ok=True)
+        place.write_text(text)
+        assert run_program(*sample) == 2
+        err = capsys.readouterr().err
+        assert err.splitlines()[-1].startswith(f"pyels: error: {place.parent if place.parent != out else place}")
+        assert "is not of pyels, or it" in err
+        assert "Traceback" not in err
+        place.unlink()
 
 
 @pytest.mark.slow

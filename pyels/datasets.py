@@ -165,6 +165,7 @@ def load(
         bank = _resized(bank, size, crop)
     if not bank.streamed:
         check_memory(bank.nbytes)
+    bank.shared = False
     return bank
 
 

@@ -50,6 +50,7 @@ class PatchBank:
     images       (N, C, H, W) tensor; a ValueError where the bank is streamed, `read` gives some of them
     dtype        torch.uint8 or torch.float32
     streamed     whether the images are in a file and read when needed
+    shared       whether somebody else may hold the memory of the images: not where `pyels.datasets.load` read them
     labels       (N,) int64 tensor, or None
     classes      the distinct labels, ascending; empty without labels
     class_names  as given
@@ -98,6 +99,7 @@ class PatchBank:
         self._file = stored if isinstance(stored, FileImages) else None  # where the images are, or are mapped from
         self._images = None if isinstance(stored, FileImages) else stored  # None: streamed
         self._mapped = mapped  # of an np.memmap
+        self.shared = True  # whether somebody else may hold the memory of the images, as whoever gave them does
         self._as_made: Any = None  # see `check_unchanged`
         self._fingerprint: str | None = None
         self._checked: set[tuple[int, int | None]] = set()  # what of mapped images agrees with its checksums
@@ -213,7 +215,7 @@ class PatchBank:
             self.check_file(0, 0)
             stored = self._images[part if isinstance(part, slice) else part.to(self.device)].contiguous()
         cut = self._like(stored, None if self.labels is None else self.labels[part])
-        cut._file, cut._mapped = file, self._mapped
+        cut._file, cut._mapped, cut.shared = file, self._mapped, self.shared
         return cut
 
     def __getstate__(self) -> dict[str, Any]:
@@ -336,9 +338,9 @@ class PatchBank:
     def check_unchanged(self, after: bool = False) -> None:
         """Raise ValueError if the images are no longer those that they were when this was first asked.
 
-        Of images in memory every byte is looked at, at 1 to 2 GB/s a thread; of a file, when it was last written, and
-        of images on a GPU, how often torch has changed them. `after` they were used, a file must not have been written
-        to at all, and memory is left to the next call.
+        Of images in memory that somebody else may hold every byte is looked at, at about 1 GB/s a thread; of others,
+        and of images on a GPU, how often torch has changed them, and of a file, when it was last written. `after` they
+        were used, a file must not have been written to at all, and memory is left to the next call.
         """
         if self._images is None:
             return  # the file is looked at whenever it is read
@@ -351,7 +353,8 @@ class PatchBank:
             if self._mapped.is_old():
                 raise ValueError(f"{self._mapped.path}: has been written to since it was mapped; map it again")
         elif not after:
-            state = self._state(self._images)
+            look = self.shared and not self._images.is_cuda
+            state = self._checksums(self._images) if look else self._images._version
             if self._as_made is None:
                 self._as_made = state
             if state != self._as_made:
@@ -361,9 +364,7 @@ class PatchBank:
                 )
 
     @staticmethod
-    def _state(images: Tensor) -> Any:
-        if images.is_cuda:
-            return images._version
+    def _checksums(images: Tensor) -> list[int]:
         length = max(1, PIECE // max(1, images[0].nbytes))
         parts = [part.numpy().data for part in torch.split(images, length)]
         if len(parts) == 1:

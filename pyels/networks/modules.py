@@ -12,6 +12,8 @@ import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
 
+_MOST = 1000  # things in a list that may hold modules: longer ones are data
+
 
 def modules_of(function: Any) -> list[nn.Module]:
     """The module that a function is, or those that it uses of its closure, defaults, globals, arguments and object."""
@@ -25,10 +27,8 @@ def modules_of(function: Any) -> list[nn.Module]:
         seen.add(id(one))
         if isinstance(one, nn.Module):
             found[id(one)] = one
-        elif isinstance(one, (list, tuple)):
-            waiting += one
-        elif isinstance(one, dict):
-            waiting += one.values()
+        elif isinstance(one, (list, tuple, dict)):
+            waiting += (one.values() if isinstance(one, dict) else one) if len(one) <= _MOST else ()
         elif isinstance(one, functools.partial):
             waiting += [one.func, *one.args, *one.keywords.values()]
         elif isinstance(one, (FunctionType, MethodType)):

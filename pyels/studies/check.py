@@ -12,6 +12,7 @@ from torch import Tensor
 
 from pyels import metrics
 from pyels.bank import PatchBank
+from pyels.checks import CPU
 from pyels.denoiser import Denoiser
 from pyels.networks.adapters import NetworkDenoiser, OutOfReach
 from pyels.networks.wiring import readings, rewired
@@ -21,6 +22,7 @@ LEVELS = (0.1, 0.2, 0.4, 0.8, 1.6, 3.2, 6.4)  # sigma / alpha
 JUDGED = (0.8, 0.2, 3.2)  # those of a quick check, and by which wirings are compared
 _IMAGES = 16
 _MOST = 2000  # images for what is known of the bank as a whole
+_VALUES = 1 << 26  # as float32, 256 MB
 _MARGIN = 1.1  # pixels up to so many times the largest of the data count as its own
 _SUSPECT = 0.6  # times Wiener's error: trained networks have .3 to .6 of it on pictures of 28 x 28
 _HOPELESS = 3  # times Wiener's error
@@ -89,10 +91,9 @@ def check(
         doubts.append(f"it denoises better with {likely}")
     result: dict[str, Any] = {"levels": rows, "ratio": ratio, "repeatable": repeatable, "likely": likely}
     if drawn:
-        noise = torch.randn(drawn, *bank.shape, generator=torch.Generator().manual_seed(_SEED))
-        told = None if labels is None else torch.tensor([labels[i % len(labels)] for i in range(drawn)])
+        told = None if labels is None else torch.tensor([labels[i % len(labels)] for i in range(drawn)], device=CPU)
         try:
-            images = sample(denoiser, noise, labels=told)
+            images = sample(denoiser, _noise((drawn, *bank.shape)), labels=told)
         except OutOfReach as error:
             result.update(range=None, outside=None)
             doubts.append(f"it cannot be sampled along schedule cosine: {error}")
@@ -109,7 +110,7 @@ def limit_of(bank: PatchBank) -> float:
     """The largest |pixel| of a bank, at least 1; of a large one in float, of some of its images."""
     if bank.dtype == torch.uint8:
         return 1.0
-    return max(1.0, float(bank.read(_spread(len(bank), _MOST)).abs().max()))
+    return max(1.0, float(bank.read(_spread(bank, _MOST)).abs().max()))
 
 
 def outside(images: Tensor, limit: float) -> float:
@@ -128,10 +129,10 @@ class _Probe:
     """Real images to denoise, and what is known of their bank."""
 
     def __init__(self, bank: PatchBank) -> None:
-        chosen = _spread(len(bank), _IMAGES)
-        self.x0, many = bank.read(chosen), bank.read(_spread(len(bank), _MOST))
+        chosen = _spread(bank, _IMAGES)
+        self.x0, many = bank.read(chosen), bank.read(_spread(bank, _MOST))
         self.labels = None if bank.labels is None else bank.labels[chosen]
-        self.noise = torch.randn(self.x0.shape, generator=torch.Generator().manual_seed(_SEED))
+        self.noise = _noise(tuple(self.x0.shape))
         self.mean = many.mean(dim=0)
         self.spectrum = torch.fft.fft2(many - self.mean, norm="ortho").abs().square().mean(dim=0)
 
@@ -150,9 +151,15 @@ class _Probe:
         return float(metrics.mse(x0, self.x0).mean())
 
 
-def _spread(count: int, most: int) -> Tensor:
-    """Up to so many numbers of images, evenly over all."""
-    return torch.linspace(0, count - 1, min(count, most)).round().long()
+def _spread(bank: PatchBank, most: int) -> Tensor:
+    """Up to so many numbers of images, evenly over all, as far as memory is no matter."""
+    count = min(len(bank), most, max(_IMAGES, _VALUES // math.prod(bank.shape)))
+    return torch.linspace(0, len(bank) - 1, count, dtype=torch.float64, device=CPU).round().long()
+
+
+def _noise(shape: tuple[int, ...]) -> Tensor:
+    generator = torch.Generator(CPU).manual_seed(_SEED)
+    return torch.randn(shape, generator=generator, dtype=torch.float32, device=CPU)
 
 
 def _conditions(denoiser: Denoiser, labels: Tensor | None) -> Tensor | None:

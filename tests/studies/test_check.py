@@ -91,6 +91,16 @@ def test_the_likely_mistake_is_named(bank, mistake):
     assert found["likely"] in found["doubts"][0]
 
 
+def test_torch_may_have_other_defaults(bank):
+    network = NetworkDenoiser(knowing(bank, "x0", "cosine"), "x0")
+    expected = check(network, bank, drawn=1)
+    torch.set_default_dtype(torch.float64)
+    try:
+        assert check(network, bank, drawn=1) == expected
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
 def test_the_other_sign_is_found(bank):
     function = knowing(bank, "velocity", "flow")
     found = check(NetworkDenoiser(lambda x, t: -function(x, t), "velocity", "flow"), bank, drawn=0)
@@ -136,7 +146,7 @@ def test_classes_are_told_to_those_that_know_them(bank):
 
 
 def test_what_lies_outside():
-    bank = pyels.PatchBank(torch.linspace(-3, 3, 64).reshape(1, 1, 8, 8))
+    bank = pyels.PatchBank(torch.linspace(-3, 3, 256).reshape(1, 4, 8, 8))
     assert limit_of(bank) == 3
     images = torch.tensor([-4.0, 0.0, 3.1, 3.2]).reshape(1, 1, 2, 2)
     assert outside(images, 3.0) == 0.25

@@ -78,7 +78,7 @@ class PatchBank:
             stored = stored.contiguous()
         if isinstance(class_names, str) or not all(isinstance(name, str) for name in class_names or []):
             raise TypeError(f"class_names must be a list of text, of classes 0, 1, .., got {class_names!r:.60}")
-        self._hold(stored, self._checked_labels(labels, stored.shape[0]), class_names)
+        self._hold(stored, self._checked_labels(labels, stored.shape[0]), class_names, _mapped(images, stored))
         if not isinstance(stored, FileImages) and looks_channels_last(stored.shape):
             n, c, h, w = stored.shape
             warn(

@@ -175,6 +175,14 @@ def test_environments_that_do_not_matter(variable, value):
     assert ended.returncode == 0, ended.stderr
 
 
+def test_a_terminal_without_letters_beyond_ascii(tmp_path):
+    make_bank(4, (1, 8, 8)).save(tmp_path / "bank.npz")
+    options = ["--dataset", tmp_path / "bank.npz", "--patch-size", "3", "--steps", "1", "--num", "1"]
+    plain = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONIOENCODING": "ascii"}
+    ended = python("-m", "pyels", "sample", *map(str, options), "--out", str(tmp_path / "größe"), **plain)
+    assert ended.returncode == 0, ended.stderr
+
+
 @pytest.mark.parametrize(
     ("environment", "message"),
     [

@@ -80,7 +80,7 @@ def command(kind: type[S]) -> Callable[[Callable[[S], None]], click.Command]:
 
     def made(run: Callable[[S], None]) -> click.Command:
         def call(**given: Any) -> None:
-            click.get_current_context().obj = sys.stdout  # for results; a network of the user's may print
+            click.get_current_context().obj = sys.stdout  # for results; what a network of the user's prints is none
             with redirect_stdout(sys.stderr):
                 run(kind(**given))
 

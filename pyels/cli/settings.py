@@ -6,6 +6,7 @@ import inspect
 import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import redirect_stdout
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Literal
@@ -49,8 +50,9 @@ class JsonOptions(Settings):
     json: bool = option(False, "Print the result as JSON on standard output.")
 
     def show(self, result: Mapping[str, Any], lines: Iterable[str]) -> None:
-        for line in [json.dumps(result, indent=2)] if self.json else lines:
-            click.echo(line, file=click.get_current_context().obj)
+        with redirect_stdout(click.get_current_context().obj):
+            for line in [json.dumps(result, indent=2)] if self.json else lines:
+                click.echo(line)
 
 
 @dataclass(frozen=True, kw_only=True)

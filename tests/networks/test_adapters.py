@@ -182,7 +182,7 @@ def test_load_finds_files_folders_and_python(tmp_path):
 
 def test_pickles_are_not_read(tmp_path):
     torch.save(pyels.ResNet(width=4, depth=1).state_dict(), tmp_path / "network.safetensors")
-    with pytest.raises(ValueError, match="not a network saved by pyels"):
+    with pytest.raises(ValueError, match="damaged safetensors file"):
         load(tmp_path)
 
 

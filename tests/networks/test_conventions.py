@@ -501,7 +501,7 @@ def test_bare_modules_are_told_how_to_be_wrapped(tmp_path):
         "def cuda(): raise AssertionError('Torch not compiled with CUDA enabled')\n"
     )
     for name in ("net", "Net", "build"):
-        with pytest.raises(ValueError, match=r"gave Net; .* pyels\.NetworkDenoiser\(network, predicts="):
+        with pytest.raises(ValueError, match=r"gave .*Net; .* pyels\.NetworkDenoiser\(network, predicts="):
             load(f"{tmp_path / 'mine.py'}:{name}")
     with pytest.raises(ValueError, match="torch is built without CUDA here"):
         load(f"{tmp_path / 'mine.py'}:cuda")

@@ -11,7 +11,7 @@ from pyels.engines import cuda
 def pytest_runtest_setup(item):
     """Skip what needs more than there is: see the markers in pyproject.toml."""
     for needed in item.iter_markers("needs"):
-        pytest.importorskip(*needed.args)
+        pytest.importorskip(needed.kwargs["package"])
     if item.get_closest_marker("gpu") and cuda.missing() is not None:
         pytest.skip(str(cuda.missing()))
 

@@ -111,7 +111,7 @@ def test_machines_are_copied_and_pickled_before_and_after_their_first_call(renew
             assert torch.equal(copied.denoise(X, 0.6, 0.8), expected)
 
 
-@pytest.mark.needs("faiss")
+@pytest.mark.needs(package="faiss")
 @pytest.mark.parametrize("renew", [copy.copy, copy.deepcopy, lambda machine: pickle.loads(pickle.dumps(machine))])
 def test_so_are_those_with_an_index(renew, tmp_path):
     machine = pyels.ELS(make_bank(60, (1, 9, 8)), 3, engine="sampled", index=tmp_path)

@@ -7,12 +7,14 @@ from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
-from types import CodeType, FunctionType, MethodType, ModuleType
+from types import FunctionType, MethodType, ModuleType
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+
+from pyels.networks.modules import names_in
 
 _NUMBERS = (bool, int, float, complex, str, bytes, type(None))
 _OF_EVERY_MODULE = vars(nn.Module()).keys()
@@ -64,7 +66,7 @@ def _reached(value: Any, files: set[str]) -> Iterator[object]:
                 yield cell.cell_contents
         yield from (value.__defaults__, value.__kwdefaults__)
         if value.__globals__.get("__file__") in files:
-            yield from (value.__globals__.get(name) for name in _names(value.__code__))
+            yield from (value.__globals__.get(name) for name in names_in(value.__code__))
     elif hasattr(value, "__dict__"):
         if isinstance(value, nn.Module):
             yield from (value._parameters, value._buffers, value._modules)
@@ -72,11 +74,3 @@ def _reached(value: Any, files: set[str]) -> Iterator[object]:
         yield from (own for name, own in vars(value).items() if name not in passed_over)
         methods = [one for kind in type(value).__mro__ for one in vars(kind).values() if isinstance(one, FunctionType)]
         yield from (one for one in methods if one.__globals__.get("__file__") in files)
-
-
-def _names(code: CodeType) -> Iterator[str]:
-    """The globals that code names, that of the functions inside it too."""
-    yield from code.co_names
-    for constant in code.co_consts:
-        if isinstance(constant, CodeType):
-            yield from _names(constant)

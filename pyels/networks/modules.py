@@ -41,7 +41,7 @@ def modules_of(function: Any) -> list[nn.Module]:
 def _used_by(one: FunctionType | MethodType) -> list[Any]:
     owner = [one.__self__] if isinstance(one, MethodType) else []
     function: Any = getattr(one, "__func__", one)
-    names = set(_names(function.__code__))
+    names = set(names_in(function.__code__))
     cells = [cell.cell_contents for cell in function.__closure__ or () if _is_filled(cell)]
     named = [function.__globals__[name] for name in names if name in function.__globals__]
     own = [one for one in named if not hasattr(one, "__code__") or one.__module__ == function.__module__]
@@ -66,11 +66,12 @@ def _is_filled(cell: Any) -> bool:
         return False
 
 
-def _names(code: CodeType) -> Iterator[str]:
+def names_in(code: CodeType) -> Iterator[str]:
+    """The globals and attributes that code names, that of the functions inside it too."""
     yield from code.co_names
     for inner in code.co_consts:
         if isinstance(inner, CodeType):
-            yield from _names(inner)
+            yield from names_in(inner)
 
 
 def vary(modules: Iterable[nn.Module]) -> list[str]:

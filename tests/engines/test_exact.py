@@ -267,7 +267,7 @@ def test_levels_beyond_float32_are_computed_in_double(name, dtype, engine):
         assert torch.equal(machine.denoise(x, alpha, sigma)[1:], machine.denoise(x[1:], alpha, sigma))
 
 
-@pytest.mark.needs("faiss")
+@pytest.mark.needs(package="faiss")
 def test_of_a_batch_the_sampled_engine_leaves_those_beyond_float32_to_the_exact_one(tmp_path):
     bank = make_bank(30, (1, 9, 8))
     sampled, cpu = pyels.ELS(bank, 3, engine="sampled", index=tmp_path), pyels.ELS(bank, 3)

@@ -21,7 +21,7 @@ from pyels.files import TensorFile, write_tensors
 from pyels.posterior import PartialPosterior
 from pyels.schedules import make_schedule
 
-pytestmark = pytest.mark.needs("faiss")
+pytestmark = pytest.mark.needs(package="faiss")
 TIMES = (0.05, 0.35, 0.65, 0.95)
 SIZES = (3, 7, 9, 13)  # about those that networks calibrate to
 LEVELS = tuple(zip(TIMES, SIZES, strict=True))

@@ -186,7 +186,7 @@ def test_pickles_are_not_read(tmp_path):
         load(tmp_path)
 
 
-@pytest.mark.needs("diffusers")
+@pytest.mark.needs(package="diffusers")
 @pytest.mark.filterwarnings("ignore")  # what other packages warn of at import is theirs
 @pytest.mark.parametrize("prediction", ["epsilon", "v_prediction", "sample"])
 def test_diffusers_pipeline(tmp_path, prediction):

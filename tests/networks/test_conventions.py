@@ -368,7 +368,7 @@ def test_zero_terminal_snr():
 
 # ---- diffusers -----------------------------------------------------------------------------------------------------
 
-needs_diffusers = pytest.mark.needs("diffusers")
+needs_diffusers = pytest.mark.needs(package="diffusers")
 quiet = pytest.mark.filterwarnings("ignore")  # what other packages warn of at import is theirs
 
 

@@ -101,7 +101,7 @@ def test_a_weight_that_is_loaded_by_a_file_of_ones_own(tmp_path):
     assert checksums[0] == checksums[1] != checksums[2]
 
 
-@pytest.mark.needs("diffusers")
+@pytest.mark.needs(package="diffusers")
 def test_a_pipeline_of_diffusers(tmp_path):
     unet, _ = save_random_diffusers_pipeline(tmp_path / "a", 8)
     before = load(tmp_path / "a")[1]["crc32"]

@@ -337,7 +337,7 @@ def test_a_network_of_ones_own_is_compared_unchanged(trained, tmp_path, capsys):
     )
 
 
-@pytest.mark.needs("diffusers")
+@pytest.mark.needs(package="diffusers")
 @pytest.mark.filterwarnings("ignore")  # what other packages warn of at import is theirs
 def test_a_random_diffusers_unet_goes_through_compare(trained, tmp_path):
     save_random_diffusers_pipeline(tmp_path / "unet", size=12)

@@ -132,7 +132,7 @@ def test_commands(here, command):
     assert check(here, run, again) > 14
 
 
-@pytest.mark.needs("faiss")
+@pytest.mark.needs(package="faiss")
 def test_building_an_index(here):
     bank, x = pyels.PatchBank.load(here / "bank.npz"), torch.zeros(1, 1, 8, 8)
 

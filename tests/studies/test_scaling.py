@@ -24,7 +24,7 @@ LEVEL = Level(0.5, 0.8, 0.6)
 # ---- Methods --------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.needs("faiss")
+@pytest.mark.needs(package="faiss")
 @pytest.mark.parametrize("boundary", pyels.ELS.boundaries)
 @pytest.mark.parametrize(("shape", "dtype"), [((1, 9, 8), torch.uint8), ((3, 8, 11), torch.float32)], ids=str)
 def test_top_of_all_windows_is_exact(boundary, shape, dtype, tmp_path, monkeypatch):
@@ -42,7 +42,7 @@ def test_top_of_all_windows_is_exact(boundary, shape, dtype, tmp_path, monkeypat
     assert top.index_bytes > 0
 
 
-@pytest.mark.needs("faiss")
+@pytest.mark.needs(package="faiss")
 def test_top_weighs_the_nearest_alone(tmp_path):
     bank = make_bank(12, (1, 9, 8))
     x = noisy(bank, LEVEL.alpha, LEVEL.sigma)
@@ -70,7 +70,7 @@ def test_subset_is_exact_on_its_share(tmp_path):
     assert torch.equal(again.evaluate(x, LEVEL, 0.3)[0], subset.evaluate(x, LEVEL, 0.3)[0])
 
 
-@pytest.mark.needs("faiss")
+@pytest.mark.needs(package="faiss")
 def test_faiss_states_its_error(tmp_path):
     bank = make_bank(60, (1, 12, 12))
     x = noisy(bank, LEVEL.alpha, LEVEL.sigma)
@@ -84,7 +84,7 @@ def test_faiss_states_its_error(tmp_path):
     assert prepared.index_bytes == (tmp_path / "index" / "k5.safetensors").stat().st_size
 
 
-@pytest.mark.needs("faiss")
+@pytest.mark.needs(package="faiss")
 def test_what_takes_too_much_is_left_out():
     top, shape = Method("top", 100), (1, 10, 12)
     needed = rivals.BUILDING["top"] * 50 * 8 * 10
@@ -167,7 +167,7 @@ def arguments(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.needs("faiss")
+@pytest.mark.needs(package="faiss")
 def test_the_study(arguments, tmp_path, capsys):
     threads = torch.get_num_threads()
     assert run_program(*arguments, "--json") == 0
@@ -231,7 +231,7 @@ def test_the_study(arguments, tmp_path, capsys):
     assert "holds finished results with images = [20, 30, 50], now [20, 30, 40]" in capsys.readouterr().err
 
 
-@pytest.mark.needs("faiss")
+@pytest.mark.needs(package="faiss")
 def test_table(arguments, capsys):
     # 40 * 64 windows of k = 5 and 40 * 100 of k = 3: the first two sizes fit for top, and none for sampled.
     limit = rivals.BUILDING["top"] * 30 * 100

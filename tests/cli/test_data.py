@@ -26,7 +26,7 @@ def folder(tmp_path):
 
 @pytest.mark.parametrize("name", READERS)
 def test_every_command_that_reads_data_says_how(name):
-    flags = {flag for one in program.commands[name].params for flag in one.opts}
+    flags = {flag for one in program.get_command(None, name).params for flag in one.opts}
     assert {"--split", "--root", "--limit", "--size", "--crop", "--mode", "--skip-unreadable"} <= flags
 
 

@@ -371,8 +371,8 @@ def is_local(machine: Machine) -> bool:
 
 def refuse_sizes(**given: Any) -> None:
     """Raise ValueError where sizes were given for machines that are not local."""
-    if any(value is not None for value in given.values()):
-        raise ValueError(f"machines {in_words(WHOLE)} compare whole images: leave out {in_words(map(flag, given))}")
+    if names := [flag(name) for name, value in given.items() if value is not None]:
+        raise ValueError(f"machines {in_words(WHOLE)} compare whole images: leave out {in_words(names)}")
 
 
 def sizes_of_steps(text: str, steps: int | None, schedule: str) -> list[int]:

@@ -76,8 +76,8 @@ def folder(tmp_path_factory):
 
 
 @pytest.mark.slow
-def test_error_on_fashion_mnist(fashion, folder):
-    results = compare(fashion[:2000], "zeros", 0.03, folder)  # 1.7% missed
+def test_error_on_fashion_mnist(fashion, tmp_path):
+    results = compare(fashion[:1000], "zeros", 0.03, tmp_path)
     check_error(*results, 0.03)
     assert results[0].square().mean((1, 2, 3)).sqrt().max() < 0.01  # 0.006
 
@@ -90,15 +90,15 @@ def test_error_on_cifar10(shared, tmp_path):
 
 @pytest.mark.slow
 def test_error_on_mnist(shared, tmp_path):
-    bank = pyels.PatchBank.load(shared / "data" / "mnist-subset.npz")[:1500]
+    bank = pyels.PatchBank.load(shared / "data" / "mnist-subset.npz")[:1000]
     check_error(*compare(bank, "zeros", 0.03, tmp_path), 0.03)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("boundary", ["circular", "interior"])
 def test_boundaries_that_wrap(fashion, tmp_path, boundary):
-    levels = ((0.2, 5), (0.6, 9), (0.9, 13))
-    check_error(*compare(fashion[:1500], boundary, 0.03, tmp_path, batch=1, levels=levels), 0.03)
+    levels = ((0.2, 5), (0.6, 7))
+    check_error(*compare(fashion[:600], boundary, 0.03, tmp_path, batch=1, levels=levels), 0.03)
 
 
 @pytest.mark.slow

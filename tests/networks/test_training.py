@@ -233,7 +233,7 @@ def test_train_command_goes_on_where_it_was_ended(bank_file, tmp_path, end):
         (("--epochs", -1), "--epochs must be positive"),
         (("--threads", 0), "--threads must be at least 1"),
         (("--device", "tpu"), "device must be cpu or cuda"),
-        (("--device", "cuda:99"), "CUDA devices here"),
+        (("--device", "cuda:99"), "device must be cpu or cuda"),
         (("--width", 0), "width must be at least 1"),
         (("--depth", 0), "depth must be at least 1"),
         (("--net", "unet", "--size", 9, "--steps", 1), "multiples of 4"),

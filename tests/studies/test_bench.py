@@ -69,7 +69,7 @@ def test_bench_writes_every_record(arguments, tmp_path, capsys):
     assert torch.get_num_threads() == threads
     result = json.loads(capsys.readouterr().out)
     assert result == json.loads((tmp_path / "out" / "bench.json").read_text())
-    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["bench.json", "bench.png"]
+    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["bench.json", "bench.png", "run.json"]
     assert (tmp_path / "out" / "bench.png").read_bytes()[:4] == b"\x89PNG"
 
     methods = [("pyels", boundary) for boundary in pyels.ELS.boundaries]

@@ -8,6 +8,7 @@ import signal
 import sys
 from contextlib import nullcontext, suppress
 from functools import partial
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -98,10 +99,12 @@ def check(tmp_path, run, again):
 
 @pytest.fixture
 def here(tmp_path, monkeypatch):
-    """A folder with a bank and a network, and pictures that take no time."""
+    """A folder with a bank and a network; pictures and a check of the network that take no time."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("pyels.networks.training._CHECKPOINT_SECONDS", -1)  # after every step
     monkeypatch.setattr("pyels.studies.plots._save", picture)
+    for command in ("calibrate", "compare"):
+        monkeypatch.setattr(import_module(f"pyels.cli.{command}"), "check_wiring", lambda network, bank: [])
     make_bank(12, (1, 8, 8), labels=[0, 1] * 6).save("bank.npz")
     torch.manual_seed(0)
     pyels.ResNet(width=4, depth=1).save("network.safetensors")
@@ -109,7 +112,7 @@ def here(tmp_path, monkeypatch):
         yield tmp_path
 
 
-def picture(figure, path):
+def picture(figure, path, *_):
     with replacing(path) as temporary:
         Path(temporary).write_bytes(b"a picture")
 

@@ -144,6 +144,10 @@ class UseOptions(Settings):
         if size not in (None, bank.shape[1:]):
             at = "x".join(map(str, bank.shape[1:]))
             report(f"pyels: the network is for images of {'x'.join(map(str, size))}, the data set's have {at}: --size?")
+        if self.clip and type(denoiser).denoise is not Denoiser.denoise:
+            raise ValueError(
+                f"--clip: {type(denoiser).__name__} has a denoise of its own; clip there, or define estimate"
+            )
         if self.clip and denoiser.clip is None:
             denoiser.clip = limit_of(bank)
         said = {"device": self.device, "clip": denoiser.clip}

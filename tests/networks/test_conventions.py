@@ -434,6 +434,19 @@ def test_flow_matching_of_diffusers(inverted):
 
 @needs_diffusers
 @quiet
+def test_scores_of_diffusers():
+    import diffusers
+
+    unet, sigma = unet_of(), 0.6
+    z = (X + 1) / 2  # its pixels lie in [0, 1]
+    with torch.no_grad():
+        score = unet(z, torch.tensor([sigma / 2] * 2)).sample
+    found = from_diffusers(unet, diffusers.ScoreSdeVeScheduler()).denoise(X, 1.0, sigma)
+    torch.testing.assert_close(found, 2 * (z + (sigma / 2) ** 2 * score) - 1, atol=1e-5, rtol=0)
+
+
+@needs_diffusers
+@quiet
 @pytest.mark.parametrize("prediction", ["epsilon", "v_prediction"])
 def test_edm_of_diffusers(prediction):
     import diffusers

@@ -231,6 +231,30 @@ def test_the_study(arguments, tmp_path, capsys):
     assert "holds finished results with images = [20, 30, 50], now [20, 30, 40]" in capsys.readouterr().err
 
 
+def test_no_exponent_of_a_few_images(tmp_path, capsys):
+    make_bank(20, (1, 8, 8)).save(tmp_path / "bank.npz")
+    few = (
+        "--images",
+        "2,4,8,16",
+        "--patch-sizes",
+        "3",
+        "--num",
+        1,
+        "--threads",
+        1,
+        "--subset",
+        "0.5",
+        "--tolerance",
+        "none",
+    )
+    assert (
+        run_program("scaling", "--dataset", tmp_path / "bank.npz", *few, "--top", "none", "--out", tmp_path / "out")
+        == 0
+    )
+    assert "no exponent of exact: it takes 3 sizes of at least 10 images" in capsys.readouterr().out
+    assert json.loads((tmp_path / "out" / "report.json").read_text())["exponents"]["exact"] == {}
+
+
 @pytest.mark.needs(package="faiss")
 def test_table(arguments, capsys):
     # 40 * 64 windows of k = 5 and 40 * 100 of k = 3: the first two sizes fit for top, and none for sampled.

@@ -193,7 +193,7 @@ def check_device(device: str | torch.device) -> torch.device:
     """A device that is there: the CPU, or one of torch's."""
     try:
         device = torch.device(device)
-        torch.empty(0, device=device)
+        torch.empty(0, device=device).cpu()  # as those that hold no values, "meta", cannot be
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         built = f"sees {torch.cuda.device_count()} CUDA devices" if torch.version.cuda else "is built without CUDA"
         raise ValueError(f"device must be cpu or cuda (cuda:1 ..), got {str(device)!r}; torch {built} here") from error
@@ -201,9 +201,10 @@ def check_device(device: str | torch.device) -> torch.device:
 
 
 def check_clip(clip: float | None) -> float | None:
-    if clip is not None and (isinstance(clip, (bool, str)) or not 0 < clip < float("inf")):
-        raise ValueError(f"clip must be a positive number, the largest |x0|, or None, got {clip!r}")
-    return None if clip is None else float(clip)
+    limit = None if clip is None else check_number("clip", clip)
+    if limit is not None and not 0 < limit < float("inf"):
+        raise ValueError(f"clip must be positive, the largest |x0|, or None, got {clip}")
+    return limit
 
 
 def from_environment(name: str, otherwise: int | None = None, least: int = 0) -> int:

@@ -134,6 +134,11 @@ class Denoiser:
         """The estimate x0_hat (B, C, H, W) float32, where query.x is."""
         raise TypeError(f"{type(self).__name__} must define estimate(query), which returns x0_hat (B, C, H, W)")
 
+    def to(self, device: str | torch.device) -> None:
+        """Move it to a device; raises ValueError where it cannot be moved."""
+        if torch.device(device) != torch.device(self.device):
+            raise ValueError(f"device {device} was asked for, but a {type(self).__name__} cannot be moved there")
+
     def check_size(self, patch_size: int | None) -> int:
         """The patch size as an int, if this denoiser can take it; raises TypeError or ValueError if it cannot."""
         raise ValueError(f"patch_size {patch_size} was given, but {type(self).__name__} has none; leave it out")
@@ -156,7 +161,7 @@ class Denoiser:
             forward = forward_ad.unpack_dual(x).tangent is not None  # type: ignore[no-untyped-call]
             if forward or (x.requires_grad and torch.is_grad_enabled()):
                 raise RuntimeError(_NO_DERIVATIVE)
-        x = self.check_images(x)
+        x = self.check_images(x).clone()  # an estimate of one's own may work in place
         batch = len(x)
         for name in wishes:
             if name not in self.wishes:
@@ -204,6 +209,9 @@ class Denoiser:
         RuntimeError           where a derivative of the estimate is asked for, or torch.vmap is used
         """
         x0 = self.estimate(self.query(x, alpha, sigma, labels, patch_size, **wishes))
+        if not isinstance(x0, Tensor) or x0.shape != x.shape:
+            what = f"shape {tuple(x0.shape)}" if isinstance(x0, Tensor) else type(x0).__name__
+            raise ValueError(f"estimate of {type(self).__name__} gave {what}, but the images are {tuple(x.shape)}")
         return x0 if self.clip is None else x0.clamp(-self.clip, self.clip)
 
     @underived

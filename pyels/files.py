@@ -38,6 +38,13 @@ _AT_ONCE = 1 << 22  # bytes
 # ---- Names and places ----------------------------------------------------------------------------------------------
 
 
+def path_of(text: str | Path) -> Path:
+    """A path as the shell would have it: `~` is the home folder. Raises ValueError for none."""
+    if not os.fspath(text):
+        raise ValueError("a path must not be empty; the current folder is .")
+    return Path(os.path.expanduser(text))
+
+
 def temporary_name(path: str | Path) -> Path:
     """A new one beside `path`."""
     path = Path(path)

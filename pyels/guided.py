@@ -8,6 +8,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from pyels.checks import check_number
 from pyels.denoiser import Denoiser, Query
 from pyels.networks.adapters import NetworkDenoiser
 
@@ -35,16 +36,16 @@ class Guided(Denoiser):
             raise TypeError(f"denoiser must be a machine or another pyels.Denoiser, got {type(denoiser).__name__}")
         if isinstance(denoiser, NetworkDenoiser) and denoiser.null_label is None:
             raise ValueError("guidance needs a network with a label for no class: give NetworkDenoiser a null_label")
-        if isinstance(scale, (bool, str)) or not math.isfinite(scale):
-            raise ValueError(f"scale must be a finite number, got {scale!r}")
-        self.denoiser, self.scale = denoiser, float(scale)
-        self.device, self.wishes, self.clip = denoiser.device, denoiser.wishes, denoiser.clip
-        self.num_classes, self.channels = (getattr(denoiser, name, None) for name in ("num_classes", "channels"))
+        self.denoiser, self.scale = denoiser, check_number("scale", scale)
+        if not math.isfinite(self.scale):
+            raise ValueError(f"scale must be finite, got {scale}")
+        self.device, self.clip = denoiser.device, denoiser.clip
+        self.wishes = tuple(wish for wish in denoiser.wishes if wish != "selection")  # labels choose the images
+        for name in ("num_classes", "channels", "size"):
+            setattr(self, name, getattr(denoiser, name, None))
 
     def to(self, device: str | torch.device) -> None:
-        """Move a network that is guided."""
-        if not isinstance(self.denoiser, (NetworkDenoiser, Guided)):
-            raise ValueError(f"device {device} was asked for, but {type(self.denoiser).__name__} is not a network")
+        """Move the denoiser that is guided."""
         self.denoiser.to(device)
         self.device = self.denoiser.device
 

@@ -161,7 +161,8 @@ def test_a_first_call_does_not_import_the_compiler_of_torch():
 def test_a_source_folder_says_that_it_is_not_built(tmp_path):
     shutil.copytree(PACKAGE, tmp_path / "pyels", ignore=shutil.ignore_patterns("_core*", "__pycache__", "data"))
     for how in (["-c", "import pyels"], ["-m", "pyels", "--version"]):
-        ended = subprocess.run([sys.executable, *how], cwd=tmp_path, capture_output=True, text=True, check=False)
+        # Without site-packages, where an editable install would be found first.
+        ended = subprocess.run([sys.executable, "-S", *how], cwd=tmp_path, capture_output=True, text=True, check=False)
         assert ended.returncode != 0
         assert "pip install -e" in ended.stderr.splitlines()[-1], ended.stderr
         assert str(tmp_path) in ended.stderr.splitlines()[-1]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Callable, Iterable
 from contextlib import redirect_stdout
@@ -15,6 +14,7 @@ from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_
 import click
 
 import pyels
+from pyels.files import path_of
 
 S = TypeVar("S", bound="Settings")
 T = TypeVar("T")
@@ -128,9 +128,10 @@ class AnyPath(click.Path):
         super().__init__(path_type=Path, **rules)
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        if not os.fspath(value):
-            self.fail("a path must not be empty; the current folder is .", param, ctx)
-        return super().convert(os.path.expanduser(value), param, ctx)
+        try:
+            return super().convert(path_of(value), param, ctx)
+        except ValueError as error:
+            self.fail(str(error), param, ctx)
 
 
 def _name(kind: type[Settings]) -> str:

@@ -94,6 +94,8 @@ def sample_command(given: Sample) -> None:
     classes = None if given.labels is None else integers("labels", given.labels)
     bank = given.read(memory_limit=given.memory_limit)
     denoiser, of_it = _denoiser(given, bank)
+    if classes is not None and not isinstance(denoiser, Machine) and not getattr(denoiser, "conditional", False):
+        raise ValueError("--labels was given, but the network is told no classes: leave it out")
     stepping = _stepping(given, denoiser)
     if classes is None and getattr(denoiser, "conditional", False) and getattr(denoiser, "null_label", None) is None:
         classes = list(bank.classes)

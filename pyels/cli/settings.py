@@ -17,6 +17,7 @@ import torch
 from pyels import adapters, datasets, presets
 from pyels.bank import PatchBank
 from pyels.bank.pictures import MODES
+from pyels.checks import check_device
 from pyels.cli.options import AT_LEAST_1, AnyPath, Settings, check, flag, in_words, option
 from pyels.cli.progress import report
 from pyels.definition import Square
@@ -24,7 +25,7 @@ from pyels.denoiser import Denoiser
 from pyels.engines import NAMES, default_threads, find_engine
 from pyels.engines.cuda import PRECISIONS
 from pyels.engines.sampled import TOLERANCE
-from pyels.guided import Guided
+from pyels.files import path_of
 from pyels.machines import MACHINES, Machine
 from pyels.records import read_record
 from pyels.studies import resumable
@@ -127,11 +128,7 @@ class UseOptions(Settings):
         """A network, and its record."""
         denoiser, record = adapters.load(source)
         if self.device is not None:
-            if not isinstance(denoiser, (adapters.NetworkDenoiser, Guided)):
-                raise ValueError(
-                    f"--device {self.device} was given, but {source} is a {type(denoiser).__name__}, not a network"
-                )
-            denoiser.to(self.device)
+            denoiser.to(check_device(self.device))
         return denoiser, record
 
     def fit(self, denoiser: Denoiser, record: Mapping[str, Any], bank: PatchBank) -> dict[str, Any]:
@@ -206,13 +203,13 @@ def boundary_of(record: Mapping[str, Any]) -> str:
 
 def record_of_data(dataset: str, reading: Mapping[str, Any], bank: PatchBank) -> dict[str, Any]:
     """What is enough to load a bank again, and to see whether it is the same."""
-    at = {"root": str(Path(reading["root"]).expanduser().resolve())} if "root" in reading else {}
+    at = {"root": str(path_of(reading["root"]).resolve())} if "root" in reading else {}
     return {"dataset": where(dataset), "limit": None, "size": None, **reading, **at, "bank": describe(bank)}
 
 
 def where(dataset: str) -> str:
     """A data set as any folder knows it."""
-    return dataset if dataset in datasets.NAMES else str(Path(dataset).expanduser().resolve())
+    return dataset if dataset in datasets.NAMES else str(path_of(dataset).resolve())
 
 
 def describe(bank: PatchBank) -> dict[str, Any]:
@@ -262,7 +259,10 @@ class LabelOptions(SeedOptions):
 
 def integers(name: str, text: str) -> list[int]:
     try:
-        return [int(part) for part in text.split(",")]
+        numbers = [int(part) for part in text.split(",")]
+        if all(abs(number) < 1 << 63 for number in numbers):
+            return numbers
+        raise ValueError
     except ValueError:
         raise ValueError(f"{flag(name)} must be integers separated by commas, such as 3,3,5, got {text!r}") from None
 
@@ -382,7 +382,7 @@ def refuse_sizes(**given: Any) -> None:
 def sizes_of_steps(text: str, steps: int | None, schedule: str) -> list[int]:
     """Patch sizes for `steps` steps along `schedule`, from numbers, a scales.json of `pyels calibrate`, or a preset's
     name (20 steps where none are given). A folder stands for the scales.json in it."""
-    path = Path(text).expanduser()
+    path = path_of(text) if text else Path()
     if text.endswith((".json", ".pt", ".pth")):
         sizes = sizes_of_file(path, schedule)
     elif re.search(r"^[-+\d]|,", text):  # before it is looked up as a folder: many numbers are too long for a name

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -104,7 +106,9 @@ class NetworkDenoiser(Denoiser):
             raise ValueError(f"timesteps must be at least 1, got {timesteps}")
         self.function = ready(function) if isinstance(function, nn.Module) else function
         self.predicts = predicts
-        self.schedule = NoiseLevel(schedule) if isinstance(schedule, (int, float)) else make_schedule(schedule)
+        self.schedule = (
+            NoiseLevel(schedule) if isinstance(schedule, (int, float, np.number)) else make_schedule(schedule)
+        )
         self.num_classes = num_classes
         self.channels = channels
         self.device = self._home() if device is None else check_device(device)
@@ -179,6 +183,8 @@ class NetworkDenoiser(Denoiser):
         try:
             out = self.function(*given[: self.takes])
         except Exception as error:  # a network of one's own may fail in any way
+            if x.requires_grad:  # it may work in numpy
+                raise NotDifferentiable(self._why(error)) from error
             raise ValueError(f"the network failed on images of shape {tuple(x.shape)}: {self._why(error)}") from error
         if isinstance(out, Tensor) and out.dim() == 4 and out.shape[1] == 2 * x.shape[1]:
             out = out[:, : x.shape[1]]  # and not its variance
@@ -295,13 +301,19 @@ def _preserves_variance(schedule: Schedule) -> bool:
 
 def _count_arguments(function: Callable[..., Any], conditional: bool) -> int:
     """How many of x, t and labels a function takes; those with a default are left out where they must not be told."""
+    if isinstance(function, torch.jit.ScriptModule):
+        told = function.forward.schema.arguments[1:]  # type: ignore[attr-defined]
+        return max(sum(not one.has_default_value() for one in told), min(len(told), 3 if conditional else 2))
+    if isinstance(function, functools.partial) and isinstance(function.func, nn.Module):
+        function = functools.partial(function.func.forward, *function.args, **function.keywords)
     try:
         arguments = inspect.signature(function.forward if isinstance(function, nn.Module) else function).parameters
     except (TypeError, ValueError):  # builtin, or compiled
         return 3
     kinds = [one for one in arguments.values() if one.kind in (one.POSITIONAL_ONLY, one.POSITIONAL_OR_KEYWORD)]
     if any(one.kind is one.VAR_POSITIONAL for one in arguments.values()):
-        return 3
+        inner = getattr(function, "_orig_mod", getattr(function, "module", None))  # of one compiled, averaged, parallel
+        return _count_arguments(inner, conditional) if isinstance(inner, nn.Module) else 3
     required = sum(one.default is one.empty for one in kinds)
     takes = max(required, min(len(kinds), 3 if conditional else 2))
     if conditional and takes < 3:
@@ -367,12 +379,13 @@ def from_edm(denoiser: Callable[..., Tensor], num_classes: int | None = None, **
     return NetworkDenoiser(denoiser, "x0", NoiseLevel(), num_classes, **conventions)
 
 
-def from_diffusers(unet: Any, scheduler: Any) -> NetworkDenoiser:
+def from_diffusers(unet: Any, scheduler: Any, **conventions: Any) -> NetworkDenoiser:
     """A `diffusers` UNet2DModel with the scheduler it was trained with, whose conventions are kept.
 
     Known are schedulers with alphas_cumprod (DDPM, DDIM, ..; zero terminal SNR too), those of flow matching, the EDM
     ones and ScoreSdeVe; learned variances are left out, class and time embeddings may be of any kind. Samples are
-    clipped where the scheduler's clip_sample says so (see `NetworkDenoiser.clip`).
+    clipped where the scheduler's clip_sample says so (see `NetworkDenoiser.clip`). `conventions` are arguments of
+    `NetworkDenoiser` that these do not say, such as null_label, or that are to be others, such as clip.
 
     Raises ValueError for a scheduler of another kind or an unknown prediction type.
     """
@@ -394,6 +407,9 @@ def from_diffusers(unet: Any, scheduler: Any) -> NetworkDenoiser:
     side = unet.config.get("sample_size")
     common: dict[str, Any] = {"num_classes": classes, "channels": unet.config.get("in_channels")}
     common["size"] = (side, side) if isinstance(side, int) else side and tuple(side)
+    clips = config.get("clip_sample") or config.get("thresholding")
+    common["clip"] = config.get("clip_sample_range", 1.0) if clips else None
+    common.update(conventions)
     prediction, count = config.get("prediction_type", "epsilon"), config.get("num_train_timesteps", 1000)
     if kind.startswith("FlowMatch") or prediction == "flow_prediction":
         if config.get("invert_sigmas"):  # the data is at t = 1
@@ -420,12 +436,10 @@ def from_diffusers(unet: Any, scheduler: Any) -> NetworkDenoiser:
         )
     if config.get("thresholding"):
         warn("the scheduler's dynamic thresholding is not applied, its clip_sample_range is instead")
-    clips = config.get("clip_sample") or config.get("thresholding")
     return NetworkDenoiser(
         # Step j = 1 .. T of the schedule is diffusers' timestep j - 1.
         lambda x, t, y: ask(x, (t * len(alphas) - 1).clamp(min=0), y),
         kinds[prediction],
         Discrete(alphas.double().cpu().numpy()),
-        clip=config.get("clip_sample_range", 1.0) if clips else None,
         **common,
     )

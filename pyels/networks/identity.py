@@ -51,6 +51,9 @@ def _reached(value: Any, files: set[str]) -> Iterator[object]:
     """What a value leads to, in an order that is the same every time."""
     if isinstance(value, (ModuleType, type, set, frozenset)):
         return
+    if isinstance(value, torch.jit.ScriptModule):  # whose parts are not Python's
+        yield from (value.state_dict(), value.code)
+        return
     if isinstance(value, Mapping):
         for item in value.items():
             yield from item

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.util
 import io
-import json
 import sys
 import sysconfig
 from contextlib import redirect_stderr
@@ -16,12 +15,12 @@ from torch import nn
 
 from pyels.checks import warn
 from pyels.denoiser import Denoiser
-from pyels.files import TensorFile
+from pyels.files import TensorFile, path_of
 from pyels.networks import NETWORKS
 from pyels.networks.adapters import NetworkDenoiser, from_diffusers, from_pyels, in_words
 from pyels.networks.identity import checksum
 from pyels.networks.network import HEADER, Network
-from pyels.records import parse_record, short
+from pyels.records import parse_record, read_record, short
 
 _SIZE = range(1, 1 << 16)
 _READING = {"split?": ("train", "test", None), "root?": (str, None), "mode?": (str, None)}
@@ -31,6 +30,7 @@ _CONFIG = {"channels": _SIZE, "width": _SIZE, "depth": range(1, 1000), "num_clas
 _KINDS = tuple(kind.__name__ for kind in NETWORKS.values())
 _RECORD = {"kind": _KINDS, "config": _CONFIG, "training?": {"data?": _DATA}}
 
+_PIPELINE = {"unet?": ([(str, None)], None), "scheduler?": ([(str, None)], None)}
 _PICKLES = (".pt", ".pth", ".ckpt", ".bin", ".pkl", ".pickle")
 
 
@@ -51,20 +51,21 @@ def load(source: str | Path) -> tuple[Denoiser, dict[str, Any]]:
     """
     file, _, name = str(source).rpartition(":")
     if file.endswith(".py"):
-        python = Path(file).expanduser().resolve()
+        python = path_of(file).resolve()
         denoiser = _load_python(python, name)
         return denoiser, {"source": f"{python}:{name}", "crc32": checksum(denoiser, python)}
     if str(source).endswith(".py"):
         raise ValueError(f"{source}: say which name in it is the network, as {source}:NAME")
-    path = Path(source).expanduser().resolve()
+    path = path_of(source).resolve()
     if path.suffix in _PICKLES:
         raise ValueError(
             f"{source}: {path.suffix} files are pickles, which run code when they are read; load it in a Python "
             "file of your own, and give FILE.py:NAME of the pyels.NetworkDenoiser made of it"
         )
-    if (path / "config.json").exists() and (path.parent / "model_index.json").exists():
+    beside = ("model_index.json", "scheduler/scheduler_config.json")
+    if (path / "config.json").exists() and any((path.parent / name).exists() for name in beside):
         path = path.parent  # of the pipeline whose model this is
-    if (path / "model_index.json").exists() or (path / "config.json").exists():
+    if any((path / name).exists() for name in ("model_index.json", "unet/config.json", "config.json")):
         denoiser = _load_diffusers(path)
         return denoiser, {"source": str(path), "crc32": checksum(denoiser, *sorted(path.glob("**/*.json")))}
     if path.is_dir():
@@ -110,24 +111,35 @@ def _load_diffusers(folder: Path) -> NetworkDenoiser:
     kinds = {"unet": _class_name(unet_folder / "config.json")}
     kinds["scheduler"] = _class_name(scheduler_folder / "scheduler_config.json") or "DDPMScheduler"
     if (folder / "model_index.json").exists():
-        index = json.loads((folder / "model_index.json").read_text(encoding="utf-8"))
-        kinds = {name: index.get(name, ["", ""])[1] for name in kinds}
+        index = read_record(folder / "model_index.json", _PIPELINE, "the index of a pipeline of diffusers")
+        kinds = {name: (index.get(name) or [""])[-1] or "" for name in kinds}
     scheduler_kind = getattr(diffusers, kinds["scheduler"], None)
     if kinds["unet"] != "UNet2DModel" or scheduler_kind is None:
         raise ValueError(f"{folder}: needed is a pipeline of a UNet2DModel and a scheduler, got {kinds}")
     kind: Any = diffusers.UNet2DModel
-    unet = kind.from_pretrained(unet_folder, use_safetensors=True, low_cpu_mem_usage=False)
-    if (scheduler_folder / "scheduler_config.json").exists():
-        return from_diffusers(unet, scheduler_kind.from_pretrained(scheduler_folder))
-    warn(
-        f"{folder} does not say with which scheduler its network was trained: DDPMScheduler() is assumed (predicts "
-        "eps, 1,000 steps, linear betas); save the scheduler into the same folder, or the pipeline"
-    )
-    return from_diffusers(unet, scheduler_kind())
+    files = list(unet_folder.glob("diffusion_pytorch_model*.safetensors"))
+    variant = files[0].stem.removeprefix("diffusion_pytorch_model").strip(".") if len(files) == 1 else ""
+    how = {"use_safetensors": True, "low_cpu_mem_usage": False, "output_loading_info": True}
+    saved = (scheduler_folder / "scheduler_config.json").exists()
+    try:
+        unet, read = kind.from_pretrained(unet_folder, variant=variant or None, **how)
+        scheduler = scheduler_kind.from_pretrained(scheduler_folder) if saved else scheduler_kind()
+    except (AttributeError, KeyError, TypeError, RuntimeError) as error:
+        raise ValueError(f"{folder}: diffusers cannot read it ({short(error)})") from error
+    if wrong := [*read["missing_keys"], *read["unexpected_keys"], *read["mismatched_keys"]]:
+        raise ValueError(f"{unet_folder}: config.json and the weights do not belong together ({short(wrong)})")
+    if not saved:
+        warn(
+            f"{folder} does not say with which scheduler its network was trained: DDPMScheduler() is assumed (predicts "
+            "eps, 1,000 steps, linear betas); save the scheduler into the same folder, or the pipeline"
+        )
+    return from_diffusers(unet, scheduler)
 
 
 def _class_name(file: Path) -> str:
-    return str(json.loads(file.read_text(encoding="utf-8")).get("_class_name")) if file.exists() else ""
+    if not file.exists():
+        return ""
+    return str(read_record(file, {"_class_name": str}, "a configuration of diffusers")["_class_name"])
 
 
 def _load_python(path: Path, name: str) -> Denoiser:

@@ -85,7 +85,7 @@ def _varies(layer: nn.Module) -> bool:
         return layer.training or layer.running_mean is None
     if isinstance(layer, nn.modules.instancenorm._InstanceNorm):
         return layer.training and layer.track_running_stats
-    rates = [getattr(layer, name, None) for name in ("p", "dropout", "drop_prob")]
+    rates = [vars(layer).get(name) for name in ("p", "dropout", "drop_prob")]
     random = any(isinstance(rate, float) and rate > 0 for rate in rates) or isinstance(layer, nn.RReLU)
     return layer.training and random
 

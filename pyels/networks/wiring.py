@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterator
 
+import torch
 from torch import Tensor
 
 from pyels.denoiser import Query
@@ -24,7 +25,7 @@ _RANGES = ((0.0, 1.0), (-1.0, 1.0), (0.0, 255.0))
 
 def rewired(given: NetworkDenoiser, most: int) -> Iterator[tuple[tuple[str, ...], NetworkDenoiser]]:
     """The network wired otherwise in how it is asked, and what was changed, in words: of schedule, time and pixel range
-    up to `most`, 1 or 2."""
+    up to `most`, 0, 1 or 2."""
     changes = [
         *((0, f"schedule={name!r}", _set(schedule=make_schedule(name))) for name in SCHEDULES),
         *((1, name, _with_times(time)) for name, time in _TIMES.items()),
@@ -32,7 +33,7 @@ def rewired(given: NetworkDenoiser, most: int) -> Iterator[tuple[tuple[str, ...]
         *((2, f"pixel_range=({low:g}, {high:g})", _set(pixel_range=(low, high))) for low, high in _RANGES),
     ]
     yield (), given
-    for _, words, change in changes:
+    for _, words, change in changes if most > 0 else ():
         yield (words,), change(given)
     for part, words, change in changes if most > 1 else ():
         for other, more, another in changes:
@@ -42,7 +43,8 @@ def rewired(given: NetworkDenoiser, most: int) -> Iterator[tuple[tuple[str, ...]
 
 def readings(given: NetworkDenoiser, query: Query) -> Iterator[tuple[tuple[str, ...], Tensor]]:
     """The estimates of x0 that one answer of the network means by each of the predictions, and what was changed."""
-    asked = given.ask(query)
+    with torch.no_grad():
+        asked = given.ask(query)
     for predicts in (given.predicts, *(name for name in PREDICTIONS if name != given.predicts)):
         reader = _set(predicts=predicts)(given)
         words = () if predicts == given.predicts else (f"predicts={predicts!r}",)

@@ -58,7 +58,7 @@ def check(
     likely      another wiring that does better, in words; None: there is none, or it was not looked for
     doubts      what seems wrong, in sentences
     """
-    probe = _Probe(bank)
+    probe = _Probe(bank, getattr(denoiser, "num_classes", None))
     labels_of = _conditions(denoiser, probe.labels)
     rows, doubts = [], []
     for level in levels:
@@ -128,8 +128,11 @@ def leaves(what: str, images: Tensor, limit: float) -> str:
 class _Probe:
     """Real images to denoise, and what is known of their bank."""
 
-    def __init__(self, bank: PatchBank) -> None:
+    def __init__(self, bank: PatchBank, classes: int | None) -> None:
         chosen = _spread(bank, _IMAGES)
+        if bank.labels is not None and classes is not None:  # of those that the network knows
+            known = ((bank.labels >= 0) & (bank.labels < classes)).nonzero()[:, 0]
+            chosen = known[chosen * len(known) // len(bank)] if len(known) else chosen
         self.x0, many = bank.read(chosen), bank.read(_spread(bank, _MOST))
         self.labels = None if bank.labels is None else bank.labels[chosen]
         self.noise = _noise(tuple(self.x0.shape))
@@ -183,6 +186,8 @@ def _repeats(denoiser: Denoiser, x: Tensor, alpha: float, sigma: float, labels: 
 
 def _likely(denoiser: NetworkDenoiser, probe: _Probe, labels: Tensor | None, most: int) -> str | None:
     """The wiring of up to so many changes with by far the least error; of those as good, the one of the fewest."""
+    if denoiser.device.type == "cuda":
+        most = 0  # a step that is not in a network's table would end all work on the GPU
     scores: dict[tuple[str, ...], float] = {}
     for asking, network in rewired(denoiser, most):
         try:

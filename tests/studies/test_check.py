@@ -239,7 +239,7 @@ def test_networks_that_answer_differently_are_not_compared(mine, tmp_path, capsy
 def test_one_size_for_all_steps_or_several(mine, tmp_path, capsys):
     for more, message in (
         (("--patch-sizes", "3,3,3"), "give either --patch-size or --patch-sizes, not both"),
-        (("--machines", "is"), "leave out --patch-size and --patch-sizes"),
+        (("--machines", "is"), "leave out --patch-size"),
         (("--patch-size", "4"), "patch_size must be odd and positive, got 4"),
     ):
         assert compare(mine, "good", tmp_path / "x", *more) == 2

@@ -345,7 +345,7 @@ def test_records_of_an_index_are_refused_in_one_line(built, about, capsys):
     assert "not a readable index" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("how", ["cut off", "written to", "deleted", "replaced"])
+@pytest.mark.parametrize("how", ["cut off", "written to", "overwritten", "deleted", "replaced"])
 def test_an_index_that_is_changed_while_it_is_used(built, how):
     bank, path, _, _ = built
     machine, x = pyels.ELS(bank, 5, engine="faiss", index=path.parent), torch.zeros(1, 1, 12, 12)
@@ -354,6 +354,9 @@ def test_an_index_that_is_changed_while_it_is_used(built, how):
         os.truncate(path, 100)
     elif how == "written to":
         os.utime(path, ns=(1, 1))
+    elif how == "overwritten":
+        with open(path, "r+b") as file:
+            file.write(b"\x7f" * path.stat().st_size)
     elif how == "deleted":
         path.unlink()
     else:

@@ -397,6 +397,22 @@ def test_built_in_a_forked_child(tmp_path):
     assert len(list((tmp_path / "bank.npz.index").iterdir())) == 2
 
 
+def test_a_forked_child_waits_for_no_threads():
+    script = (
+        "import os, sys, torch, pyels.checks; torch.set_num_threads(2); x = torch.randn(2000, 2000); x.exp().sum()\n"
+        "child = os.fork()\n"
+        "if not child: x.exp().sum(); os._exit(0 if pyels.checks.forked and torch.get_num_threads() == 1 else 1)\n"
+        "sys.exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) or pyels.checks.forked)\n"
+    )
+    subprocess.run([sys.executable, "-c", script], check=True, timeout=60)
+
+
+def test_an_index_that_is_a_pipe_is_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "k5.safetensors")
+    with pytest.raises(ValueError, match=r"k5\.safetensors: not a readable index \(not a regular file\)"):
+        index.describe(tmp_path)
+
+
 def test_a_query_that_would_take_gigabytes_is_refused_before_an_index_is_built(tmp_path):
     bank = make_bank(1, (1, 128, 128)).images.expand(200, -1, -1, -1)
     with pytest.raises(

@@ -325,7 +325,7 @@ class PatchBank:
         TypeError, ValueError  numbers that are none of the bank's, a class without images, a query that is left none
         """
         if labels is not None:
-            labels = [labels] if isinstance(labels, int) else labels
+            labels = [labels] if getattr(labels, "ndim", int(hasattr(labels, "__len__"))) == 0 else labels
             labels = check_labels(labels, len(labels))
         return select(len(self), self.order, self.class_range, labels, images, without)
 

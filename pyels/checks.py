@@ -19,8 +19,19 @@ LARGEST_ALPHA = 1e6
 SMALLEST_SIGMA = 1e-9
 MOST_THREADS = 4096
 CPU = torch.device("cpu")
+forked = False  # whether this process is a fork of one that had imported this
 # One noise level for all images, or one for each: a number, or (B,) as a list, an array or a tensor.
 Levels = float | Tensor | Sequence[float] | np.ndarray[Any, Any]
+
+
+def _after_fork() -> None:
+    """OpenMP's threads stay in the process that was forked, and would be waited for."""
+    global forked
+    forked = True
+    torch.set_num_threads(1)
+
+
+os.register_at_fork(after_in_child=_after_fork)
 
 
 def checked(default: Any, check: Callable[[Any], Any]) -> Any:

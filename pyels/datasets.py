@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import http.client
 import importlib.resources
+import operator
 import os
 import urllib.error
 import urllib.request
@@ -127,10 +128,11 @@ def load(
     if split not in ("train", "test"):
         raise ValueError(f"split must be 'train' or 'test', got {split!r}")
     for argument, value in (("limit", limit), ("size", size)):
-        if value is not None and (isinstance(value, bool) or not isinstance(value, int)):
+        if value is not None and (isinstance(value, bool) or not hasattr(value, "__index__")):
             raise TypeError(f"{argument} must be an int, got {type(value).__name__}")
         if value is not None and value < 1:
             raise ValueError(f"{argument} must be at least 1, got {value}")
+    limit, size = (None if value is None else operator.index(value) for value in (limit, size))
     look = Look(size, crop, mode)
     most = None if memory_limit is None else parse_bytes(memory_limit)
     path = Path(name).expanduser()
@@ -192,7 +194,10 @@ def from_pairs(pairs: Iterable[tuple[Any, int]], limit: int | None = None) -> Pa
         if images and pixels.shape != images[0].shape:
             raise ValueError(f"image {len(images)} has shape {pixels.shape}, but the first has {images[0].shape}")
         images.append(pixels)
-        labels.append(int(label))
+        try:
+            labels.append(operator.index(label.item() if hasattr(label, "item") else label))
+        except (TypeError, ValueError, RuntimeError):
+            raise TypeError(f"the label of pair {len(labels)} must be an integer, got {label!r:.60}") from None
     if not images:
         raise ValueError("the iterable gave no images")
     names = getattr(pairs, "classes", None)

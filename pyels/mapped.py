@@ -18,21 +18,24 @@ import pyels._core as _core
 
 @dataclass(frozen=True)
 class Stamp:
-    """A file, and when it was last written to. To the clock of its file system, whose ticks are some milliseconds."""
+    """A file, its size, and, unless it is only `of_size`, when it was last written to. To the clock of its file system,
+    whose ticks are some milliseconds."""
 
     path: Path
     file: tuple[int, int]
     written: tuple[int, int]
+    of_size: bool
 
     @classmethod
-    def of(cls, path: str | Path) -> Stamp:
+    def of(cls, path: str | Path, of_size: bool = False) -> Stamp:
         status = os.stat(path)
-        return cls(Path(path), (status.st_dev, status.st_ino), (status.st_size, status.st_mtime_ns))
+        written = status.st_size, 0 if of_size else status.st_mtime_ns
+        return cls(Path(path), (status.st_dev, status.st_ino), written, of_size)
 
     def is_old(self) -> bool:
         """Whether this very file was written to since. What is mapped outlives that its name is deleted or replaced."""
         try:
-            now = Stamp.of(self.path)
+            now = Stamp.of(self.path, self.of_size)
         except OSError:
             return False
         return now.file == self.file and now.written != self.written

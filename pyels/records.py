@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import json
 import math
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -89,7 +90,9 @@ def _is(value: Any, schema: Schema) -> bool:
     if isinstance(schema, range):
         return type(value) is int and value in schema
     if isinstance(schema, type):
-        return type(value) in ((int, float) if schema is float else (schema,))
+        if schema is float:
+            return type(value) is float or (type(value) is int and abs(value) <= sys.float_info.max)
+        return type(value) is schema
     return type(value) is type(schema) and bool(value == schema)
 
 

@@ -63,6 +63,15 @@ def test_pairs():
         datasets.from_pairs([])
 
 
+def test_labels_of_pairs_are_integers():
+    pixels = np.zeros((5, 4), np.uint8)
+    labels = (np.int64(1), torch.tensor(2), np.array([3]), 4)
+    assert datasets.from_pairs([(pixels, one) for one in labels]).labels.tolist() == [1, 2, 3, 4]
+    for wrong in (0.9, None, "1", np.array([1, 2]), torch.tensor(0.5)):
+        with pytest.raises(TypeError, match="the label of pair 1 must be an integer, got"):
+            datasets.from_pairs([(pixels, 0), (pixels, wrong)])
+
+
 def test_pairs_in_other_layouts_and_modes():
     for shape in ((1, 28, 28), (3, 32, 32), (13, 64, 64)):
         with pytest.raises(ValueError, match=r"image 0, an array of shape .* looks like \(C, H, W\)"):
@@ -130,8 +139,25 @@ def test_limit_takes_as_many_of_each_class_that_lie_in_a_row(tmp_path):
         datasets.load(tmp_path / "sorted.npz", limit=6, memory_limit=64).read(slice(6)), bank.read(slice(6))
     )
     assert datasets.load(tmp_path / "sorted.npz", limit=2).labels.tolist() == [3, 5]
-    pyels.PatchBank(images, labels[::-1].copy()).save(tmp_path / "mixed.npz")
+    pyels.PatchBank(images, np.roll(labels, 1)).save(tmp_path / "mixed.npz")
     assert datasets.load(tmp_path / "mixed.npz", limit=6).images[:, 0, 0, 0].tolist() == list(range(6))
+
+
+def test_limit_takes_whole_classes_in_any_order(tmp_path):
+    images = np.arange(40, dtype=np.uint8)[:, None, None, None].repeat(4, 2).repeat(4, 3)
+    pyels.PatchBank(images, np.repeat([3, 2, 1, 0], 10)).save(tmp_path / "bank.npz")
+    bank = datasets.load(tmp_path / "bank.npz", limit=np.int64(8))
+    assert bank.labels.tolist() == [3, 3, 2, 2, 1, 1, 0, 0]
+    pyels.PatchBank(images, np.tile([3, 2, 1, 0], 10)).save(tmp_path / "bank.npz")
+    assert datasets.load(tmp_path / "bank.npz", limit=5).labels.tolist() == [3, 2, 1, 0, 3]
+
+
+@pytest.mark.parametrize("name", ["label", "targets"])
+def test_an_array_that_seems_to_be_labels_is_asked_about(tmp_path, name):
+    arrays = {"images": np.zeros((5, 1, 4, 4), np.uint8), name: np.arange(5), "target": np.arange(3)}
+    np.savez(tmp_path / "bank.npz", **arrays)
+    with pytest.warns(UserWarning, match=f"bank.npz: '{name}' is not read as labels; call it 'labels'"):
+        assert datasets.load(tmp_path / "bank.npz").labels is None
 
 
 def test_crop_cuts_out_the_middle(tmp_path):

@@ -71,6 +71,12 @@ def test_a_record_that_is_no_file_or_too_large(tmp_path):
         read_record(tmp_path / "large", {}, "a record")
 
 
+def test_integers_beyond_floats_are_no_finite_numbers():
+    assert parse_record(str(10**308), float) == 10**308
+    with pytest.raises(ValueError, match="must be a finite number"):
+        parse_record(str(10**400), float)
+
+
 def scales(**changed):
     return {"patch_sizes": [3, 3], "schedule": "cosine", **changed}
 

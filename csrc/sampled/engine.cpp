@@ -297,9 +297,11 @@ class Search {
   }
 
   void found(std::int64_t share, std::int32_t pixel, std::int64_t member, float probability) {
-    const std::int32_t image = lists_.image[member];
+    const std::int32_t image = lists_.image[member], place = lists_.place[member];
+    // Of a mapped index that is written to meanwhile; whoever mapped it finds that out, but afterwards.
+    if (image < 0 || image >= a_.images || place >= a_.height * a_.width) return;
     found_[static_cast<std::size_t>(share * image_shares + image * image_shares / a_.images)].push_back(
-        {pixel, image, lists_.place[member], probability});
+        {pixel, image, place, probability});
   }
 
   // Weighs what was picked.

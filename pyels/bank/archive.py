@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from pyels.bank.file_images import Pixels, check_complete
+from pyels.checks import warn
 from pyels.files import replacing
 
 _LONGEST_HEADER = 1 << 14  # of an npy array; those of numbers take 128 bytes
@@ -127,6 +128,8 @@ def find_arrays(path: Path, split: str) -> Arrays:
             _of_each_image(path, archive, name, images.shape) if name in members else None
             for name in (found[1], f"{prefix}checksums")
         )
+        if labels is None and (unused := _seem_labels(path, archive, members, images.shape)):
+            warn(f"{path}: {unused!r} is not read as labels; call it {found[1]!r} if it holds such")
         if checksums is not None and (checksums.shape != images.shape[:1] or checksums.dtype != np.uint32):
             raise ValueError(
                 f"'{prefix}checksums' must be CRC-32, uint32 of shape {images.shape[:1]}, "
@@ -136,6 +139,14 @@ def find_arrays(path: Path, split: str) -> Arrays:
         if names is not None and (names.dtype.kind != "U" or len(names.shape) != 1 or names.nbytes > _MOST_NAMES):
             raise ValueError(f"'class_names' must be text of shape (n,), not {names.dtype} of {names.shape}")
         return Arrays(images, labels, checksums, None if names is None else names.read(path, mapped=False).tolist())
+
+
+def _seem_labels(path: Path, archive: zipfile.ZipFile, members: list[str], shape: tuple[int, ...]) -> str | None:
+    """What may hold the labels of images under a name that nobody looks for."""
+    stored = set(archive.namelist())
+    some = [n for n in members if n.lower().rstrip("s") in ("label", "target", "y") and f"{n}.npy" in stored]
+    each = (shape[:1], (*shape[:1], 1))
+    return next((name for name in some if _find_member(path, archive, name).shape in each), None)
 
 
 def _of_each_image(path: Path, archive: zipfile.ZipFile, name: str, shape: tuple[int, ...]) -> Pixels:

@@ -50,7 +50,8 @@ class PatchBank:
     images       (N, C, H, W) tensor; a ValueError where the bank is streamed, `read` gives some of them
     dtype        torch.uint8 or torch.float32
     streamed     whether the images are in a file and read when needed
-    shared       whether somebody else may hold the memory of the images: not where `pyels.datasets.load` read them
+    shared       whether somebody else may hold the memory of the images: not where `pyels.datasets.load` read them, and
+                 what is written there through numpy views is not noticed
     labels       (N,) int64 tensor, or None
     classes      the distinct labels, ascending; empty without labels
     class_names  as given
@@ -76,6 +77,7 @@ class PatchBank:
                     f"images must be in CPU memory or on a CUDA device, got device {stored.device}; use images.cpu()"
                 )
             stored = stored.contiguous()
+        class_names = class_names.tolist() if isinstance(class_names, np.ndarray) else class_names
         if isinstance(class_names, str) or not all(isinstance(name, str) for name in class_names or []):
             raise TypeError(f"class_names must be a list of text, of classes 0, 1, .., got {class_names!r:.60}")
         self._hold(stored, self._checked_labels(labels, stored.shape[0]), class_names, _mapped(images, stored))
@@ -87,6 +89,7 @@ class PatchBank:
             )
         with closing(self.pieces()) as pieces:
             check_pixels(pieces, self.shape[0])
+        self.check_unchanged()  # from here on
 
     def _hold(
         self,
@@ -132,7 +135,7 @@ class PatchBank:
             raise TypeError(f"labels must be integers, got {given.dtype}")
         if given.shape not in ((count,), (count, 1)):
             raise ValueError(f"labels must have shape ({count},), got {tuple(given.shape)}")
-        whole = given.to(torch.int64).flatten()
+        whole = given.to(torch.int64, copy=True).flatten()
         if given.dtype == torch.uint64 and bool((whole < 0).any()):
             raise ValueError("labels must be below 2^63; number the classes 0, 1, ..")
         return whole
@@ -189,7 +192,9 @@ class PatchBank:
         if self._images is None or self.device == torch.device(device):
             return self
         self.check_file()
-        return self._like(self._images.to(device), self.labels)
+        there = self._like(self._images.to(device), self.labels)
+        self.check_unchanged(after=True)
+        return there
 
     @property
     def classes(self) -> list[int]:
@@ -215,11 +220,18 @@ class PatchBank:
             self.check_file(0, 0)
             stored = self._images[part if isinstance(part, slice) else part.to(self.device)].contiguous()
         cut = self._like(stored, None if self.labels is None else self.labels[part])
-        cut._file, cut._mapped, cut.shared = file, self._mapped, self.shared
+        cut.shared = self.shared
+        if isinstance(stored, FileImages) or _is_same_memory(stored, self.images):
+            cut._file, cut._mapped = file, self._mapped
+        elif file is not None:  # a copy, which has nothing more to do with the file
+            file.check(torch.arange(len(cut), device=CPU), stored)
+        self.check_unchanged(after=True)
         return cut
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_mapped": None, "_as_made": None}  # images of its own
+        self.check_file()
+        own = {"_mapped": None, "_as_made": None} | ({} if self.streamed else {"_file": None})
+        return {**self.__dict__, **own}  # images of its own
 
     def _numbers(self, part: Any) -> Tensor:
         if not isinstance(part, (Tensor, np.ndarray, list, tuple, range)):
@@ -234,11 +246,14 @@ class PatchBank:
     def read(self, which: Tensor | slice) -> Tensor:
         """The chosen images as float32 in [-1, 1], (n, C, H, W), in CPU memory."""
         if self._images is not None:
+            self.check_file(0, 0)
             chosen = self._images[which.to(self.device) if isinstance(which, Tensor) else which].cpu()
         else:
             assert self._file is not None
             chosen = self._file.read(torch.arange(len(self), device=CPU)[which])
-        return chosen.float() / 127.5 - 1 if chosen.dtype == torch.uint8 else chosen
+        chosen = chosen.float() / 127.5 - 1 if chosen.dtype == torch.uint8 else chosen
+        self.check_unchanged(after=True)
+        return chosen
 
     def stream(self, which: range | Tensor | None = None) -> Generator[tuple[Tensor, Tensor], None, None]:
         """All images of a streamed bank, or those of the given numbers (n,), a part at a time and in this order.
@@ -290,9 +305,11 @@ class PatchBank:
             for _, pixels in self._file.stream(range(len(self))):
                 yield pixels
         else:
+            self.check_file(0, 0)
             length = max(1, PIECE * len(self) // max(1, self.nbytes))
             for part in torch.split(self._images, length):
                 yield part.cpu()
+            self.check_unchanged(after=True)  # or what was cut off of a mapped file would be zeros
 
     def select(self, labels: Any = None, images: Any = None, without: Any = None) -> Selection:
         """Which images count for each query, for `machine.denoise(.., selection=)`.
@@ -308,7 +325,7 @@ class PatchBank:
         TypeError, ValueError  numbers that are none of the bank's, a class without images, a query that is left none
         """
         if labels is not None:
-            labels = [labels] if isinstance(labels, int) else labels
+            labels = [labels] if getattr(labels, "ndim", int(hasattr(labels, "__len__"))) == 0 else labels
             labels = check_labels(labels, len(labels))
         return select(len(self), self.order, self.class_range, labels, images, without)
 
@@ -336,11 +353,12 @@ class PatchBank:
         return self._fingerprint
 
     def check_unchanged(self, after: bool = False) -> None:
-        """Raise ValueError if the images are no longer those that they were when this was first asked.
+        """Raise ValueError if the images are no longer those that they were when the bank was made.
 
         Of images in memory that somebody else may hold every byte is looked at, at about 1 GB/s a thread; of others,
-        and of images on a GPU, how often torch has changed them, and of a file, when it was last written. `after` they
-        were used, a file must not have been written to at all, and memory is left to the next call.
+        and of images on a GPU, how often torch has changed them (not what is written through numpy views of them), and
+        of a file, when it was last written. `after` they were used, a file must not have been written to at all, and
+        memory is left to the next call.
         """
         if self._images is None:
             return  # the file is looked at whenever it is read
@@ -349,13 +367,14 @@ class PatchBank:
                 self._file.check_written(again=False)
             else:
                 self.check_file(0, 0)
-        elif self._mapped is not None:
-            if self._mapped.is_old():
-                raise ValueError(f"{self._mapped.path}: has been written to since it was mapped; map it again")
-        elif not after:
-            look = self.shared and not self._images.is_cuda
-            state = self._checksums(self._images) if look else self._images._version
-            if self._as_made is None:
+            return
+        if self._mapped is not None and self._mapped.is_old():
+            raise ValueError(f"{self._mapped.path}: has been written to since it was mapped; map it again")
+        if not after and (self._mapped is None or self._mapped.of_size):
+            # Tensors that were made in torch.inference_mode do not count their changes.
+            look = self._images.is_inference() or (self.shared and not self._images.is_cuda)
+            state = look, self._checksums(self._images) if look else self._images._version
+            if self._as_made is None or self._as_made[0] != look:
                 self._as_made = state
             if state != self._as_made:
                 raise ValueError(
@@ -366,7 +385,7 @@ class PatchBank:
     @staticmethod
     def _checksums(images: Tensor) -> list[int]:
         length = max(1, PIECE // max(1, images[0].nbytes))
-        parts = [part.numpy().data for part in torch.split(images, length)]
+        parts = [part.cpu().numpy().data for part in torch.split(images, length)]
         if len(parts) == 1:
             return [zlib.crc32(parts[0])]
         with ThreadPoolExecutor() as pool:  # zlib works without the GIL
@@ -441,11 +460,25 @@ class PatchBank:
 
 
 def _mapped(images: Any, stored: Tensor | FileImages) -> Stamp | None:
-    """The file that the images of an np.memmap are in, guarded against its being cut off."""
-    if not (isinstance(images, np.memmap) and isinstance(images.filename, (str, Path)) and isinstance(stored, Tensor)):
+    """The file of an np.memmap, or of a view of one, that the images are in, guarded against its being cut off. Of one
+    that is written to through the map only the size says anything."""
+    while isinstance(images, np.ndarray) and not isinstance(images, np.memmap):
+        images = images.base
+    if not isinstance(images, np.memmap) or images._mmap is None or not isinstance(stored, Tensor):  # type: ignore[attr-defined]
         return None
+    pages = np.frombuffer(images._mmap, np.uint8)  # type: ignore[attr-defined]
+    first = stored.data_ptr() - pages.ctypes.data
+    if not 0 <= first <= first + stored.nbytes <= len(pages):
+        return None  # a copy
     guard(stored, images._mmap)  # type: ignore[attr-defined]
-    return Stamp.of(images.filename)
+    try:
+        return None if images.filename is None else Stamp.of(images.filename, of_size=images.mode != "r")
+    except OSError:
+        return None  # deleted
+
+
+def _is_same_memory(a: Tensor, b: Tensor) -> bool:
+    return a.untyped_storage().data_ptr() == b.untyped_storage().data_ptr()
 
 
 def _as_tensor(name: str, values: Any) -> Tensor:

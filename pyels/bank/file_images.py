@@ -242,6 +242,7 @@ class FileImages:
                 raise BankFileError(f"{self.path}: has been replaced by another file since it was loaded")
             self._check_written(status)
             yield file
+            self._check_written(os.fstat(file.fileno()), again=False)  # what was read may be of before and after
 
     def _fill(self, file: io.FileIO, numbers: Tensor, pixels: Tensor) -> None:
         """Read images into `pixels`, neighbouring ones in one go."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import json
 import os
+import re
 import stat
 import zipfile
 from collections import Counter
@@ -19,6 +20,7 @@ from tqdm import tqdm
 
 from pyels.bank.file_images import Pixels
 from pyels.checks import warn
+from pyels.records import short
 
 MODES = ("L", "RGB", "RGBA")  # grey, colour, colour with transparency: 1, 3 and 4 channels of 8 bits
 _MODES = {
@@ -30,9 +32,10 @@ _MODES = {
 _NO_PICTURES = {"BUFR", "EPS", "GRIB", "HDF5", "MPEG", "WMF"}
 _OTHER_PICTURES = {".arw", ".avif", ".cr2", ".dng", ".heic", ".heif", ".jxl", ".nef", ".svg"}
 _LARGE, _MOST_PACKED = 1 << 24, 5000  # pixels, and how many of them a byte may stand for beyond
+_LARGEST_LIST = 1 << 28  # bytes of a dataset.json: of some millions of pictures
 # What systems and programs put beside the data; beside these, all that begins with a dot.
 _NO_DATA = {"#recycle", "#snapshot", "$RECYCLE.BIN", "@eaDir", "System Volume Information", "__MACOSX", "__pycache__"}
-_SPLITS = {"train": ("train", "training"), "test": ("test", "testing", "val", "valid", "validation")}
+_SPLITS = {"train": ("train", "training"), "test": ("test", "testing", "val", "valid", "validation", "dev", "eval")}
 
 
 @dataclass(frozen=True)
@@ -130,9 +133,11 @@ def read_pictures(
 
 def spread(labels: Pixels | None, count: int, limit: int | None) -> slice | Pixels:
     """Which so many of `count` images: the first; where they lie class after class, as many of each as there are."""
-    if limit is None or labels is None or limit >= count or (np.diff(labels) < 0).any():
+    if limit is None or labels is None or limit >= count:
         return slice(limit)
-    _, starts = np.unique(labels, return_index=True)
+    starts = np.flatnonzero(np.diff(labels, prepend=~labels[:1]))
+    if len(starts) != len(np.unique(labels)):
+        return slice(limit)
     place_in_class = np.arange(count) - np.repeat(starts, np.diff(starts, append=count))
     chosen: Pixels = np.sort(np.argsort(place_in_class, kind="stable")[:limit])
     return chosen
@@ -200,7 +205,7 @@ class _Files:
                 continue
             with os.scandir(self.path / name) as entries:
                 for entry in entries:
-                    is_folder = entry.is_dir()
+                    is_folder = os.path.isdir(entry.path)  # entry.is_dir() raises for a link to itself
                     yield name + entry.name + "/" * is_folder
                     if is_folder:
                         folders.append((f"{name}{entry.name}/", (*above, here)))
@@ -227,8 +232,12 @@ def _arrange(files: _Files, split: str) -> tuple[list[str], Pixels | None, list[
         raise ValueError(f"{path}: no images in it that Pillow reads, only {_kinds(others) or 'empty folders'}")
     if left_out := others & Counter(dict.fromkeys(_OTHER_PICTURES - suffixes, len(names))):
         warn(f"{path}: pictures that Pillow does not read here are left out: {_kinds(left_out)}")
-    if part := _part_of(path, pictures, split):
-        if strays := [name for name in pictures if "/" not in name]:
+    top = "" if path.is_dir() else _only_folder(names)
+    inside = [name.removeprefix(top) for name in pictures]
+    of_split = _part_of(path, inside, split)
+    part = top + of_split
+    if of_split:
+        if strays := [name for name in inside if "/" not in name]:
             warn(f"{path}: {_some(strays)} beside the folders of its splits left out")
         names, pictures = ([name for name in given if name.startswith(part)] for given in (names, pictures))
     if f"{part}dataset.json" in names:
@@ -236,6 +245,13 @@ def _arrange(files: _Files, split: str) -> tuple[list[str], Pixels | None, list[
         if listed is not None:
             return pictures, _labels_of(path, part, pictures, listed), None
     return _by_folder(path, part, names, pictures)
+
+
+def _only_folder(names: list[str]) -> str:
+    """The folder, with a slash, that a program packed as a whole; empty where it is that of a split."""
+    folders = {name.split("/")[0] if "/" in name else "" for name in names}
+    folder = folders.pop() if len(folders) == 1 else ""
+    return f"{folder}/" if folder and not any(_split_name(folder) in some for some in _SPLITS.values()) else ""
 
 
 def _by_folder(
@@ -260,8 +276,10 @@ def _by_folder(
         warn(f"{path}: {_some(strays)} beside class folders left out")
     if nested := [name for name in inside if len(tail(name)) > 2]:
         warn(f"{path}: {_some(nested)} in folders of class folders, where the uppermost folder is the class")
-    labels = np.asarray([classes.index(tail(name)[0]) for name in inside], dtype=np.int64)
-    if empty := [name for i, name in enumerate(classes) if i not in set(labels.tolist())]:
+    number = {name: i for i, name in enumerate(classes)}
+    labels = np.asarray([number[tail(name)[0]] for name in inside], dtype=np.int64)
+    filled = set(labels.tolist())
+    if empty := [name for i, name in enumerate(classes) if i not in filled]:
         warn(f"{path}: class folders without pictures, which keep their numbers: {', '.join(empty)}")
     return inside, labels, classes
 
@@ -269,12 +287,15 @@ def _by_folder(
 def _part_of(path: Path, pictures: list[str], split: str) -> str:
     """The folder of a split, with a slash; empty where the folders are none of splits."""
     folders = sorted({name.split("/")[0] for name in pictures if "/" in name})
-    found = {one: [f for f in folders if f.lower() in names] for one, names in _SPLITS.items()}
+    found = {one: [f for f in folders if _split_name(f) in names] for one, names in _SPLITS.items()}
     known = [folder for some in found.values() for folder in some]
     if known and len(known) == len(folders):
         if not found[split]:
             raise ValueError(f"{path}: no folder of split {split!r} in it, only {', '.join(folders)}")
-        return min(found[split], key=lambda folder: _SPLITS[split].index(folder.lower())) + "/"
+        rank = [_SPLITS[split].index(_split_name(folder)) for folder in found[split]]
+        if rank.count(min(rank)) > 1:
+            raise ValueError(f"{path}: which of {', '.join(found[split])} is split {split!r}? Give one of them")
+        return found[split][rank.index(min(rank))] + "/"
     if all(found.values()):
         raise ValueError(f"{path}: are {', '.join(folders)} classes or splits? Give one of the folders in it")
     if split != "train":
@@ -282,12 +303,20 @@ def _part_of(path: Path, pictures: list[str], split: str) -> str:
     return ""
 
 
+def _split_name(folder: str) -> str:
+    """train of train2017 and training of training_set."""
+    return re.split(r"[\d_-]", folder.lower())[0]
+
+
 def _listed_labels(files: _Files, name: str) -> dict[str, Any] | None:
     """The labels of a dataset.json as EDM and StyleGAN write it, by names of files, empty where it says that there are
     none; None where it is another program's."""
     try:
         with files.open(name) as file:
-            content = json.loads(file.read())
+            text = file.read(_LARGEST_LIST + 1)
+        if len(text) > _LARGEST_LIST:
+            raise ValueError(f"larger than {_LARGEST_LIST} bytes")
+        content = json.loads(text)
         if not isinstance(content, dict) or not isinstance(content.get("labels", ""), list | None):
             return None
         return {str(picture): label for picture, label in content["labels"] or []}
@@ -301,8 +330,11 @@ def _labels_of(path: Path, part: str, pictures: list[str], listed: dict[str, Any
     labels = []
     for name in pictures:
         label = listed.get(name[len(part) :])
-        if isinstance(label, bool) or not isinstance(label, int):
-            raise ValueError(f"{path / part}/dataset.json: the label of {name} must be an integer, got {label!r:.60}")
+        if isinstance(label, bool) or not isinstance(label, int) or not -(2**63) <= label < 2**63:
+            got = short(repr(label))
+            raise ValueError(
+                f"{path / part}/dataset.json: the label of {name} must be an integer of 64 bits, got {got}"
+            )
         labels.append(label)
     return np.asarray(labels, dtype=np.int64)
 

@@ -11,7 +11,6 @@ from __future__ import annotations
 import importlib.util
 import json
 import math
-import os
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -28,6 +27,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from tqdm import tqdm
 
+from pyels import checks
 from pyels._core import LIST_BLOCK
 from pyels.bank import PatchBank
 from pyels.bank.selection import ALL, as_numbers
@@ -56,7 +56,6 @@ _RECORD = {
     "megabytes": float,
     "patch_size": range(1 << 31),
 }
-_IMPORTED_BY = os.getpid()
 
 
 @dataclass(frozen=True)
@@ -216,6 +215,8 @@ def describe(folder: str | Path) -> list[dict[str, Any]]:
 
 def _read_about(path: Path) -> dict[str, Any]:
     try:
+        if not path.is_file():  # to open a pipe would wait for who writes to it
+            raise ValueError("not a regular file")
         with safetensors.safe_open(path, framework="pt") as file:
             about: dict[str, Any] = parse_record((file.metadata() or {}).get(_KEY, "null"), _RECORD)
     except (safetensors.SafetensorError, ValueError) as error:
@@ -282,8 +283,7 @@ def build(
             f"{len(which)} images have {places * len(which)} windows, and an index holds at most {MOST_WINDOWS}; "
             "search by class, or split the bank and merge the partial posteriors of its parts"
         )
-    if os.getpid() != _IMPORTED_BY:  # OpenMP's threads stayed in the process that this one was forked from
-        torch.set_num_threads(threads := 1)
+    threads = 1 if checks.forked else threads
     count = lists_of(places * len(which))
     generator = np.random.default_rng(_SEED)
     windows = _some_windows(bank, which, patch_size, wraps, count * TRAINING_WINDOWS, generator)

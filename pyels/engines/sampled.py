@@ -78,12 +78,16 @@ class Sampled(Engine):
             _check_memory(definition, bank, len(images))
             index, stamp = self._index(definition, bank, name, images)
             of_set = selection.of(queries), query.of(queries)
+            self._check(stamp)  # the compiled engine trusts it
             parts.append(evaluate("sampled", options, definition, bank.images, *of_set, want, None, index.tensors()))
-            if stamp.is_old():
-                self._indexes.clear()
-                raise ValueError(f"{stamp.path}: the index was written to while it was used; repeat the call")
+            self._check(stamp)
             places += queries
         return PartialPosterior.stack(parts, torch.tensor(places, device=CPU))
+
+    def _check(self, stamp: Stamp) -> None:
+        if stamp.is_old():
+            self._indexes.clear()
+            raise ValueError(f"{stamp.path}: the index was written to while it was used; repeat the call")
 
     def settings(self) -> dict[str, Any]:
         return {**super().settings(), "tolerance": self.tolerance}

@@ -12,6 +12,7 @@ import os
 import re
 import signal
 import threading
+import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import contextmanager
@@ -31,6 +32,7 @@ _SETTINGS = "settings.json"
 _RECORD = "run.json"
 _MARK = {"unfinished_run_of": "pyels"}
 _BEFORE_THE_MARK = ("demo", "sample", "calibrate", "compare", "scaling")  # wrote settings that had none
+_KEY = "pyels-item"
 _ITEM = re.compile(r"\d{6,}\.safetensors")
 _LARGEST_SEED = 2**63 - 1
 _T = TypeVar("_T")
@@ -139,7 +141,7 @@ def resumable(
         if path.exists():
             progress.skip()
         else:
-            write_tensors(path, compute(i, on_step))
+            write_tensors(path, compute(i, on_step), {_KEY: _name_of(folder, i)})
         return read_item(folder, i)
 
     items = _in_threads(item, count, jobs, stop)
@@ -158,9 +160,17 @@ def read_item(folder: str | Path, i: int) -> dict[str, Tensor]:
         file = TensorFile.read(path)
         if not file.has_checksum:
             raise ValueError("it has no checksum, as those of this version have")
+        if file.metadata.get(_KEY) != _name_of(folder, i):
+            raise ValueError("it is of another run, or another item of this one")
     except ValueError as error:
         raise ValueError(f"{path}: not as it was written ({error}); delete it to have it computed again") from error
     return file.tensors
+
+
+def _name_of(folder: str | Path, i: int) -> str:
+    """Of item i of the run whose items wait there."""
+    settings = json.dumps(_settings_of(Path(folder) / UNFINISHED), sort_keys=True)
+    return f"{i} of {zlib.crc32(settings.encode()):08x}"
 
 
 def item_path(folder: str | Path, i: int) -> Path:

@@ -1,5 +1,6 @@
 import io
 import os
+import pickle
 import subprocess
 import sys
 import warnings
@@ -423,3 +424,105 @@ def test_a_bank_that_is_written_to_during_a_call_is_refused(tmp_path, monkeypatc
         machine.denoise(x, 0.6, 0.8)
     monkeypatch.undo()
     assert torch.equal(machine.denoise(x, 0.6, 0.8), before)  # as every checksum agrees
+
+
+@pytest.mark.parametrize("kind", ["numbers", "step", "pickled"])
+def test_a_copy_of_a_mapped_bank_is_watched_as_memory(tmp_path, kind):
+    path = tmp_path / "bank.npy"
+    np.save(path, make_bank(9, (1, 8, 8)).images.numpy())
+    for i, load in enumerate((pyels.PatchBank.load, lambda path: pyels.PatchBank(np.load(path, mmap_mode="r")))):
+        bank = load(path)
+        copy = {
+            "numbers": lambda bank=bank: bank[[0, 1, 2]],
+            "step": lambda bank=bank: bank[::2],
+            "pickled": lambda bank=bank: pickle.loads(pickle.dumps(bank)),
+        }[kind]()
+        machine, x = pyels.IS(copy), torch.zeros(1, 1, 8, 8)
+        before = machine.denoise(x, 0.6, 0.8)
+        os.utime(path, ns=(i, i))
+        assert torch.equal(machine.denoise(x, 0.6, 0.8), before)
+        copy.images.numpy()[0, 0, 0, 0] ^= 255
+        with pytest.raises(ValueError, match="images of this bank have been changed since it was made"):
+            machine.denoise(x, 0.6, 0.8)
+
+
+def test_what_is_copied_from_a_file_is_checked(tmp_path):
+    make_bank(9, (1, 8, 8)).save(tmp_path / "bank.npz")
+    bank = pyels.PatchBank.load(tmp_path / "bank.npz")
+    blob = (tmp_path / "bank.npz").read_bytes()
+    place = blob.index(bank.images[4].numpy().tobytes())
+    with open(tmp_path / "bank.npz", "r+b") as file:
+        file.seek(place)
+        file.write(bytes([blob[place] ^ 1]))
+    assert len(bank[[3, 5]]) == 2
+    with pytest.raises(ValueError, match=r"bank\.npz: image 4 is damaged"):
+        bank[[3, 4]]
+
+
+@pytest.mark.parametrize("mode", ["r", "r+", "c", "view", "transposed", "deleted"])
+def test_memory_maps_of_every_mode_are_watched(tmp_path, mode):
+    path = tmp_path / "bank.npy"
+    images = make_bank(9, (1, 8, 8)).images.numpy()
+    np.save(path, images.transpose(0, 1, 3, 2) if mode == "transposed" else images)
+    given = np.load(path, mmap_mode=mode if mode in ("r+", "c") else "r")
+    if mode == "deleted":
+        path.unlink()
+    bank = pyels.PatchBank(
+        {"view": np.asarray, "transposed": lambda a: a.transpose(0, 1, 3, 2)}.get(mode, lambda a: a)(given)
+    )
+    machine, x = pyels.IS(bank), torch.zeros(1, 1, 8, 8)
+    before = machine.denoise(x, 0.6, 0.8)
+    if mode == "deleted":
+        assert torch.equal(machine.denoise(x, 0.6, 0.8), before)
+        return
+    if mode in ("r+", "c"):
+        given[-1] ^= 255
+    else:
+        os.utime(path, ns=(1, 1))
+    if mode == "transposed":  # a copy
+        assert torch.equal(machine.denoise(x, 0.6, 0.8), before)
+        bank.images.numpy()[-1] ^= 255
+    with pytest.raises(ValueError, match="written to since it was mapped" if mode in ("r", "view") else "been changed"):
+        machine.denoise(x, 0.6, 0.8)
+
+
+def test_a_file_that_is_cut_off_is_no_zeros(tmp_path):
+    """Whatever looks at the images."""
+    path = tmp_path / "bank.npy"
+    for load in (pyels.PatchBank.load, lambda path: pyels.PatchBank(np.load(path, mmap_mode="r"))):
+        for use in (
+            lambda bank: bank.read(slice(None)),
+            lambda bank: bank[[8999]],
+            lambda bank: bank.fingerprint(),
+            lambda bank: bank.save(path.with_suffix(".npz")),
+            lambda bank: list(bank.pieces()),
+        ):
+            np.save(path, np.full((9000, 1, 8, 8), 7, np.uint8))
+            bank = load(path)
+            os.truncate(path, 100_000)
+            with pytest.raises(ValueError, match=r"bank\.npy: (truncated|has been written to)"):
+                use(bank)
+            assert not path.with_suffix(".npz").exists()
+
+
+def test_images_of_inference_mode_are_watched():
+    with torch.inference_mode():
+        images = torch.rand(9, 1, 8, 8) * 2 - 1
+        bank = pyels.PatchBank(images)
+        bank.shared = False
+        machine, x = pyels.IS(bank), torch.zeros(1, 1, 8, 8)
+        machine.denoise(x, 0.6, 0.8)
+        images[0] = 0
+        with pytest.raises(ValueError, match="been changed since it was made"):
+            machine.denoise(x, 0.6, 0.8)
+
+
+def test_a_bank_is_what_it_was_when_it_was_made():
+    images, labels = make_bank(4, (1, 8, 8)).images.numpy().copy(), np.array([0, 1, 1, 0])
+    bank = pyels.PatchBank(images, labels, np.array(["a", "b"]))
+    labels[:] = 1
+    assert bank.labels.tolist() == [0, 1, 1, 0]
+    assert bank.class_names == ["a", "b"]
+    images[0] ^= 255
+    with pytest.raises(ValueError, match="been changed since it was made"):
+        pyels.IS(bank)

@@ -1,6 +1,7 @@
 """Banks larger than memory: streamed from their file, within the limit, and what happens when the file is broken."""
 
 import json
+import os
 import pickle
 import subprocess
 import sys
@@ -346,6 +347,18 @@ def test_a_file_truncated_while_it_is_streamed(tmp_path):
     with open(path, "r+b") as file:
         file.truncate(images_offset(path) + 12 * IMAGE + 5)
     with pytest.raises(ValueError, match=r"bank\.npz: truncated: image 12 of 23 is cut off"):
+        list(parts)
+
+
+@pytest.mark.parametrize("name", ["bank.npz", "bank.npy"])
+def test_a_file_written_to_while_it_is_streamed(tmp_path, name):
+    saved(tmp_path)
+    np.save(tmp_path / "bank.npy", pyels.PatchBank.load(tmp_path / "bank.npz").images.numpy())
+    bank = pyels.PatchBank.load(tmp_path / name, memory_limit=4 * IMAGE)
+    parts = bank.stream()
+    next(parts)
+    os.utime(tmp_path / name, ns=(1, 1))
+    with pytest.raises(ValueError, match=rf"{name}: has been written to since it was loaded"):
         list(parts)
 
 

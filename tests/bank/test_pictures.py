@@ -93,6 +93,39 @@ def test_splits(tmp_path):
         datasets.load(tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("train", "test"),
+    [
+        ("train2017", "val2017"),
+        ("training_set", "test_set"),
+        ("train", "dev"),
+        ("Training", "eval"),
+        ("train-1", "valid-1"),
+    ],
+)
+def test_names_of_splits(tmp_path, train, test):
+    folder_of(tmp_path, f"{train}/cat/a.png", f"{train}/dog/a.png", f"{test}/cat/a.png", f"{test}/dog/a.png")
+    assert load(tmp_path) == ([0, 1], [0, 1])
+    assert load(tmp_path, split="test") == ([2, 3], [0, 1])
+
+
+def test_two_folders_of_one_split_are_asked_about(tmp_path):
+    with pytest.raises(ValueError, match="which of train2014, train2017 is split 'train'"):
+        load(folder_of(tmp_path, "train2014/cat/a.png", "train2017/cat/a.png"))
+
+
+@pytest.mark.parametrize("split", ["", "train/", "train/all/"])
+def test_a_zip_of_one_folder(tmp_path, split):
+    folder = folder_of(tmp_path / "all", *(f"pets/{split}{name}/a.png" for name in ("cat", "dog")))
+    with zipfile.ZipFile(tmp_path / "pets.zip", "w") as file:
+        for path in [folder / "pets", *folder.rglob("*.png")]:
+            file.write(path, path.relative_to(folder))
+    if split == "train/all/":
+        assert load(tmp_path / "pets.zip", said="in folders of class folders") == ([0, 1], [0, 0])
+    else:
+        assert load(tmp_path / "pets.zip") == ([0, 1], [0, 1])
+
+
 def test_a_class_may_be_called_train_and_a_split_may_be_missing(tmp_path):
     assert load(folder_of(tmp_path / "vehicles", "bus/a.png", "train/a.png")) == ([0, 1], [0, 1])
     for folder in ("vehicles", "vehicles/bus"):
@@ -133,6 +166,7 @@ def test_links_are_followed_but_not_in_circles(tmp_path):
     folder_of(tmp_path / "mine", "dog/a.png")
     (tmp_path / "mine" / "cat").symlink_to(tmp_path / "all" / "cat")
     (tmp_path / "mine" / "dog" / "again").symlink_to(tmp_path / "mine")
+    (tmp_path / "mine" / "itself").symlink_to(tmp_path / "mine" / "itself")
     assert load(tmp_path / "mine") == ([0, 0], [0, 1])
 
 
@@ -156,6 +190,8 @@ def test_numbered_folders_with_a_list_of_labels(tmp_path, packed):
     for wrong in ("[" * 100_000, "{", '{"labels": [3]}', '{"labels": [[[], 1]]}', json.dumps({"labels": listed[1:]})):
         with pytest.raises(ValueError, match=r"dataset\.json"):
             loaded(wrong)
+    with pytest.raises(ValueError, match=r"img00000000\.png must be an integer of 64 bits, got 1000"):
+        loaded(json.dumps({"labels": [[name, 10**30] for name in names]}))
     if packed:
         archive.write_bytes(archive.read_bytes()[:-9])
         with pytest.raises(ValueError, match=r"edm\.zip: not a readable zip"):

@@ -1,5 +1,6 @@
 """Which images count: classes, lists, all but some, shares; in memory and streamed."""
 
+import numpy as np
 import pytest
 import torch
 from helpers import MACHINES, make_bank, noisy, partial
@@ -126,3 +127,10 @@ def test_a_set_is_kept_once_and_known_by_its_images(small):
     assert len(many.order) == 5
     names = {small.select(images=[a, b]).names[0] for a in range(12) for b in range(a)}
     assert len(names) == 66
+
+
+def test_one_label_in_any_form(small):
+    for label in (1, np.int64(1), np.array(1), torch.tensor(1)):
+        assert small.select(labels=label).names == small.select(labels=[1]).names
+    with pytest.raises(TypeError, match="labels must be integers"):
+        small.select(labels=0.5)

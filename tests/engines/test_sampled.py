@@ -345,7 +345,7 @@ def test_records_of_an_index_are_refused_in_one_line(built, about, capsys):
     assert "not a readable index" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("how", ["cut off", "written to", "deleted", "replaced"])
+@pytest.mark.parametrize("how", ["cut off", "written to", "overwritten", "deleted", "replaced"])
 def test_an_index_that_is_changed_while_it_is_used(built, how):
     bank, path, _, _ = built
     machine, x = pyels.ELS(bank, 5, engine="faiss", index=path.parent), torch.zeros(1, 1, 12, 12)
@@ -354,6 +354,9 @@ def test_an_index_that_is_changed_while_it_is_used(built, how):
         os.truncate(path, 100)
     elif how == "written to":
         os.utime(path, ns=(1, 1))
+    elif how == "overwritten":
+        with open(path, "r+b") as file:
+            file.write(b"\x7f" * path.stat().st_size)
     elif how == "deleted":
         path.unlink()
     else:
@@ -392,6 +395,22 @@ def test_built_in_a_forked_child(tmp_path):
     make_bank(300, (1, 12, 12)).save(tmp_path / "bank.npz")
     subprocess.run([sys.executable, "-c", script, str(tmp_path / "bank.npz")], check=True, timeout=100)
     assert len(list((tmp_path / "bank.npz.index").iterdir())) == 2
+
+
+def test_a_forked_child_waits_for_no_threads():
+    script = (
+        "import os, sys, torch, pyels.checks; torch.set_num_threads(2); x = torch.randn(2000, 2000); x.exp().sum()\n"
+        "child = os.fork()\n"
+        "if not child: x.exp().sum(); os._exit(0 if pyels.checks.forked and torch.get_num_threads() == 1 else 1)\n"
+        "sys.exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) or pyels.checks.forked)\n"
+    )
+    subprocess.run([sys.executable, "-c", script], check=True, timeout=60)
+
+
+def test_an_index_that_is_a_pipe_is_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "k5.safetensors")
+    with pytest.raises(ValueError, match=r"k5\.safetensors: not a readable index \(not a regular file\)"):
+        index.describe(tmp_path)
 
 
 def test_a_query_that_would_take_gigabytes_is_refused_before_an_index_is_built(tmp_path):

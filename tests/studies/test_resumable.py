@@ -4,6 +4,7 @@ import errno
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -345,6 +346,30 @@ def test_a_damaged_item_is_refused_by_name(tmp_path, damage):
     path.unlink()
     with resumable.result_folder(tmp_path, "sample"):
         resumable.resumable(tmp_path, {"a": 1}, 3, lambda i, on_step: {"v": torch.ones(4)}, SILENT)
+
+
+@pytest.mark.parametrize("of", ["another item", "another run"])
+def test_an_item_that_belongs_elsewhere_is_refused_by_name(tmp_path, of):
+    def stop(i, on_step):
+        if i == 2:
+            raise KeyboardInterrupt
+        return {"v": torch.full((4,), float(i))}
+
+    for name in ("a", "b"):
+        with pytest.raises(KeyboardInterrupt), resumable.result_folder(tmp_path / name, "sample"):
+            resumable.resumable(tmp_path / name, {"seed": name}, 3, stop, SILENT)
+    item = tmp_path / "a" / "unfinished" / "000001.safetensors"
+    shutil.copy(
+        item.with_name("000000.safetensors") if of == "another item" else tmp_path / "b" / "unfinished" / item.name,
+        item,
+    )
+    with (
+        resumable.result_folder(tmp_path / "a", "sample"),
+        pytest.raises(
+            ValueError, match=r"unfinished/000001\.safetensors: not as it was written \(it is of another run"
+        ),
+    ):
+        resumable.resumable(tmp_path / "a", {"seed": "a"}, 3, stop, SILENT)
 
 
 @pytest.mark.parametrize("text", ["[" * 100_000, '{"command": ["sample"], "version": "1"}', "{", "[]", "\x00"])

@@ -205,7 +205,7 @@ def check_device(device: str | torch.device) -> torch.device:
     try:
         device = torch.device(device)
         torch.empty(0, device=device).cpu()  # as those that hold no values, "meta", cannot be
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
+    except (RuntimeError, AssertionError) as error:
         built = f"sees {torch.cuda.device_count()} CUDA devices" if torch.version.cuda else "is built without CUDA"
         raise ValueError(f"device must be cpu or cuda (cuda:1 ..), got {str(device)!r}; torch {built} here") from error
     return device

@@ -286,7 +286,7 @@ def test_clipping(small):
     machine.clip = 0.5
     assert float(machine.denoise(noisy(small, 0.6, 0.8), 0.6, 0.8).abs().max()) <= 0.5
     for clip in (0, -1, "1", float("nan")):
-        with pytest.raises((TypeError, ValueError), match="clip must be"):
+        with pytest.raises((TypeError, ValueError), match=r"clip must be (positive|a number)"):
             NetworkDenoiser(lambda x: x, clip=clip)
 
 
@@ -315,7 +315,7 @@ def test_guidance_of_networks_and_machines(small):
     with pytest.raises(TypeError, match="denoiser must be a machine"):
         pyels.Guided(small, 2)
     for scale in (float("nan"), "2"):
-        with pytest.raises((TypeError, ValueError), match="scale must be"):
+        with pytest.raises((TypeError, ValueError), match=r"scale must be (finite|a number)"):
             pyels.Guided(machine, scale)
 
 

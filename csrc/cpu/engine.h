@@ -14,6 +14,7 @@ struct CpuOptions {
 
 // Bit-identical for any number of threads and any batch.
 void cpu_engine(const Problem& problem, const CpuOptions& options, Sink& sink);
+void cpu_second(const Problem& problem, const CpuOptions& options, const Second& second);
 
 // The instruction sets this CPU can run, best first, and the one in use: environment variable PYELS_ISA, else the best.
 std::vector<const char*> available_isas();

@@ -23,6 +23,7 @@ using pyels::Lists;
 using pyels::Out;
 using pyels::Problem;
 using pyels::SampledOptions;
+using pyels::Second;
 
 // A struct as a Python class; a name that it lacks raises AttributeError.
 template <class Struct>
@@ -97,15 +98,20 @@ PYBIND11_MODULE(_core, module) {
       .field("height", &Problem::height)
       .field("width", &Problem::width)
       .field("order", &Problem::order)
+      .field("responses_uint8", &Problem::responses_uint8)
+      .field("responses_float", &Problem::responses_float)
+      .field("response_channels", &Problem::response_channels)
       .field("queries", &Problem::queries)
       .field("x", &Problem::x)
       .field("alpha", &Problem::alpha)
       .field("sigma", &Problem::sigma)
       .field("begin", &Problem::begin)
       .field("end", &Problem::end)
+      .field("precision", &Problem::precision)
       .field("window", &Problem::window)
       .field("sources", &Problem::sources)
       .field("patch_size", &Problem::patch_size)
+      .field("taps", &Problem::taps)
       .field("masks", &Problem::masks)
       .field("want", &Problem::want);
 
@@ -120,6 +126,21 @@ PYBIND11_MODULE(_core, module) {
       .field("sy", &Out::sy)
       .field("yy", &Out::yy)
       .field("chance", &Out::chance);
+
+  Bound<Second>(module, "Second")
+      .field("log_sum", &Second::log_sum)
+      .field("fold_taps", &Second::fold_taps)
+      .field("folded", &Second::folded)
+      .field("mean", &Second::mean)
+      .field("variance", &Second::variance)
+      .field("cotangent", &Second::cotangent)
+      .field("derivative", &Second::derivative)
+      .field("influence", &Second::influence)
+      .field("top", &Second::top)
+      .field("pixels", &Second::pixels)
+      .field("pixel", &Second::pixel)
+      .field("heaviest", &Second::heaviest)
+      .field("heaviest_source", &Second::heaviest_source);
 
   Bound<Lists>(module, "Lists")
       .field("count", &Lists::count)
@@ -151,6 +172,10 @@ PYBIND11_MODULE(_core, module) {
     CopyOut sink(out);
     without_gil(problem, [&](const Problem& a) { pyels::reference_engine(a, sink); });
   }, py::arg("problem"), py::arg("out"));
+
+  module.def("reference_second", [](const Problem& problem, const Second& second) {
+    without_gil(problem, [&](const Problem& a) { pyels::reference_second(a, second); });
+  }, py::arg("problem"), py::arg("second"));
 
   module.def("cpu_engine", [](const Problem& problem, CpuOptions options, const Out& out) {
     CopyOut sink(out);

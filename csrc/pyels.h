@@ -51,7 +51,7 @@ struct Problem {
   // What answers in place of the images that are compared, likewise; both null: these do.
   const std::uint8_t* responses_uint8 = nullptr;  // (N, R, H, W)
   const float* responses_float = nullptr;         // (N, R, H, W)
-  std::int64_t response_channels = 0;             // R; C where the images answer
+  std::int64_t response_channels = 0;             // theirs
 
   // Queries. Query b is compared with the images order[begin[b]] .. order[end[b] - 1].
   std::int64_t queries = 0;             // B
@@ -74,6 +74,7 @@ struct Problem {
 
   bool full() const { return (want & want_posterior) == want_posterior; }
   bool others_answer() const { return responses_uint8 || responses_float; }
+  std::int64_t answer_channels() const { return others_answer() ? response_channels : channels; }  // R
 };
 
 // The second pass. With W_i(p) = exp(log w_i(p) - log_sum(p)), of every image of the problem's ranges, it adds to every

@@ -2,6 +2,8 @@
 // pixel. Slow on purpose; see pyels.h for the formula.
 #include <algorithm>
 #include <cmath>
+#include <utility>
+#include <vector>
 
 #include "pyels.h"
 
@@ -15,6 +17,12 @@ struct Place {
 double bank_pixel(const Problem& a, std::int64_t image, std::int64_t c, Place at) {
   const std::int64_t i = ((image * a.channels + c) * a.height + at.row) * a.width + at.column;
   return a.pixels_uint8 ? a.pixels_uint8[i] / 127.5 - 1.0 : static_cast<double>(a.pixels_float[i]);
+}
+
+double response(const Problem& a, std::int64_t image, std::int64_t c, Place at) {
+  if (!a.others_answer()) return bank_pixel(a, image, c, at);
+  const std::int64_t i = ((image * a.response_channels + c) * a.height + at.row) * a.width + at.column;
+  return a.responses_uint8 ? a.responses_uint8[i] / 127.5 - 1.0 : static_cast<double>(a.responses_float[i]);
 }
 
 std::int64_t wrap(std::int64_t i, std::int64_t n) { return i < 0 ? i + n : i >= n ? i - n : i; }
@@ -38,117 +46,169 @@ bool is_source(const Problem& a, Place p, Place q) {
   return false;
 }
 
-// || x[window(p)] - alpha * phi ||^2 for the patch of `image` around q, the window reaching from `first` to `last`.
-double squared_distance(const Problem& a, std::int64_t b, Place p, std::int64_t image, Place q, Place first,
-                        Place last) {
-  const float* x = a.x + b * a.channels * a.height * a.width;
+bool clipped(const Problem& a) { return a.sources == Sources::same_position || a.sources == Sources::zeros; }
+
+std::int64_t image_number(const Problem& a, std::int64_t n) { return a.order ? a.order[n] : n; }
+
+// Calls f(place z of the query, place of the patch around q that is compared with it, o) for every place o of the window
+// of pixel p; o counts from the window's first row and column, on and beyond the border.
+template <class F>
+void for_window(const Problem& a, Place p, Place q, F f) {
+  const std::int64_t r = a.patch_size / 2;
+  Place first{-r, -r}, last{r, r};
+  if (a.window != Window::square) {
+    first = {-p.row, -p.column}, last = {a.height - 1 - p.row, a.width - 1 - p.column};
+  } else if (clipped(a)) {  // at q just as at p, since both overhang alike
+    first = {std::max(-r, -p.row), std::max(-r, -p.column)};
+    last = {std::min(r, a.height - 1 - p.row), std::min(r, a.width - 1 - p.column)};
+  }
+  for (std::int64_t i = first.row; i <= last.row; ++i)
+    for (std::int64_t j = first.column; j <= last.column; ++j)
+      f(Place{wrap(p.row + i, a.height), wrap(p.column + j, a.width)},
+        Place{wrap(q.row + i, a.height), wrap(q.column + j, a.width)}, Place{i + r, j + r});
+}
+
+// L_p(z) sigma^2 of one channel.
+double precision(const Problem& a, std::int64_t b, Place p, std::int64_t c, Place z, Place o) {
+  const std::int64_t at = (c * a.height + z.row) * a.width + z.column, size = a.channels * a.height * a.width;
+  double weight = a.precision ? static_cast<double>(a.precision[b * size + at]) : 1.0;
+  if (a.window == Window::square && a.taps) weight *= a.taps[o.row] * a.taps[o.column];
+  if (a.window == Window::masks) weight *= a.masks[(p.row * a.width + p.column) * size + at];
+  return weight;
+}
+
+double query_pixel(const Problem& a, std::int64_t b, std::int64_t c, Place z) {
+  return a.x[((b * a.channels + c) * a.height + z.row) * a.width + z.column];
+}
+
+double log_weight(const Problem& a, std::int64_t b, Place p, std::int64_t image, Place q) {
   double sum = 0.0;
   for (std::int64_t c = 0; c < a.channels; ++c)
-    for (std::int64_t i = first.row; i <= last.row; ++i)
-      for (std::int64_t j = first.column; j <= last.column; ++j) {
-        const Place at_p{wrap(p.row + i, a.height), wrap(p.column + j, a.width)};
-        const Place at_q{wrap(q.row + i, a.height), wrap(q.column + j, a.width)};
-        const double difference =
-            x[(c * a.height + at_p.row) * a.width + at_p.column] - a.alpha[b] * bank_pixel(a, image, c, at_q);
-        sum += difference * difference;
+    for_window(a, p, q, [&](Place z, Place at_q, Place o) {
+      const double difference = query_pixel(a, b, c, z) - a.alpha[b] * bank_pixel(a, image, c, at_q);
+      sum += precision(a, b, p, c, z, o) * difference * difference;
+    });
+  return -sum / (2.0 * a.sigma[b] * a.sigma[b]);
+}
+
+// Calls f(p, image, q, log w) for every pixel p and every patch that it is compared with, of which q is the centre.
+template <class F>
+void for_pairs(const Problem& a, std::int64_t b, F f) {
+  const std::int64_t pixels = a.height * a.width;
+  const auto place = [&](std::int64_t p) { return Place{p / a.width, p % a.width}; };
+  const auto stop = [&] {
+    if (a.interrupted && a.interrupted()) throw Interrupted();
+  };
+  if (a.window == Window::image) {  // one weight for an image moved by d, shared by all pixels
+    for (std::int64_t n = a.begin[b]; n < a.end[b]; ++n) {
+      stop();
+      for (std::int64_t d = 0; d < (a.sources == Sources::circular ? pixels : 1); ++d) {
+        const double log_w = log_weight(a, b, {0, 0}, image_number(a, n), place(d));
+        for (std::int64_t p = 0; p < pixels; ++p)
+          f(p, image_number(a, n),
+            Place{wrap(place(p).row + place(d).row, a.height), wrap(place(p).column + place(d).column, a.width)},
+            log_w);
       }
-  return sum;
+    }
+    return;
+  }
+  for (std::int64_t p = 0; p < pixels; ++p) {
+    stop();
+    for (std::int64_t n = a.begin[b]; n < a.end[b]; ++n)
+      for (std::int64_t q = 0; q < pixels; ++q)
+        if (is_source(a, place(p), place(q)))
+          f(p, image_number(a, n), place(q), log_weight(a, b, place(p), image_number(a, n), place(q)));
+  }
 }
 
 // Adds one source patch to pixel p by the textbook online log-sum-exp: whenever the maximum grows, what was summed so
 // far is scaled down to it.
 void add(const Problem& a, Partial& total, std::int64_t p, double log_w, std::int64_t image, Place q) {
-  const std::int64_t source = (image * a.height + q.row) * a.width + q.column;
   if (log_w > total.m[p]) {
     const double scale = std::exp(total.m[p] - log_w);
     if (a.full() && total.s[p] > 0.0) total.e[p] = scale * (total.e[p] + total.s[p] * (total.m[p] - log_w));
     total.s[p] *= scale;
-    for (std::int64_t c = 0; c < a.channels; ++c) total.y[c * total.pixels + p] *= scale;
+    for (std::int64_t c = 0; c < total.channels; ++c) total.y[c * total.pixels + p] *= scale;
     total.m[p] = log_w;
   }
   const double w = std::exp(log_w - total.m[p]);
   total.s[p] += w;
-  for (std::int64_t c = 0; c < a.channels; ++c) total.y[c * total.pixels + p] += w * bank_pixel(a, image, c, q);
+  for (std::int64_t c = 0; c < total.channels; ++c) total.y[c * total.pixels + p] += w * response(a, image, c, q);
   if (!a.full()) return;
   total.e[p] += w * (log_w - total.m[p]);
   if (log_w > total.top[p]) {  // the first of equals
     total.top[p] = log_w;
-    total.source[p] = source;
+    total.source[p] = (image * a.height + q.row) * a.width + q.column;
   }
 }
 
-// One mask for every pixel p: the weights of the squared differences from the image at the same position.
-void masked_windows(const Problem& a, std::int64_t b, Partial& total) {
-  const std::int64_t size = a.channels * total.pixels;
-  const float* x = a.x + b * size;
-  for (std::int64_t p = 0; p < total.pixels; ++p) {
-    if (a.interrupted && a.interrupted()) throw Interrupted();
-    const double* mask = a.masks + p * size;
-    for (std::int64_t n = a.begin[b]; n < a.end[b]; ++n) {
-      const std::int64_t image = a.order ? a.order[n] : n;
-      double distance = 0.0;
-      for (std::int64_t z = 0; z < size; ++z) {
-        const Place at{z / a.width % a.height, z % a.width};
-        const double difference = x[z] - a.alpha[b] * bank_pixel(a, image, z / total.pixels, at);
-        distance += mask[z] * difference * difference;
-      }
-      add(a, total, p, -distance / (2.0 * a.sigma[b] * a.sigma[b]), image, {p / a.width, p % a.width});
-    }
-  }
-}
+// Of one pixel, in descending order, and as many as asked for.
+using Heaviest = std::vector<std::pair<double, std::int64_t>>;
 
-// IS and ES: one weight for an image moved by (dy, dx), shared by all pixels p, with centre p + (dy, dx).
-void whole_image_windows(const Problem& a, std::int64_t b, Partial& total) {
-  const std::int64_t moves_y = a.sources == Sources::circular ? a.height : 1;
-  const std::int64_t moves_x = a.sources == Sources::circular ? a.width : 1;
-  for (std::int64_t n = a.begin[b]; n < a.end[b]; ++n) {
-    if (a.interrupted && a.interrupted()) throw Interrupted();
-    const std::int64_t image = a.order ? a.order[n] : n;
-    for (std::int64_t dy = 0; dy < moves_y; ++dy)
-      for (std::int64_t dx = 0; dx < moves_x; ++dx) {
-        const double log_w = -squared_distance(a, b, {0, 0}, image, {dy, dx}, {0, 0}, {a.height - 1, a.width - 1}) /
-                             (2.0 * a.sigma[b] * a.sigma[b]);
-        for (std::int64_t p = 0; p < total.pixels; ++p)
-          add(a, total, p, log_w, image, {wrap(p / a.width + dy, a.height), wrap(p % a.width + dx, a.width)});
-      }
-  }
-}
-
-// LS and ELS: a k x k window around each pixel.
-void square_windows(const Problem& a, std::int64_t b, Partial& total) {
-  const std::int64_t r = a.patch_size / 2;
-  const bool clipped = a.sources == Sources::same_position || a.sources == Sources::zeros;
-  for (std::int64_t p = 0; p < total.pixels; ++p) {
-    if (a.interrupted && a.interrupted()) throw Interrupted();
-    const Place at_p{p / a.width, p % a.width};
-    Place first{-r, -r}, last{r, r};
-    if (clipped) {  // at q just as at p, since both overhang alike
-      first = {std::max(-r, -at_p.row), std::max(-r, -at_p.column)};
-      last = {std::min(r, a.height - 1 - at_p.row), std::min(r, a.width - 1 - at_p.column)};
+// The second pass over query b. Arrays of `to` are those of all queries.
+void add_answers(const Problem& a, const Second& to, std::int64_t b, std::vector<Heaviest>& heaviest) {
+  const std::int64_t pixels = a.height * a.width, channels = a.answer_channels();
+  const auto at = [&](std::int64_t of, std::int64_t c, Place z) {
+    return (b * of + c) * pixels + z.row * a.width + z.column;
+  };
+  for_pairs(a, b, [&](std::int64_t p, std::int64_t image, Place q, double log_w) {
+    const Place here{p / a.width, p % a.width};
+    const double w = std::exp(log_w - to.log_sum[b * pixels + p]);
+    if (to.influence) to.influence[b * a.images + image] += w;
+    if (to.top > 0) {
+      Heaviest& of = heaviest[static_cast<std::size_t>(p)];
+      const std::pair one{-w, (image * a.height + q.row) * a.width + q.column};
+      of.insert(std::upper_bound(of.begin(), of.end(), one), one);
+      if (std::ssize(of) > to.top) of.pop_back();
     }
-    for (std::int64_t n = a.begin[b]; n < a.end[b]; ++n) {
-      const std::int64_t image = a.order ? a.order[n] : n;
-      for (std::int64_t q = 0; q < total.pixels; ++q) {
-        const Place at_q{q / a.width, q % a.width};
-        if (!is_source(a, at_p, at_q)) continue;
-        const double distance = squared_distance(a, b, at_p, image, at_q, first, last);
-        add(a, total, p, -distance / (2.0 * a.sigma[b] * a.sigma[b]), image, at_q);
-      }
+    double projected = 0.0;  // of the response, less the mean, on the cotangent
+    for (std::int64_t c = 0; c < channels; ++c) {
+      if (!to.variance && !to.derivative) break;
+      const double off = response(a, image, c, q) - to.mean[at(channels, c, here)];
+      if (to.variance) to.variance[at(channels, c, here)] += w * off * off;
+      if (to.derivative) projected += to.cotangent[at(channels, c, here)] * off;
     }
-  }
+    if (!to.folded && !to.derivative) return;
+    for_window(a, here, q, [&](Place z, Place at_q, Place o) {
+      bool answers = a.window == Window::square;
+      for (std::int64_t c = 0; c < a.channels; ++c) {
+        const double l = precision(a, b, here, c, z, o) / (a.sigma[b] * a.sigma[b]);
+        if (to.derivative)
+          to.derivative[at(a.channels, c, z)] += l * a.alpha[b] * w * projected * bank_pixel(a, image, c, at_q);
+        if (a.window == Window::masks)
+          answers |= a.masks[(p * a.channels + c) * pixels + z.row * a.width + z.column] > 0.0;
+      }
+      if (!to.folded || !answers) return;
+      const double r = a.window == Window::square ? to.fold_taps[o.row] * to.fold_taps[o.column] : 1.0;
+      for (std::int64_t c = 0; c < channels; ++c)
+        to.folded[at(channels, c, z)] += r * w * response(a, image, c, at_q);
+    });
+  });
 }
 
 }  // namespace
 
 void reference_engine(const Problem& a, Sink& sink) {
   for (std::int64_t b = 0; b < a.queries; ++b) {
-    Partial total(a.height * a.width, a.channels, a.full());
-    switch (a.window) {
-      case Window::image: whole_image_windows(a, b, total); break;
-      case Window::square: square_windows(a, b, total); break;
-      case Window::masks: masked_windows(a, b, total); break;
-    }
+    Partial total(a.height * a.width, a.answer_channels(), a.full());
+    for_pairs(a, b, [&](std::int64_t p, std::int64_t image, Place q, double log_w) {
+      add(a, total, p, log_w, image, q);
+    });
     sink.take(b, total);
+  }
+}
+
+void reference_second(const Problem& a, const Second& to) {
+  for (std::int64_t b = 0; b < a.queries; ++b) {
+    std::vector<Heaviest> heaviest(static_cast<std::size_t>(a.height * a.width));
+    add_answers(a, to, b, heaviest);
+    for (std::int64_t i = 0; i < to.pixels; ++i) {
+      const Heaviest& of = heaviest[static_cast<std::size_t>(to.pixel[i])];
+      for (std::size_t k = 0; k < of.size(); ++k) {
+        const std::int64_t put = (b * to.pixels + i) * to.top + static_cast<std::int64_t>(k);
+        to.heaviest[put] = -of[k].first, to.heaviest_source[put] = of[k].second;
+      }
+    }
   }
 }
 

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from pyels.adapters import NetworkDenoiser
     from pyels.bank import PatchBank
     from pyels.bank.selection import Selection
-    from pyels.definition import Definition, Masks, Square, WholeImage
+    from pyels.definition import Definition, Fold, Gaussian, Masks, Square, WholeImage
     from pyels.denoiser import Denoiser, Query
     from pyels.guided import Guided
     from pyels.machines import ELS, ES, IS, LS, Machine
@@ -35,7 +35,7 @@ _NAMES = {
     "pyels.adapters": "NetworkDenoiser",
     "pyels.bank": "PatchBank",
     "pyels.bank.selection": "Selection",
-    "pyels.definition": "Definition Masks Square WholeImage",
+    "pyels.definition": "Definition Fold Gaussian Masks Square WholeImage",
     "pyels.denoiser": "Denoiser Query",
     "pyels.guided": "Guided",
     "pyels.machines": "ELS ES IS LS Machine",
@@ -53,6 +53,8 @@ __all__ = [
     "LS",
     "Definition",
     "Denoiser",
+    "Fold",
+    "Gaussian",
     "Guided",
     "Machine",
     "Masks",

@@ -174,11 +174,45 @@ def check_number(name: str, value: Any) -> float:
         raise TypeError(f"{name} must be a number, got {type(value).__name__}") from None
 
 
+def check_count(name: str, value: Any) -> int:
+    if isinstance(value, bool) or not hasattr(value, "__index__"):
+        raise TypeError(f"{name} must be an int, got {type(value).__name__}")
+    if value.__index__() < 1:
+        raise ValueError(f"{name} must be at least 1, got {value}")
+    return int(value.__index__())
+
+
+def check_pixels(pixels: Any, height: int, width: int) -> Tensor:
+    """Pixels (P, 2) as row * width + column, (P,) int64; None: all."""
+    if pixels is None:
+        return torch.arange(height * width, device=CPU)
+    try:
+        places = numbers_of(pixels)
+        if places.is_floating_point() or places.dim() != 2 or places.shape[1] != 2:
+            raise TypeError
+    except (TypeError, ValueError, RuntimeError):
+        raise TypeError(f"pixels must be rows and columns (P, 2), integers, got {pixels!r}") from None
+    if (places < 0).any() or (places >= torch.tensor([height, width], device=CPU)).any():
+        raise ValueError(f"pixels must lie in the {height}x{width} image, got {pixels!r}")
+    return places[:, 0] * width + places[:, 1]
+
+
 def check_tolerance(tolerance: Any) -> float:
     number = check_number("tolerance", tolerance)
     if not 0 < number < float("inf"):
         raise ValueError(f"tolerance must be positive and finite, got {tolerance}")
     return float(number)
+
+
+def check_precision(precision: Any) -> Tensor:
+    """How precisely each value of a query is known, as float32 with four dimensions or fewer."""
+    if not isinstance(precision, Tensor) or precision.is_complex() or precision.dim() > 4:
+        given = f"shape {tuple(precision.shape)}" if isinstance(precision, Tensor) else type(precision).__name__
+        raise TypeError(f"precision must be a real tensor that expands to (B, C, H, W), got {given}")
+    factors = precision.detach().to(torch.float32)
+    if not torch.isfinite(factors).all() or (factors < 0).any():
+        raise ValueError("precision must be finite and not negative: 0 where nothing is known, 1 as sigma says")
+    return factors
 
 
 def check_threads(threads: Any) -> int | None:

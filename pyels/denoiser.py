@@ -19,6 +19,7 @@ from pyels.checks import (
     check_images,
     check_labels,
     check_level,
+    check_precision,
     check_tolerance,
     checked,
     checks_of,
@@ -26,10 +27,15 @@ from pyels.checks import (
 
 F = TypeVar("F", bound=Callable[..., Any])
 _NO_DERIVATIVE = (
-    "a derivative was asked for, but pyels computes none of denoisers and samples: give it x.detach(), call it under "
-    "torch.no_grad(), or take finite differences"
+    "a derivative was asked for of what has none in pyels, which differentiates denoise, eps, score and samples of "
+    "machines alone: give it x.detach(), call it under torch.no_grad(), or take finite differences"
+)
+_NO_SECOND = (
+    "second derivatives, and those forward in x, are not computed: take finite differences of the first, by backward"
 )
 _NO_VMAP = "torch.vmap over a denoiser is not supported: give it the whole batch, (B, C, H, W), in one call"
+# From the gradient of something with respect to x0_hat, that with respect to x.
+Pullback = Callable[[Tensor], Tensor]
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,6 +54,8 @@ class Query:
     tolerance   a wish: how far the mean of a pixel may be from the exact one (half a 95% interval) for its search to
                 end, instead of the engine's own; engine "sampled" alone takes notice, the others are exact
     selection   a wish: which images of a machine's bank count (see `PatchBank.select`), instead of those of the labels
+    precision   a wish: how precisely each value of x is known, (B, C, H, W) float32 or what expands to it, not
+                negative: a factor of its weight 1 / sigma^2 in every comparison; 0: not at all
     """
 
     x: Tensor
@@ -57,6 +65,7 @@ class Query:
     patch_size: int | None = None
     tolerance: float | None = checked(None, check_tolerance)
     selection: Selection | None = checked(None, check_selection)
+    precision: Tensor | None = checked(None, check_precision)
 
     def __post_init__(self) -> None:
         for level in (self.alpha, self.sigma):
@@ -64,6 +73,15 @@ class Query:
                 raise TypeError(
                     "alpha and sigma of a Query are (B,) float64; make one by denoiser.query(x, alpha, sigma)"
                 )
+        if self.precision is not None:
+            try:
+                expanded = self.precision.to(self.x.device).expand(self.x.shape).contiguous()
+            except RuntimeError:
+                given = tuple(self.precision.shape)
+                raise ValueError(
+                    f"precision must expand to the shape of x, {tuple(self.x.shape)}, got {given}"
+                ) from None
+            object.__setattr__(self, "precision", expanded)
 
     def __len__(self) -> int:
         return len(self.x)
@@ -71,34 +89,54 @@ class Query:
     def of(self, queries: Sequence[int]) -> Query:
         """Some of the queries."""
         which = torch.tensor(queries, dtype=torch.int64, device=CPU)
-        labels = None if self.labels is None else self.labels[which]
-        return replace(self, x=self.x[which], alpha=self.alpha[which], sigma=self.sigma[which], labels=labels)
+        given = {name: getattr(self, name) for name in ("x", "alpha", "sigma", "labels", "precision")}
+        return replace(self, **{name: value[which] for name, value in given.items() if value is not None})
 
 
 _WISHES = checks_of(Query)
 
 
-class _Underived(torch.autograd.Function):
-    """compute(*arguments), which has no derivative: to ask for one is an error, and not zero. A true one has its place
-    here."""
+class _Derived(torch.autograd.Function):
+    """compute(*arguments), which gives what it computed, a tensor or a tuple, and the pullback that backward takes to
+    the first of the arguments."""
 
     @staticmethod
-    def forward(compute: Callable[..., Any], *arguments: Any) -> Any:
-        return compute(*arguments)
+    def forward(compute: Callable[..., Any], keep: list[Pullback], *arguments: Any) -> Any:
+        value, pullback = compute(*arguments)
+        keep.append(pullback)
+        return value
 
     @staticmethod
     def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
-        pass
+        ctx.pullback, ctx.count = inputs[1][-1], len(inputs)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Any) -> Any:
-        raise RuntimeError(_NO_DERIVATIVE)
+        once = _Derived.apply(lambda g: (ctx.pullback(g), _refuse_second), [], gradients[0])  # type: ignore[no-untyped-call]
+        return None, None, once, *[None] * (ctx.count - 3)
 
-    jvp = backward
+    @staticmethod
+    def jvp(ctx: Any, *tangents: Any) -> Any:
+        raise RuntimeError(_NO_SECOND)
 
     @staticmethod
     def vmap(info: Any, dims: Any, *arguments: Any) -> Any:
         raise RuntimeError(_NO_VMAP)
+
+
+def _refuse_second(gradient: Tensor) -> Tensor:
+    raise RuntimeError(_NO_SECOND)
+
+
+def refuse_derivative(gradient: Tensor) -> Tensor:
+    """The pullback of what has no derivative: to ask for one is an error, and not zero."""
+    raise RuntimeError(_NO_DERIVATIVE)
+
+
+def derived(compute: Callable[[Tensor], tuple[Tensor, Pullback]], x: Tensor) -> Tensor:
+    """What compute(x) gives, differentiable in x by the pullback that it gives too."""
+    value: Tensor = _Derived.apply(compute, [], x)  # type: ignore[no-untyped-call]
+    return value
 
 
 def underived(function: F) -> F:
@@ -107,9 +145,10 @@ def underived(function: F) -> F:
     @functools.wraps(function)
     def call(*arguments: Any, **named: Any) -> Any:
         def compute(*values: Any) -> Any:
-            return function(*values[: len(arguments)], **dict(zip(named, values[len(arguments) :], strict=True)))
+            given = dict(zip(named, values[len(arguments) :], strict=True))
+            return function(*values[: len(arguments)], **given), refuse_derivative
 
-        return _Underived.apply(compute, *arguments, *named.values())  # type: ignore[no-untyped-call]
+        return _Derived.apply(compute, [], *arguments, *named.values())  # type: ignore[no-untyped-call]
 
     return cast(F, call)
 
@@ -133,6 +172,14 @@ class Denoiser:
     def estimate(self, query: Query) -> Tensor:
         """The estimate x0_hat (B, C, H, W) float32, where query.x is."""
         raise TypeError(f"{type(self).__name__} must define estimate(query), which returns x0_hat (B, C, H, W)")
+
+    def estimate_and_pullback(self, query: Query) -> tuple[Tensor, Pullback]:
+        """The estimate, and what takes gradients with respect to it to x; here, one that refuses."""
+        return self.estimate(query), refuse_derivative
+
+    def answer_shape(self, x: Tensor) -> tuple[int, ...]:
+        """The shape of the estimate for images x."""
+        return tuple(x.shape)
 
     def to(self, device: str | torch.device) -> None:
         """Move it to a device; raises ValueError where it cannot be moved."""
@@ -176,7 +223,6 @@ class Denoiser:
             **{name: None if value is None else _WISHES[name](value) for name, value in wishes.items()},
         )
 
-    @underived
     def denoise(
         self,
         x: Tensor,
@@ -200,21 +246,26 @@ class Denoiser:
 
         Returns
         -------
-        (B, C, H, W) float32 (float64 from engine "reference"), where x is; each image as if it had been computed alone
+        (B, C, H, W) float32 (float64 from engine "reference"), where x is; each image as if it had been computed alone.
+        Differentiable in x by torch's autograd, of a machine whose engine can; second derivatives are refused
 
         Raises
         ------
         TypeError, ValueError  wrong dtype or shape, NaN or infinite pixels, sigma <= 0, alpha < 0, a class without
                                images, a patch size that is even, not positive, or larger than the boundary allows
-        RuntimeError           where a derivative of the estimate is asked for, or torch.vmap is used
+        RuntimeError           where a derivative is asked for that there is none of, or torch.vmap is used
         """
-        x0 = self.estimate(self.query(x, alpha, sigma, labels, patch_size, **wishes))
-        if not isinstance(x0, Tensor) or x0.shape != x.shape:
-            what = f"shape {tuple(x0.shape)}" if isinstance(x0, Tensor) else type(x0).__name__
-            raise ValueError(f"estimate of {type(self).__name__} gave {what}, but the images are {tuple(x.shape)}")
+
+        def compute(x: Tensor) -> tuple[Tensor, Pullback]:
+            x0, pullback = self.estimate_and_pullback(self.query(x, alpha, sigma, labels, patch_size, **wishes))
+            if not isinstance(x0, Tensor) or tuple(x0.shape) != self.answer_shape(x):
+                what = f"shape {tuple(x0.shape)}" if isinstance(x0, Tensor) else type(x0).__name__
+                raise ValueError(f"estimate of {type(self).__name__} gave {what}, but the images are {tuple(x.shape)}")
+            return x0, pullback
+
+        x0 = derived(compute, x)
         return x0 if self.clip is None else x0.clamp(-self.clip, self.clip)
 
-    @underived
     def eps(
         self,
         x: Tensor,
@@ -226,9 +277,13 @@ class Denoiser:
     ) -> Tensor:
         """The estimated noise (x - alpha * x0_hat) / sigma, (B, C, H, W) float32; arguments as in `denoise`."""
         x0 = self.denoise(x, alpha, sigma, labels, patch_size, **wishes)
+        if x0.shape != x.shape:
+            raise ValueError(
+                f"the responses are {tuple(x0.shape[1:])}, but the images {tuple(x.shape[1:])}: they imply neither "
+                "noise nor score; use denoise"
+            )
         return eps_from_x0(x0, x, _column("alpha", alpha, x0), _column("sigma", sigma, x0))
 
-    @underived
     def score(
         self,
         x: Tensor,

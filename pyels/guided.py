@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from pyels.checks import check_number
-from pyels.denoiser import Denoiser, Query
+from pyels.denoiser import Denoiser, Pullback, Query
 from pyels.networks.adapters import NetworkDenoiser
 
 
@@ -56,7 +56,11 @@ class Guided(Denoiser):
         return self.denoiser.check_images(x)
 
     def estimate(self, query: Query) -> Tensor:
+        return self.estimate_and_pullback(query)[0]
+
+    def estimate_and_pullback(self, query: Query) -> tuple[Tensor, Pullback]:
         if query.labels is None:
             raise ValueError("labels: guidance needs the class of every image")
-        x0, none = self.denoiser.estimate(query), self.denoiser.estimate(replace(query, labels=None))
-        return none + self.scale * (x0 - none)
+        x0, of_class = self.denoiser.estimate_and_pullback(query)
+        none, of_all = self.denoiser.estimate_and_pullback(replace(query, labels=None))
+        return none + self.scale * (x0 - none), lambda g: of_all((1 - self.scale) * g) + of_class(self.scale * g)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
 from enum import IntFlag
 from typing import Any
@@ -45,7 +45,9 @@ class Posterior:
                                 False: `error` is half the width of a 95% interval around the mean, and the other fields
                                 are estimates too; `source` is the heaviest patch among those that were looked at
 
-    All float32, or float64 from engine "reference".
+    All float32, or float64 from engine "reference". Of a fold, `mean` is that over the windows that cover the pixel,
+    and the other fields are those of the window around it. `source` counts images of the bank; of a mirror image it
+    names the image that it is of, and the pixel of that one.
     """
 
     mean: Tensor
@@ -55,10 +57,25 @@ class Posterior:
     source_weight: Tensor
     error: Tensor
     certified: Tensor
+    _variance: Callable[[], Tensor] | None = None
+
+    @classmethod
+    def of(cls, tensors: Sequence[Tensor], variance: Callable[[], Tensor] | None = None) -> Posterior:
+        """With all fields, in this order, and what computes the variance."""
+        mean, log_evidence, entropy, source, source_weight, error, certified = tensors
+        return cls(mean, log_evidence, entropy, source, source_weight, error, certified, variance)
+
+    @property
+    def variance(self) -> Tensor:
+        """(B, R, H, W) posterior variance of the response at each pixel: of the centre c, sum_i w_i (c_i - mean)^2 /
+        sum_i w_i. Computed when it is asked for, by a second pass, from the query and the bank as they are then."""
+        if self._variance is None:
+            raise ValueError("this posterior knows no machine that could compute its variance")
+        return self._variance()
 
     def tensors(self) -> tuple[Tensor, ...]:
         """All fields, in this order."""
-        return tuple(getattr(self, field.name) for field in fields(self))
+        return tuple(getattr(self, one.name) for one in fields(self) if one.name != "_variance")
 
 
 @dataclass(frozen=True)

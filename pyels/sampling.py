@@ -116,7 +116,6 @@ def heun(estimate: Estimate, x: Tensor, levels: Sequence[Level], on_step: Callab
 SOLVERS = ("ddim", "euler", "heun")
 
 
-@underived
 def sample(
     denoiser: Denoiser,
     noise: Tensor,
@@ -149,7 +148,7 @@ def sample(
 
     Returns
     -------
-    (B, C, H, W) float32 samples
+    (B, C, H, W) float32 samples; differentiable in the noise where the denoiser is in x
 
     Raises
     ------
@@ -158,7 +157,7 @@ def sample(
     """
     if not isinstance(denoiser, Denoiser):
         raise TypeError(f"denoiser must be a machine or another pyels.Denoiser, got {type(denoiser).__name__}")
-    noise = denoiser.check_images(noise)
+    underived(denoiser.check_images)(noise)  # refuses torch.vmap in words
     labels = check_labels(labels, len(noise))
     if patch_sizes is not None:  # all of them now, not each at its step
         if np.ndim(patch_sizes) != 1:

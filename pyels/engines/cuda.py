@@ -24,7 +24,7 @@ from pyels.checks import CPU, checked, is_captured
 from pyels.definition import Definition
 from pyels.denoiser import Query
 from pyels.engines.engine import beyond_float32
-from pyels.engines.exact import Exact, Part
+from pyels.engines.exact import Exact, Part, chunks
 from pyels.engines.operator import evaluate
 from pyels.posterior import PartialPosterior, Want
 
@@ -96,7 +96,13 @@ class Cuda(Exact):
         return super().evaluate(definition, bank, selection, there, want).to(query.x.device)
 
     def evaluate_part(
-        self, definition: Definition, images: Tensor, selection: Selection, query: Query, want: Want
+        self,
+        definition: Definition,
+        images: Tensor,
+        selection: Selection,
+        query: Query,
+        want: Want,
+        responses: Tensor | None = None,
     ) -> PartialPosterior:
         options = {"tensor_cores": self.precision == "high"}
         return evaluate("cuda", options, definition, images, selection, query, want)
@@ -109,7 +115,7 @@ class Cuda(Exact):
                 yield images, selection if selection.order is not bank.order else replace(selection, order=order), None
                 return
         which = selection.images()
-        some = bank.stream(which) if bank.streamed else chunks(bank.images, which)
+        some = bank.stream(which) if bank.streamed else chunks(bank.images, which, CHUNK_BYTES)
         with closing(upload(some, self.device)) as parts:
             for numbers, images in parts:
                 yield images, selection.among(numbers), numbers
@@ -157,17 +163,6 @@ def fits(images: Tensor, device: torch.device) -> bool:
     free, _ = torch.cuda.mem_get_info(device)
     reusable = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
     return images.nbytes <= SHARE * (free + reusable)
-
-
-def chunks(images: Tensor, which: range | Tensor) -> Generator[tuple[Tensor, Tensor], None, None]:
-    """The chosen images, neighbours or numbers (n,), in parts: numbers and pixels."""
-    step = max(1, CHUNK_BYTES // images[0].nbytes)
-    for start in range(0, len(which), step):
-        part = which[start : start + step]
-        if isinstance(part, range):
-            yield torch.arange(part.start, part.stop, device=CPU), images[part.start : part.stop]
-        else:
-            yield part, images[part]
 
 
 class _Slot:

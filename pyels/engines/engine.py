@@ -16,6 +16,7 @@ from pyels.checks import CPU, check_threads, checks_of, from_environment, is_cap
 from pyels.definition import Definition, Square, WholeImage
 from pyels.denoiser import Query
 from pyels.posterior import PartialPosterior, Want
+from pyels.second import Answers, Asked
 
 
 @dataclass(eq=False)
@@ -26,12 +27,15 @@ class Engine(ABC):
     ----------
     name     as `engine=` and the command line know it
     windows  the kinds of window that it takes
+    knows    what else of the formula it takes: "mirror", "responses", "precision" (of a query), and "second", the
+             second pass, of which folds and derivatives are made
     dtype    of the posterior means that it gives
     device   where it works
     """
 
     name: ClassVar[str]
     windows: ClassVar[tuple[type, ...]] = (WholeImage, Square)
+    knows: ClassVar[tuple[str, ...]] = ()
     dtype: ClassVar[torch.dtype] = torch.float32
     device = CPU
 
@@ -64,10 +68,18 @@ class Engine(ABC):
         if not isinstance(definition.window, self.windows):
             taken = " and ".join(kind.__name__ for kind in self.windows)
             return f"takes windows {taken}, not {type(definition.window).__name__}; use engine='reference'"
-        if definition.fold is not None:
-            return f"does not fold windows, but fold is {definition.fold!r}; leave it out"
-        if definition.mirror:
-            return "does not look at mirror images; add them to the bank, or leave out mirror=True"
+        if definition.fold is not None and "second" not in self.knows:
+            return f"does not fold windows, but fold is {definition.fold!r}; use engine='reference', or leave it out"
+        if definition.mirror and "mirror" not in self.knows:
+            return "does not look at mirror images; use engine='cpu', or leave out mirror=True"
+        if definition.responses is not None and "responses" not in self.knows:
+            return "lets no other images answer; use engine='reference', or leave out responses"
+        return None
+
+    def lacks_for(self, query: Query) -> str | None:
+        """What of a query it does not take, likewise."""
+        if query.precision is not None and "precision" not in self.knows:
+            return "takes no precision of the query; use engine='reference', or leave it out"
         return None
 
     @abstractmethod
@@ -84,6 +96,18 @@ class Engine(ABC):
 
         Image numbers in `source` are those of the bank.
         """
+
+    def answer(
+        self, definition: Definition, bank: PatchBank, selection: Selection, query: Query, asked: Asked
+    ) -> Answers:
+        """What is asked of the normalised weights, where query.x is, by a second pass; arguments as of `evaluate`."""
+        raise self.no_second_pass()
+
+    def no_second_pass(self) -> ValueError:
+        return ValueError(
+            f"engine {self.name!r} has no second pass, which derivatives, variances, influence and sources come from; "
+            "use engine='reference'"
+        )
 
     def settings(self) -> dict[str, Any]:
         """What the bits of a result depend on, beside its inputs."""

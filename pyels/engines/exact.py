@@ -5,8 +5,8 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Generator
 from contextlib import closing
-from dataclasses import dataclass, replace
-from typing import ClassVar
+from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -14,12 +14,14 @@ from torch import Tensor
 from pyels.bank import PatchBank
 from pyels.bank.selection import Selection
 from pyels.checks import CPU, checked
-from pyels.definition import Definition, Masks, Square, WholeImage
+from pyels.definition import Definition, Gaussian, Masks, Square, WholeImage
 from pyels.denoiser import Query
 from pyels.engines.engine import Engine, threads_or_all
-from pyels.engines.operator import evaluate
+from pyels.engines.operator import answer, evaluate
 from pyels.posterior import PartialPosterior, Want
+from pyels.second import Answers, Asked
 
+MIRRORED_BYTES = 64 << 20  # so much of a bank is mirrored at a time
 # Images (n, C, H, W), the selection of these, and their numbers in the bank; None: they are the bank.
 Part = tuple[Tensor, Selection, Tensor | None]
 
@@ -32,23 +34,54 @@ class Exact(Engine):
         self, definition: Definition, bank: PatchBank, selection: Selection, query: Query, want: Want
     ) -> PartialPosterior:
         total: PartialPosterior | None = None
-        with closing(self.parts(bank, selection)) as parts:
-            for images, chosen, numbers in parts:
-                part = self.evaluate_part(definition, images, chosen, query, want)
+        with closing(self._all_parts(definition, bank, selection)) as parts:
+            for images, responses, chosen, numbers in parts:
+                part = self.evaluate_part(definition, images, chosen, query, want, responses)
                 if numbers is not None:
                     part = part.renumbered(numbers)
                 total = part if total is None else total.merge(part)
         if total is None:  # no query, or none that has an image
-            none = selection.nothing()
-            image = torch.zeros((1, *bank.shape), dtype=bank.dtype, device=self.device)
-            total = self.evaluate_part(definition, image, none, query, want)
+            total = self.evaluate_part(definition, *self._nothing(definition, bank, selection, query, want))
+        return total
+
+    def answer(
+        self, definition: Definition, bank: PatchBank, selection: Selection, query: Query, asked: Asked
+    ) -> Answers:
+        total: Answers | None = None
+        _, height, width = bank.shape
+        with closing(self._all_parts(definition, bank, selection)) as parts:
+            for images, responses, chosen, numbers in parts:
+                part = self.answer_part(definition, images, chosen, query, asked, responses)
+                if numbers is not None:
+                    part = part.renumbered(numbers, len(bank), height * width)
+                total = part if total is None else total.merge(part)
+        if total is None:
+            total = self.answer_part(definition, *self._nothing(definition, bank, selection, query, asked))
         return total
 
     @abstractmethod
     def evaluate_part(
-        self, definition: Definition, images: Tensor, selection: Selection, query: Query, want: Want
+        self,
+        definition: Definition,
+        images: Tensor,
+        selection: Selection,
+        query: Query,
+        want: Want,
+        responses: Tensor | None = None,
     ) -> PartialPosterior:
-        """That of images (n, C, H, W) which are where the engine works."""
+        """That of images (n, C, H, W) which are where the engine works, and of responses (n, R, H, W)."""
+
+    def answer_part(
+        self,
+        definition: Definition,
+        images: Tensor,
+        selection: Selection,
+        query: Query,
+        asked: Asked,
+        responses: Tensor | None = None,
+    ) -> Answers:
+        """Likewise; of engines that know a second pass."""
+        raise self.no_second_pass()
 
     def parts(self, bank: PatchBank, selection: Selection) -> Generator[Part, None, None]:
         """The selected images: at once, or where the bank is streamed one part after the other, each valid until the
@@ -60,6 +93,44 @@ class Exact(Engine):
         with closing(bank.stream(selection.images())) as parts:
             for numbers, images in parts:
                 yield images, selection.among(numbers), numbers
+
+    def _all_parts(
+        self, definition: Definition, bank: PatchBank, selection: Selection
+    ) -> Generator[tuple[Tensor, Tensor | None, Selection, Tensor | None], None, None]:
+        """With what answers in place of the images; and after each part its mirror images, numbered from N on."""
+        others = definition.responses
+        with closing(self.parts(bank, selection)) as parts:
+            for images, chosen, numbers in parts:
+                responses = None
+                if others is not None:
+                    responses = others.images if numbers is None else others.read(numbers)
+                yield images, responses, chosen, numbers
+                if not definition.mirror:
+                    continue
+                for which, mirrored in chunks(images, chosen.images(), MIRRORED_BYTES):
+                    there = None if responses is None else responses[which].flip(-1)
+                    at = which if numbers is None else numbers[which]
+                    yield mirrored.flip(-1), there, chosen.among(which), at + len(bank)
+
+    def _nothing(
+        self, definition: Definition, bank: PatchBank, selection: Selection, query: Query, what: Any
+    ) -> tuple[Tensor, Selection, Query, Any, Tensor | None]:
+        """Arguments for a part without an image."""
+        others = definition.responses
+        image = torch.zeros((1, *bank.shape), dtype=bank.dtype, device=self.device)
+        answer = None if others is None else torch.zeros((1, *others.shape), dtype=others.dtype, device=self.device)
+        return image, selection.nothing(), query, what, answer
+
+
+def chunks(images: Tensor, which: range | Tensor, size: int) -> Generator[tuple[Tensor, Tensor], None, None]:
+    """The chosen images, neighbours or numbers (n,), in parts of so many bytes: numbers and pixels."""
+    step = max(1, size // images[0].nbytes)
+    for start in range(0, len(which), step):
+        part = which[start : start + step]
+        if isinstance(part, range):
+            yield torch.arange(part.start, part.stop, device=CPU), images[part.start : part.stop]
+        else:
+            yield part, images[part]
 
 
 @dataclass(eq=False)
@@ -73,12 +144,19 @@ class Cpu(Exact):
     """
 
     name: ClassVar[str] = "cpu"
+    knows: ClassVar[tuple[str, ...]] = ("mirror",)
     threads: int = checked(None, threads_or_all)
 
     def evaluate_part(
-        self, definition: Definition, images: Tensor, selection: Selection, query: Query, want: Want
+        self,
+        definition: Definition,
+        images: Tensor,
+        selection: Selection,
+        query: Query,
+        want: Want,
+        responses: Tensor | None = None,
     ) -> PartialPosterior:
-        return evaluate("cpu", {"threads": self.threads}, definition, images, selection, query, want)
+        return evaluate("cpu", {"threads": self.threads}, definition, images, selection, query, want, responses)
 
 
 @dataclass(eq=False)
@@ -86,27 +164,28 @@ class Reference(Exact):
     """The definition in float64, single-threaded and slow: the oracle that the others are tested against."""
 
     name: ClassVar[str] = "reference"
-    windows: ClassVar[tuple[type, ...]] = (WholeImage, Square, Masks)
+    windows: ClassVar[tuple[type, ...]] = (WholeImage, Square, Gaussian, Masks)
+    knows: ClassVar[tuple[str, ...]] = ("mirror", "responses", "precision", "second")
     dtype: ClassVar[torch.dtype] = torch.float64
 
-    def evaluate(
-        self, definition: Definition, bank: PatchBank, selection: Selection, query: Query, want: Want
-    ) -> PartialPosterior:
-        window = definition.window
-        if not isinstance(window, Masks) or len(query) == 0:
-            return super().evaluate(definition, bank, selection, query, want)
-        parts, places = [], []
-        levels = list(zip(query.alpha.tolist(), query.sigma.tolist(), strict=True))
-        for level in dict.fromkeys(levels):  # masks may differ from one to the other
-            at = [b for b, own in enumerate(levels) if own == level]
-            there = replace(definition, window=Masks(window.at(*level, bank.shape)))
-            parts.append(super().evaluate(there, bank, selection.of(at), query.of(at), want))
-            places += at
-        return PartialPosterior.stack(parts, torch.tensor(places, device=CPU))
-
     def evaluate_part(
-        self, definition: Definition, images: Tensor, selection: Selection, query: Query, want: Want
+        self,
+        definition: Definition,
+        images: Tensor,
+        selection: Selection,
+        query: Query,
+        want: Want,
+        responses: Tensor | None = None,
     ) -> PartialPosterior:
-        weights = definition.window.weights if isinstance(definition.window, Masks) else None
-        masks = weights if isinstance(weights, Tensor) else None
-        return evaluate("reference", {}, definition, images, selection, query, want, masks)
+        return evaluate("reference", {}, definition, images, selection, query, want, responses)
+
+    def answer_part(
+        self,
+        definition: Definition,
+        images: Tensor,
+        selection: Selection,
+        query: Query,
+        asked: Asked,
+        responses: Tensor | None = None,
+    ) -> Answers:
+        return answer("reference", {}, definition, images, selection, query, asked, responses)

@@ -12,12 +12,13 @@ from torch import Tensor
 import pyels._core as _core
 from pyels.bank.selection import Selection
 from pyels.checks import beside
-from pyels.definition import Definition, Masks, Sources, Square, WholeImage
+from pyels.definition import Definition, Gaussian, Masks, Sources, Square, WholeImage
 from pyels.denoiser import Query
 from pyels.posterior import PartialPosterior, Want
+from pyels.second import Answers, Asked
 
 # As csrc/pyels.h numbers them.
-_WINDOWS = {WholeImage: 0, Square: 1, Masks: 2}
+_WINDOWS = {WholeImage: 0, Square: 1, Gaussian: 1, Masks: 2}
 _SOURCES = {source: number for number, source in enumerate(Sources)}
 _OPTIONS = {"cpu": _core.CpuOptions, "sampled": _core.SampledOptions, "cuda": _core.CudaOptions}
 
@@ -30,44 +31,87 @@ def evaluate(
     selection: Selection,
     query: Query,
     want: Want,
-    masks: Tensor | None = None,
+    responses: Tensor | None = None,
     index: Mapping[str, Tensor] | None = None,
 ) -> PartialPosterior:
     """The partial posterior by a compiled engine; images are numbered as in `images`.
 
     Parameters
     ----------
-    engine   "reference", "cpu", "sampled" or "cuda"
-    options  the fields of its struct of options in csrc, by name
-    images   (N, C, H, W) uint8 or float32, on the device where query.x is
-    masks    (H*W, C, H, W) float64, of windows that are masks
-    index    the fields of struct Lists, by name: sums are then estimates
+    engine     "reference", "cpu", "sampled" or "cuda"
+    options    the fields of its struct of options in csrc, by name
+    images     (N, C, H, W) uint8 or float32, on the device where query.x is
+    responses  (N, R, H, W) uint8 or float32, likewise: what answers in place of these
+    index      the fields of struct Lists, by name: sums are then estimates
     """
     index = index or {}
-    task = {
-        "engine": engine,
-        "options": dict(options),
-        "window": _WINDOWS[type(definition.window)],
-        "sources": _SOURCES[Sources(definition.sources)],
-        "patch_size": definition.size,
-        "want": int(want),
-        "index": list(index),
-    }
-    order = images.new_empty(0, dtype=torch.int64) if selection.order is None else selection.order.to(images.device)
-    which, levels = (order, selection.begin, selection.end), (query.alpha, query.sigma)
-    out = partial_posterior(images, *which, query.x, *levels, masks, list(index.values()), json.dumps(task))
+    arrays, task = _task(engine, options, definition, query, responses)
+    task.update(want=int(want), index=list(index))
+    which = *_selected(images, selection), query.x, query.alpha, query.sigma
+    out = partial_posterior(*which, list(arrays.values()), list(index.values()), json.dumps(task))
     height, width = query.x.shape[2:]
     places = definition.places(height, width, query.x.device)
     count = beside(query.x, selection.counts)[:, None, None] * places
     return PartialPosterior(count=count, **dict(zip(_names(task), out, strict=True)))
 
 
+def answer(
+    engine: str,
+    options: Mapping[str, Any],
+    definition: Definition,
+    images: Tensor,
+    selection: Selection,
+    query: Query,
+    asked: Asked,
+    responses: Tensor | None = None,
+) -> Answers:
+    """What a second pass over these images answers; arguments as of `evaluate`."""
+    arrays, task = _task(engine, options, definition, query, responses)
+    all_given = {"log_sum": asked.log_sum, "mean": asked.mean, "cotangent": asked.cotangent, "pixel": asked.pixels}
+    all_given["fold_taps"] = definition.fold_taps if asked.fold else None
+    second = {name: tensor.contiguous() for name, tensor in all_given.items() if tensor is not None}
+    wanted = {"folded": asked.fold, "variance": asked.variance, "derivative": asked.cotangent is not None}
+    wanted |= {"influence": asked.influence, "heaviest": asked.top > 0, "heaviest_source": asked.top > 0}
+    task.update(second=list(second), top=asked.top, wanted=[name for name, is_wanted in wanted.items() if is_wanted])
+    which = *_selected(images, selection), query.x, query.alpha, query.sigma
+    out = second_pass(*which, list(arrays.values()), list(second.values()), json.dumps(task))
+    named = {"heaviest": "weight", "heaviest_source": "source"}
+    return Answers(**{named.get(name, name): one for name, one in zip(task["wanted"], out, strict=True)})
+
+
+def _task(
+    engine: str, options: Mapping[str, Any], definition: Definition, query: Query, responses: Tensor | None
+) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """The arrays that are there for some problems alone, by name, and what a task begins with."""
+    masks = definition.window.weights if isinstance(definition.window, Masks) else None
+    assert masks is None or isinstance(masks, Tensor)
+    all_arrays = {"taps": definition.taps, "masks": masks, "precision": query.precision, "responses": responses}
+    arrays = {name: array for name, array in all_arrays.items() if array is not None}
+    return arrays, {
+        "engine": engine,
+        "options": dict(options),
+        "window": _WINDOWS[type(definition.window)],
+        "sources": _SOURCES[Sources(definition.sources)],
+        "patch_size": definition.size,
+        "arrays": list(arrays),
+    }
+
+
+def _selected(images: Tensor, selection: Selection) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    order = images.new_empty(0, dtype=torch.int64) if selection.order is None else selection.order.to(images.device)
+    return images, order, selection.begin, selection.end
+
+
 # Not by torch.library.custom_op, whose operators take a second at their first call: they import torch's compiler.
 _library = torch.library.Library("pyels", "DEF")  # type: ignore[no-untyped-call]
+_ARGUMENTS = (
+    "Tensor images, Tensor order, Tensor begin, Tensor end, Tensor x, Tensor alpha, Tensor sigma, Tensor[] arrays"
+)
 _library.define(  # type: ignore[no-untyped-call]
-    "partial_posterior(Tensor images, Tensor order, Tensor begin, Tensor end, Tensor x, Tensor alpha, Tensor sigma, "
-    "Tensor? masks, Tensor[] index, str task) -> Tensor[]",
-    tags=torch.Tag.pt2_compliant_tag,
+    f"partial_posterior({_ARGUMENTS}, Tensor[] index, str task) -> Tensor[]", tags=torch.Tag.pt2_compliant_tag
+)
+_library.define(  # type: ignore[no-untyped-call]
+    f"second_pass({_ARGUMENTS}, Tensor[] second, str task) -> Tensor[]", tags=torch.Tag.pt2_compliant_tag
 )
 
 
@@ -81,8 +125,8 @@ def _partial_posterior(
     x: Tensor,  # (B, C, H, W) float32
     alpha: Tensor,  # (B,) float64; in CPU memory
     sigma: Tensor,  # (B,) float64; in CPU memory
-    masks: Tensor | None,  # (H*W, C, H, W) float64
-    index: Sequence[Tensor],
+    arrays: Sequence[Tensor],  # those that the task names
+    index: Sequence[Tensor],  # likewise
     task: str,  # JSON, as `evaluate` makes it: what is computed, by which engine
 ) -> list[Tensor]:
     """The tensors of a `PartialPosterior` that `_names` names.
@@ -91,24 +135,10 @@ def _partial_posterior(
     a graph, which then keeps alpha, sigma, begin and end as they were.
     """
     told = json.loads(task)
-    out = _allocate(x, told)
+    out = _allocate(x, arrays, told)
     to = _filled(_core.Out(), dict(zip(_names(told), map(Tensor.data_ptr, out), strict=True)))
-    problem = _bank_problem(images, told["patch_size"])
-    _filled(
-        problem,
-        {
-            "order": order.data_ptr() if len(order) else 0,
-            "queries": len(x),
-            "x": x.data_ptr(),
-            "alpha": alpha.data_ptr(),
-            "sigma": sigma.data_ptr(),
-            "begin": begin.data_ptr(),
-            "end": end.data_ptr(),
-            "masks": 0 if masks is None else masks.data_ptr(),
-            **{name: told[name] for name in ("window", "sources", "want")},
-        },
-    )
-    options = _filled(_OPTIONS[told["engine"]](), told["options"]) if told["engine"] in _OPTIONS else None
+    problem = _problem(images, order, begin, end, x, alpha, sigma, arrays, told)
+    options = _options(told)
     if not x.is_cuda:
         lists = _lists(dict(zip(told["index"], index, strict=True))) if told["index"] else None
         given = [one for one in (options, lists) if one is not None]
@@ -118,7 +148,34 @@ def _partial_posterior(
     return out
 
 
+@torch.library.impl(_library, "second_pass", "CPU")
+def _second_pass(
+    images: Tensor,
+    order: Tensor,
+    begin: Tensor,
+    end: Tensor,
+    x: Tensor,
+    alpha: Tensor,
+    sigma: Tensor,
+    arrays: Sequence[Tensor],
+    second: Sequence[Tensor],  # those that the task names, (B, H, W) or (B, R, H, W) float64 or (P,) int64
+    task: str,  # JSON, as `answer` makes it
+) -> list[Tensor]:
+    """What the task wants of struct Second; other arguments as of `partial_posterior`."""
+    told = json.loads(task)
+    given = dict(zip(told["second"], second, strict=True))
+    out = _allocate_answers(images, x, given, told)
+    struct = _filled(_core.Second(), {name: tensor.data_ptr() for name, tensor in given.items()})
+    _filled(struct, dict(zip(told["wanted"], map(Tensor.data_ptr, out), strict=True)))
+    _filled(struct, {"top": told["top"], "pixels": len(given["pixel"]) if "pixel" in given else 0})
+    problem = _problem(images, order, begin, end, x, alpha, sigma, arrays, told)
+    options = _options(told)
+    getattr(_core, f"{told['engine']}_second")(problem, *([] if options is None else [options]), struct)
+    return out
+
+
 partial_posterior = torch.ops.pyels.partial_posterior.default
+second_pass = torch.ops.pyels.second_pass.default
 
 
 @torch.library.register_fake("pyels::partial_posterior", lib=_library)  # type: ignore[untyped-decorator]
@@ -130,11 +187,28 @@ def _(
     x: Tensor,
     alpha: Tensor,
     sigma: Tensor,
-    masks: Tensor | None,
+    arrays: Sequence[Tensor],
     index: Sequence[Tensor],
     task: str,
 ) -> list[Tensor]:
-    return _allocate(x, json.loads(task))
+    return _allocate(x, arrays, json.loads(task))
+
+
+@torch.library.register_fake("pyels::second_pass", lib=_library)  # type: ignore[untyped-decorator]
+def _(
+    images: Tensor,
+    order: Tensor,
+    begin: Tensor,
+    end: Tensor,
+    x: Tensor,
+    alpha: Tensor,
+    sigma: Tensor,
+    arrays: Sequence[Tensor],
+    second: Sequence[Tensor],
+    task: str,
+) -> list[Tensor]:
+    told = json.loads(task)
+    return _allocate_answers(images, x, dict(zip(told["second"], second, strict=True)), told)
 
 
 def describe_lists(images: Tensor, patch_size: int, threads: int, tensors: Mapping[str, Tensor]) -> None:
@@ -145,9 +219,38 @@ def describe_lists(images: Tensor, patch_size: int, threads: int, tensors: Mappi
 
 def _bank_problem(images: Tensor, patch_size: int) -> Any:
     """A problem that says of the bank what there is to say: images (N, C, H, W)."""
-    pixels = "pixels_uint8" if images.dtype == torch.uint8 else "pixels_float"
     sizes = dict(zip(("images", "channels", "height", "width"), images.shape, strict=True))
-    return _filled(_core.Problem(), {pixels: images.data_ptr(), "patch_size": patch_size, **sizes})
+    return _filled(_core.Problem(), {**_pixels("pixels", images), "patch_size": patch_size, **sizes})
+
+
+def _problem(
+    images: Tensor,
+    order: Tensor,
+    begin: Tensor,
+    end: Tensor,
+    x: Tensor,
+    alpha: Tensor,
+    sigma: Tensor,
+    arrays: Sequence[Tensor],
+    told: Mapping[str, Any],
+) -> Any:
+    """Struct Problem, which points to these tensors."""
+    problem = _bank_problem(images, told["patch_size"])
+    tensors = {"x": x, "alpha": alpha, "sigma": sigma, "begin": begin, "end": end}
+    tensors |= dict(zip(told["arrays"], arrays, strict=True))
+    if (responses := tensors.pop("responses", None)) is not None:
+        _filled(problem, {**_pixels("responses", responses), "response_channels": responses.shape[1]})
+    _filled(problem, {name: tensor.data_ptr() for name, tensor in tensors.items()})
+    _filled(problem, {"order": order.data_ptr() if len(order) else 0, "queries": len(x)})
+    return _filled(problem, {name: told[name] for name in ("window", "sources", "want") if name in told})
+
+
+def _pixels(name: str, images: Tensor) -> dict[str, int]:
+    return {f"{name}_{'uint8' if images.dtype == torch.uint8 else 'float'}": images.data_ptr()}
+
+
+def _options(told: Mapping[str, Any]) -> Any:
+    return _filled(_OPTIONS[told["engine"]](), told["options"]) if told["engine"] in _OPTIONS else None
 
 
 def _lists(tensors: Mapping[str, Tensor]) -> Any:
@@ -185,12 +288,32 @@ def _names(task: Mapping[str, Any]) -> list[str]:
     return names
 
 
-def _allocate(x: Tensor, task: Mapping[str, Any]) -> list[Tensor]:
+def _allocate(x: Tensor, arrays: Sequence[Tensor], task: Mapping[str, Any]) -> list[Tensor]:
     batch, _, height, width = x.shape
+    answers = (batch, _answer_channels(x, arrays, task), height, width)
     return [
         x.new_empty(
-            x.shape if name in ("y", "sy", "yy") else (batch, height, width),
+            answers if name in ("y", "sy", "yy") else (batch, height, width),
             dtype=torch.int64 if name == "source" else torch.float64,
         )
         for name in _names(task)
+    ]
+
+
+def _answer_channels(x: Tensor, arrays: Sequence[Tensor], task: Mapping[str, Any]) -> int:
+    """R."""
+    answers: Tensor = dict(zip(task["arrays"], arrays, strict=True)).get("responses", x)
+    return answers.shape[1]
+
+
+def _allocate_answers(images: Tensor, x: Tensor, second: Mapping[str, Tensor], task: Mapping[str, Any]) -> list[Tensor]:
+    """Zeros to be added to; no sources yet."""
+    answers = second["mean"].shape
+    listed = (len(x), len(second.get("pixel", ())), task["top"])
+    shapes = {"folded": answers, "variance": answers, "derivative": x.shape, "influence": (len(x), len(images))}
+    return [
+        x.new_full(listed, -1, dtype=torch.int64)
+        if name == "heaviest_source"
+        else x.new_zeros(shapes.get(name, listed), dtype=torch.float64)
+        for name in task["wanted"]
     ]

@@ -56,7 +56,8 @@ def posterior(
                 source[b, row, column] = numbers[n], rows[q], columns[q]
                 source_weight[b, row, column] = p.max()
     error, certified = np.zeros((batch, height, width)), np.ones((batch, height, width), dtype=bool)
-    return Posterior(*map(torch.from_numpy, (mean, log_evidence, entropy, source, source_weight, error, certified)))
+    arrays = mean, log_evidence, entropy, source, source_weight, error, certified
+    return Posterior.of([torch.from_numpy(array) for array in arrays])
 
 
 def _sources(definition: Definition, row: int, column: int, height: int, width: int) -> tuple[Array, Array]:

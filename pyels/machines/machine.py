@@ -2,20 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import fields, replace
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
 
 from pyels.bank import PatchBank
 from pyels.bank.selection import Selection
-from pyels.checks import Levels, check_images, check_labels, check_patch_size
-from pyels.definition import Definition, Masks, Sources, Square
-from pyels.denoiser import Denoiser, Query, underived
+from pyels.checks import CPU, Levels, check_count, check_images, check_labels, check_patch_size, check_pixels
+from pyels.definition import Definition, Masks, Sized, Sources
+from pyels.denoiser import Denoiser, Pullback, Query, refuse_derivative, underived
 from pyels.engines import Engine, choose_engine
 from pyels.posterior import PartialPosterior, Posterior, Want
+from pyels.second import Answers, Asked
+
+
+class HeaviestSources(NamedTuple):
+    """See `Machine.sources`."""
+
+    image: Tensor
+    row: Tensor
+    column: Tensor
+    weight: Tensor
 
 
 class Machine(Denoiser):
@@ -29,6 +39,8 @@ class Machine(Denoiser):
     ----------
     bank        the training images
     definition  what is computed
+    responses   a `PatchBank` of as many images, or images (N, R, H, W): what answers in place of the bank's, as
+                `Definition` has it
     engine      "auto", "cpu", "cuda", "sampled" (or "faiss"), "reference", or an `Engine`; see
                 `pyels.engines.choose_engine`
     options     options of the engine, such as threads=2
@@ -39,14 +51,26 @@ class Machine(Denoiser):
     ImportError            an engine that is not available
     """
 
-    wishes = ("tolerance", "selection")
+    wishes = ("tolerance", "selection", "precision")
     boundaries: ClassVar[tuple[str, ...]] = ()  # of a machine that is made with `boundary`: what it may be
 
-    def __init__(self, bank: PatchBank, definition: Definition, engine: str | Engine = "auto", **options: Any) -> None:
+    def __init__(
+        self,
+        bank: PatchBank,
+        definition: Definition,
+        engine: str | Engine = "auto",
+        responses: PatchBank | Any = None,
+        **options: Any,
+    ) -> None:
         if not isinstance(bank, PatchBank):
             raise TypeError(f"bank must be a pyels.PatchBank, got {type(bank).__name__}; use PatchBank(images, labels)")
         if not isinstance(definition, Definition):
             raise TypeError(f"definition must be a pyels.Definition, got {type(definition).__name__}")
+        if responses is not None:
+            other = responses if isinstance(responses, PatchBank) else PatchBank(responses)
+            definition = replace(definition, responses=other)
+        if definition.responses is not None:
+            _check_responses(definition.responses, bank)
         if definition.patch_size is not None:
             definition = definition.of_size(None, *bank.shape[1:])
         if isinstance(definition.window, Masks) and isinstance(definition.window.weights, Tensor):
@@ -57,8 +81,7 @@ class Machine(Denoiser):
         bank.check_unchanged()  # from here on
 
     def __repr__(self) -> str:
-        square = isinstance(self.definition.window, Square)
-        size = f"patch_size={self.patch_size}" if square else None
+        size = f"patch_size={self.patch_size}" if isinstance(self.definition.window, Sized) else None
         what = repr(self.definition) if type(self) is Machine else size
         changed = [
             f"{one.name}={getattr(self.engine, one.name)!r}"
@@ -77,12 +100,33 @@ class Machine(Denoiser):
     def boundary(self) -> str | None:
         """ "zeros", "circular" or "interior" where patches from everywhere are sources; else None."""
         sources = Sources(self.definition.sources)
-        everywhere = isinstance(self.definition.window, Square) and sources is not Sources.SAME_POSITION
+        everywhere = isinstance(self.definition.window, Sized) and sources is not Sources.SAME_POSITION
         return sources.value if everywhere else None
 
     def estimate(self, query: Query) -> Tensor:
-        """The posterior mean x0_hat (B, C, H, W), in the engine's dtype."""
-        return self.partial(query, Want.MEAN).mean(self.engine.dtype)
+        """The posterior mean x0_hat (B, R, H, W), in the engine's dtype."""
+        partial = self.partial(query, Want.MEAN)
+        if self.definition.fold is None:
+            return partial.mean(self.engine.dtype)
+        return self._folded(query, partial)
+
+    def estimate_and_pullback(self, query: Query) -> tuple[Tensor, Pullback]:
+        partial = self.partial(query, Want.MEAN)
+        if self.definition.fold is not None:
+            return self._folded(query, partial), refuse_derivative
+        asked = self._asked(query, partial)
+
+        def pullback(gradient: Tensor) -> Tensor:
+            cotangent = gradient.to(asked.mean.device, torch.float64)
+            derivative = self._answers(query, replace(asked, cotangent=cotangent)).derivative
+            assert derivative is not None
+            return derivative.to(query.x.device, query.x.dtype)
+
+        return partial.mean(self.engine.dtype), pullback
+
+    def answer_shape(self, x: Tensor) -> tuple[int, ...]:
+        others = self.definition.responses
+        return tuple(x.shape) if others is None else (len(x), *others.shape)
 
     def posterior(
         self,
@@ -93,13 +137,92 @@ class Machine(Denoiser):
         patch_size: int | None = None,
         **wishes: Any,
     ) -> Posterior:
-        """The mean with its error, log-evidence, entropy and heaviest source of every pixel; arguments as in
+        """The mean with its error, log-evidence, entropy, heaviest source and variance of every pixel; arguments as in
         `denoise`."""
-        return Posterior(*self._posterior(x, alpha, sigma, labels, patch_size, **wishes))
+        arguments = x, alpha, sigma, labels, patch_size
+
+        def variance() -> Tensor:
+            of: Tensor = self._variance(*arguments, **wishes)
+            return of
+
+        tensors: tuple[Tensor, ...] = self._posterior(*arguments, **wishes)
+        return Posterior.of(tensors, variance)
 
     @underived
     def _posterior(self, *arguments: Any, **wishes: Any) -> tuple[Any, ...]:
-        return self.partial(self.query(*arguments, **wishes)).finish(self.engine.dtype).tensors()
+        query = self.query(*arguments, **wishes)
+        partial = self.partial(query)
+        tensors = partial.finish(self.engine.dtype)
+        if self.definition.mirror:  # the pixel of the image itself
+            image, row, column = tensors.source.unbind(-1)
+            tensors = replace(tensors, source=torch.stack(self._unmirrored(image, row, column), -1))
+        if self.definition.fold is not None:
+            tensors = replace(tensors, mean=self._folded(query, partial))
+        return tensors.tensors()
+
+    @underived
+    def _variance(self, *arguments: Any, **wishes: Any) -> Tensor:
+        if self.definition.fold is not None:
+            raise ValueError("the variance is that of the response at the centre of a window, and a fold has many")
+        query = self.query(*arguments, **wishes)
+        variance = self._answers(query, self._asked(query, variance=True)).variance
+        assert variance is not None
+        return variance.to(self.engine.dtype)
+
+    def influence(
+        self,
+        x: Tensor,
+        alpha: Levels,
+        sigma: Levels,
+        labels: Any = None,
+        patch_size: int | None = None,
+        **wishes: Any,
+    ) -> Tensor:
+        """The share of all pixels' weight that each image of the bank holds, (B, N), which sums to 1; arguments as in
+        `denoise`. A mirror image's share is its image's."""
+        query = self.query(x, alpha, sigma, labels, patch_size, **wishes)
+        influence = self._answers(query, self._asked(query, influence=True)).influence
+        assert influence is not None
+        return (influence / self._definition(query).windows(*self.bank.shape[1:]).sum()).to(self.engine.dtype)
+
+    def sources(
+        self,
+        x: Tensor,
+        alpha: Levels,
+        sigma: Levels,
+        top: int = 16,
+        pixels: Any = None,
+        labels: Any = None,
+        patch_size: int | None = None,
+        **wishes: Any,
+    ) -> HeaviestSources:
+        """The heaviest sources of every pixel, or of chosen ones.
+
+        Parameters
+        ----------
+        top     how many of each pixel; where it has fewer, the rest has image -1 and weight 0
+        pixels  (P, 2) rows and columns; None: all pixels. Other arguments as in `denoise`
+
+        Returns
+        -------
+        image, row, column (B, H, W, top), or (B, P, top), int64: the pixel at the centre of the source, of a mirror
+        image that of the image itself; weight, likewise, descending: its share of the pixel's whole weight
+        """
+        query = self.query(x, alpha, sigma, labels, patch_size, **wishes)
+        _, height, width = self.bank.shape
+        where = check_pixels(pixels, height, width)
+        asked = self._asked(query, top=check_count("top", top), pixels=where.to(query.x.device))
+        answers = self._answers(query, asked)
+        assert answers.source is not None
+        assert answers.weight is not None
+        shape = (len(query), *((height, width) if pixels is None else (len(where),)), top)
+        source, weight = answers.source.reshape(shape), answers.weight.reshape(shape).to(self.engine.dtype)
+        some = source >= 0
+        image, row, column = source // (height * width), source // width % height, source % width
+        if self.definition.mirror:
+            image, row, column = self._unmirrored(image, row, column)
+        image, row, column = (torch.where(some, one, -1) for one in (image, row, column))
+        return HeaviestSources(image, row, column, weight)
 
     def denoise_over_sizes(
         self,
@@ -146,27 +269,92 @@ class Machine(Denoiser):
             raise TypeError(f"query must be what machine.query(x, alpha, sigma, ..) gives, got {type(query).__name__}")
         if tuple(query.x.shape[1:]) != self.bank.shape:
             self.check_images(query.x)
-        definition = self.definition.of_size(query.patch_size, *self.bank.shape[1:])
+        if (lacks := self.engine.lacks_for(query)) is not None:
+            raise ValueError(f"engine {self.engine.name!r} {lacks}")
+
+        def evaluate(definition: Definition, selection: Selection, query: Query, of: list[int] | None) -> Any:
+            return self.engine.evaluate(definition, self.bank, selection, query, want)
+
+        partial: PartialPosterior = self._at_every_level(query, evaluate, PartialPosterior.stack)
+        return partial
+
+    def _asked(self, query: Query, partial: PartialPosterior | None = None, **asked: Any) -> Asked:
+        """What a second pass needs to know of the first, and what else is asked of it."""
+        partial = self.partial(query, Want.MEAN) if partial is None else partial
+        windows = self._definition(query).windows(*self.bank.shape[1:]).to(partial.m.device)
+        log_sum = torch.where(windows, partial.m + partial.s.log(), torch.inf)
+        return Asked(log_sum, partial.mean(torch.float64), **asked)
+
+    def _answers(self, query: Query, asked: Asked) -> Answers:
+        def answer(definition: Definition, selection: Selection, query: Query, of: list[int] | None) -> Any:
+            here = asked if of is None else asked.of(of)
+            return self.engine.answer(definition, self.bank, selection, query, here)
+
+        answers: Answers = self._at_every_level(query, answer, Answers.stack)
+        return answers
+
+    def _folded(self, query: Query, partial: PartialPosterior) -> Tensor:
+        """The mean of the answers of all windows that cover a pixel."""
+
+        def fold(definition: Definition, selection: Selection, query: Query, of: list[int] | None) -> Any:
+            here = asked if of is None else asked.of(of)
+            folded = self.engine.answer(definition, self.bank, selection, query, here).folded
+            cover = definition.cover(*self.bank.shape[1:])
+            if not (cover > 0).all():
+                row, column = torch.nonzero(cover == 0)[0].tolist()
+                raise ValueError(f"no window answers for pixel ({row}, {column}): use larger windows, or another fold")
+            assert folded is not None
+            return Answers(folded=folded / cover.to(folded.device))
+
+        asked = self._asked(query, partial, fold=True)
+        mean: Tensor = self._at_every_level(query, fold, Answers.stack).folded
+        return mean.to(self.engine.dtype)
+
+    def _at_every_level(self, query: Query, work: Callable[..., Any], stack: Callable[..., Any]) -> Any:
+        """work(definition of this size and level, selection, query, which queries) of all queries; None: all at once.
+        Masks may differ from level to level."""
+        definition = self._definition(query)
         selection = self._selected(query.labels, query.selection, len(query))
-        asked = replace(query, labels=None, selection=None)  # which images count is all that engines know of these
+        query = replace(query, labels=None, selection=None)  # which images count is all that engines know of these
         at_home = self.device.type == self.bank.device.type  # a GPU has a copy of its own of a bank in CPU memory
         if at_home:
             self.bank.check_unchanged()
-        partial = self.engine.evaluate(definition, self.bank, selection, asked, want)
+        if not isinstance(definition.window, Masks):
+            done = work(definition, selection, query, None)
+        else:
+            levels = list(zip(query.alpha.tolist(), query.sigma.tolist(), strict=True)) or [(1.0, 1.0)]
+            parts, places = [], []
+            for level in dict.fromkeys(levels):
+                of = [b for b, own in enumerate(levels) if own == level and len(query)]
+                there = replace(definition, window=Masks(definition.window.at(*level, self.bank.shape)))
+                parts.append(work(there, selection.of(of), query.of(of), of))
+                places += of
+            done = stack(parts, torch.tensor(places, dtype=torch.int64, device=CPU))
         if at_home:
             self.bank.check_unchanged(after=True)
-        return partial
+        return done
+
+    def _definition(self, query: Query) -> Definition:
+        return self.definition.of_size(query.patch_size, *self.bank.shape[1:])
+
+    def _unmirrored(self, image: Tensor, row: Tensor, column: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Where in the bank the pixel of a mirror image, numbered from N on, comes from."""
+        count, mirrored = len(self.bank), image >= len(self.bank)
+        column = torch.where(mirrored, self.bank.shape[2] - 1 - column, column)
+        return torch.where(mirrored, image - count, image), row, column
 
     def pairs(self, labels: Any, patch_size: int | None = None, batch: int = 1) -> int:
         """The number of pairs (query pixel, source patch) that one call of `denoise` evaluates."""
         _, height, width = self.bank.shape
         begin, end = self._ranges(labels, batch)
-        return int((end - begin).sum()) * int(
-            self.definition.of_size(patch_size, height, width).places(height, width).sum()
+        return (
+            (1 + self.definition.mirror)
+            * int((end - begin).sum())
+            * int(self.definition.of_size(patch_size, height, width).places(height, width).sum())
         )
 
     def check_size(self, patch_size: int | None) -> int:
-        if not isinstance(self.definition.window, Square):
+        if not isinstance(self.definition.window, Sized):
             return super().check_size(patch_size)
         return check_patch_size(patch_size, *self.bank.shape[1:], self.definition.wraps)
 
@@ -195,3 +383,15 @@ class Machine(Denoiser):
                 "use machine.bank.select(..)"
             )
         return selection.expand(batch)
+
+
+def _check_responses(responses: PatchBank, bank: PatchBank) -> None:
+    if len(responses) != len(bank) or responses.shape[1:] != bank.shape[1:]:
+        raise ValueError(
+            f"responses must be {len(bank)} images of {bank.shape[1]} x {bank.shape[2]} pixels, one for each of the "
+            f"bank, got {len(responses)} of {responses.shape[1]} x {responses.shape[2]}"
+        )
+    if responses.device != bank.device:
+        raise ValueError(f"responses are on {responses.device}, but the bank is on {bank.device}")
+    if responses.streamed and not bank.streamed:
+        raise ValueError("responses that are streamed need a bank that is; load them without a memory_limit")

@@ -112,8 +112,10 @@ class _Derived(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *gradients: Any) -> Any:
-        once = _Derived.apply(lambda g: (ctx.pullback(g), _refuse_second), [], gradients[0])  # type: ignore[no-untyped-call]
-        return None, None, once, *[None] * (ctx.count - 3)
+        if any(ctx.needs_input_grad[3:]):
+            raise RuntimeError(_NO_DERIVATIVE)
+        pulled = _Pulled.apply(ctx.pullback, gradients[0])  # type: ignore[no-untyped-call]
+        return None, None, pulled, *[None] * (ctx.count - 3)
 
     @staticmethod
     def jvp(ctx: Any, *tangents: Any) -> Any:
@@ -124,8 +126,27 @@ class _Derived(torch.autograd.Function):
         raise RuntimeError(_NO_VMAP)
 
 
-def _refuse_second(gradient: Tensor) -> Tensor:
-    raise RuntimeError(_NO_SECOND)
+class _Pulled(torch.autograd.Function):
+    """pullback(gradient), which has no derivative itself. Of many gradients, as a Jacobian needs, one after the other."""
+
+    @staticmethod
+    def forward(pullback: Pullback, gradient: Tensor) -> Tensor:
+        return pullback(gradient)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
+        pass
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Any) -> Any:
+        raise RuntimeError(_NO_SECOND)
+
+    jvp = backward
+
+    @staticmethod
+    def vmap(info: Any, dims: Any, pullback: Pullback, gradient: Tensor) -> Any:
+        pulled = [_Pulled.apply(pullback, one) for one in gradient.movedim(dims[1], 0)]  # type: ignore[no-untyped-call]
+        return torch.stack(pulled), 0
 
 
 def refuse_derivative(gradient: Tensor) -> Tensor:
@@ -133,9 +154,9 @@ def refuse_derivative(gradient: Tensor) -> Tensor:
     raise RuntimeError(_NO_DERIVATIVE)
 
 
-def derived(compute: Callable[[Tensor], tuple[Tensor, Pullback]], x: Tensor) -> Tensor:
-    """What compute(x) gives, differentiable in x by the pullback that it gives too."""
-    value: Tensor = _Derived.apply(compute, [], x)  # type: ignore[no-untyped-call]
+def derived(compute: Callable[..., tuple[Tensor, Pullback]], x: Tensor, *others: Any) -> Tensor:
+    """What compute(x, *others) gives, differentiable in x, and in none of the others, by the pullback that it gives too."""
+    value: Tensor = _Derived.apply(compute, [], x, *others)  # type: ignore[no-untyped-call]
     return value
 
 
@@ -256,14 +277,15 @@ class Denoiser:
         RuntimeError           where a derivative is asked for that there is none of, or torch.vmap is used
         """
 
-        def compute(x: Tensor) -> tuple[Tensor, Pullback]:
-            x0, pullback = self.estimate_and_pullback(self.query(x, alpha, sigma, labels, patch_size, **wishes))
+        def compute(x: Tensor, *given: Any) -> tuple[Tensor, Pullback]:
+            query = self.query(x, *given[:4], **dict(zip(wishes, given[4:], strict=True)))
+            x0, pullback = self.estimate_and_pullback(query)
             if not isinstance(x0, Tensor) or tuple(x0.shape) != self.answer_shape(x):
                 what = f"shape {tuple(x0.shape)}" if isinstance(x0, Tensor) else type(x0).__name__
                 raise ValueError(f"estimate of {type(self).__name__} gave {what}, but the images are {tuple(x.shape)}")
             return x0, pullback
 
-        x0 = derived(compute, x)
+        x0 = derived(compute, x, alpha, sigma, labels, patch_size, *wishes.values())
         return x0 if self.clip is None else x0.clamp(-self.clip, self.clip)
 
     def eps(

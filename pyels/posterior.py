@@ -57,25 +57,30 @@ class Posterior:
     source_weight: Tensor
     error: Tensor
     certified: Tensor
-    _variance: Callable[[], Tensor] | None = None
+    __slots__ = ("__dict__", "__weakref__", "_variance")  # what computes the variance is no field
 
     @classmethod
-    def of(cls, tensors: Sequence[Tensor], variance: Callable[[], Tensor] | None = None) -> Posterior:
+    def of(cls, tensors: Sequence[Tensor], variance: Callable[[], Tensor]) -> Posterior:
         """With all fields, in this order, and what computes the variance."""
-        mean, log_evidence, entropy, source, source_weight, error, certified = tensors
-        return cls(mean, log_evidence, entropy, source, source_weight, error, certified, variance)
+        posterior = cls(*tensors)
+        object.__setattr__(posterior, "_variance", variance)
+        return posterior
+
+    def __getstate__(self) -> dict[str, Any]:
+        return dict(vars(self))  # copies and pickles know no machine
 
     @property
     def variance(self) -> Tensor:
         """(B, R, H, W) posterior variance of the response at each pixel: of the centre c, sum_i w_i (c_i - mean)^2 /
         sum_i w_i. Computed when it is asked for, by a second pass, from the query and the bank as they are then."""
-        if self._variance is None:
-            raise ValueError("this posterior knows no machine that could compute its variance")
-        return self._variance()
+        if (compute := getattr(self, "_variance", None)) is None:
+            raise ValueError("this posterior was copied or read, and knows no machine that could compute its variance")
+        variance: Tensor = compute()
+        return variance
 
     def tensors(self) -> tuple[Tensor, ...]:
         """All fields, in this order."""
-        return tuple(getattr(self, one.name) for one in fields(self) if one.name != "_variance")
+        return tuple(getattr(self, field.name) for field in fields(self))
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""How a denoiser may be called: levels and labels in any form, and derivatives, which there are none of."""
+"""How a denoiser may be called: levels and labels in any form, and derivatives."""
 
 from decimal import Decimal
 
@@ -125,29 +125,61 @@ def forward_mode(f, x, tangent):
         return f(torch.autograd.forward_ad.make_dual(x, tangent))
 
 
-def callables(small):
+def differentiable(small):
+    machine = pyels.ELS(small, 3, engine="reference")
+    for name in ("denoise", "eps", "score"):
+        yield lambda v, name=name: getattr(machine, name)(v, 0.6, 0.8)
+    yield lambda v: pyels.sample(machine, v, 2)
+    yield lambda v: machine.denoise_over_sizes(v, 0.6, 0.8, [1, 3])
+
+
+def underived(small):
     machine = pyels.ELS(small, 3)
     network = pyels.NetworkDenoiser(lambda x, t, labels: torch.sin(x))
-    for denoiser in (machine, network):
-        for name in ("denoise", "eps", "score"):
-            yield lambda v, denoiser=denoiser, name=name: getattr(denoiser, name)(v, 0.6, 0.8)
-        yield lambda v, denoiser=denoiser: pyels.sample(denoiser, v, 2)
-    for field in ("mean", "log_evidence", "entropy", "source_weight"):
+    for name in ("denoise", "eps", "score"):
+        yield lambda v, name=name: getattr(network, name)(v, 0.6, 0.8)
+    yield lambda v: pyels.sample(network, v, 2)
+    for field in ("mean", "log_evidence", "entropy", "source_weight", "variance"):
         yield lambda v, field=field: getattr(machine.posterior(v, 0.6, 0.8), field)
-    yield lambda v: machine.denoise_over_sizes(v, 0.6, 0.8, [1, 3])
     yield lambda v: machine.posterior_over_sizes(v, 0.6, 0.8, [1, 3])[1].entropy
     yield lambda v: machine.estimate(machine.query(v, 0.6, 0.8))
 
 
 @pytest.mark.filterwarnings("ignore:.*torch.jit.script.*:DeprecationWarning")  # which torch itself uses
-def test_derivatives_are_refused_and_never_wrong(small):
-    for f in callables(small):
+def test_what_has_no_derivative_refuses_it(small):
+    for f in underived(small):
         for derivative in derivatives(f, X):
-            with pytest.raises(RuntimeError, match="a derivative was asked for, but pyels computes none"):
+            with pytest.raises(RuntimeError, match=r"a derivative was asked for|not computed"):
                 derivative()
 
 
-def test_derivatives_in_the_levels_are_refused_too(small):
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script.*:DeprecationWarning")
+def test_machines_are_differentiated_once_and_backward(small):
+    generator = torch.Generator().manual_seed(0)
+    x, along = (torch.randn(X.shape, generator=generator) for _ in range(2))
+    for f in differentiable(small):
+        cotangent = torch.randn(f(x).shape, generator=generator)
+        leaf = x.clone().requires_grad_()
+        (f(leaf) * cotangent).sum().backward()
+        step = 1e-3  # of a float32 x, through float64; samples are float32
+        slope = float(((f(x + step * along) - f(x - step * along)).double() * cotangent).sum()) / (2 * step)
+        assert abs(float((leaf.grad * along).sum()) - slope) < 1e-3 * (1 + abs(slope)) + 1e-2 * leaf.grad.abs().max()
+        torch.testing.assert_close(torch.func.vjp(f, x)[1](cotangent.to(f(x).dtype))[0], leaf.grad)
+    f, x = next(differentiable(small)), X[:1]
+    jacobian = torch.autograd.functional.jacobian(f, x)
+    torch.testing.assert_close(torch.func.jacrev(f)(x), jacobian)
+    for derivative in (
+        lambda: torch.func.jacfwd(f)(x),
+        lambda: torch.func.hessian(lambda v: f(v).sum())(x),
+        lambda: torch.func.jvp(f, (x,), (x,)),
+        lambda: forward_mode(f, x, x),
+        lambda: torch.autograd.functional.hessian(lambda v: f(v).sum(), x),
+    ):
+        with pytest.raises(RuntimeError, match="not computed"):
+            derivative()
+
+
+def test_derivatives_in_the_levels_are_refused(small):
     level = torch.tensor(0.6, requires_grad=True)
     for method in METHODS:
         for levels in ((level, 0.8), (0.6, level)):
@@ -156,17 +188,18 @@ def test_derivatives_in_the_levels_are_refused_too(small):
 
 
 def test_vmap_is_refused_in_words(small):
-    for f in list(callables(small))[:-1]:
+    for f in [*differentiable(small), *underived(small)][:-1]:
         with pytest.raises(RuntimeError, match="give it the whole batch"):
             torch.vmap(lambda v, f=f: f(v[None]))(X)
 
 
 def test_results_are_the_same_whether_x_could_have_a_derivative_or_not(small):
     x = torch.nn.Parameter(X)
-    for f in list(callables(small))[:-1]:
+    for f in [*differentiable(small), *underived(small)][:-1]:
         expected = f(X)
         assert not expected.requires_grad
-        assert torch.equal(f(x), expected)
+        assert torch.equal(f(x.detach()), expected)
+        assert torch.equal(f(x).detach(), expected)
         for off in (torch.no_grad, torch.inference_mode):
             with off():
                 assert torch.equal(f(x), expected)

@@ -57,7 +57,7 @@ def posterior(
                 source_weight[b, row, column] = p.max()
     error, certified = np.zeros((batch, height, width)), np.ones((batch, height, width), dtype=bool)
     arrays = mean, log_evidence, entropy, source, source_weight, error, certified
-    return Posterior.of([torch.from_numpy(array) for array in arrays])
+    return Posterior(*[torch.from_numpy(array) for array in arrays])
 
 
 def _sources(definition: Definition, row: int, column: int, height: int, width: int) -> tuple[Array, Array]:

@@ -123,10 +123,11 @@ def test_what_an_engine_cannot_do_is_refused_in_words(small):
     for definition, why in (
         (pyels.Definition(pyels.Square(3), fold="uniform"), "does not fold windows"),
         (pyels.Definition(pyels.Square(3), mirror=True), "does not look at mirror images"),
+        (pyels.Definition(pyels.Square(3), responses=small), "lets no other images answer"),
+        (pyels.Definition(pyels.Gaussian(1.0)), "takes windows WholeImage and Square, not Gaussian"),
     ):
-        for engine in ("auto", "cpu", "reference", "sampled"):
-            with pytest.raises(ValueError, match=why):
-                pyels.Machine(small, definition, engine=engine)
+        with pytest.raises(ValueError, match=why):
+            pyels.Machine(small, definition, engine="sampled")
 
 
 @pytest.mark.parametrize(
@@ -147,10 +148,18 @@ def test_bad_masks(small, weights, why):
 
 def test_bad_definitions(small):
     for given, error, why in (
-        ({"window": 5}, TypeError, r"window must be Square\(k\), WholeImage\(\) or Masks"),
+        ({"window": 5}, TypeError, r"window must be Square\(k\), Gaussian\(width\), WholeImage\(\) or Masks"),
         ({"sources": "torus"}, ValueError, "sources must be one of 'same_position', 'circular', 'interior', 'zeros'"),
         ({"window": pyels.WholeImage(), "sources": "zeros"}, ValueError, "with WholeImage, got 'zeros'"),
         ({"window": pyels.Masks(torch.ones(1)), "sources": "circular"}, ValueError, "'same_position' with Masks"),
+        ({"fold": "mean"}, ValueError, "fold must be None, 'uniform' or Fold"),
+        ({"window": pyels.WholeImage(), "sources": "circular", "fold": "uniform"}, ValueError, "leave out fold"),
+        (
+            {"window": pyels.Masks(torch.ones(1)), "sources": "same_position", "fold": pyels.Fold(0.2)},
+            ValueError,
+            "masks have no places along an axis",
+        ),
+        ({"window": pyels.Square(3, inside=True)}, ValueError, "leaves border pixels without a window"),
     ):
         with pytest.raises(error, match=why):
             pyels.Definition(**given)

@@ -24,9 +24,10 @@ struct Weighing {
   float always_exact_above;  // and beyond this wherever the weight may matter
 };
 
-// For query b, whose pixels, up to `largest`, meet up to `sources` patches with windows of `window_values` values.
+// For query b, whose pixels, up to `largest`, meet up to `sources` patches with windows of `window_values` values, of
+// which none weighs more than `heaviest`.
 inline Weighing weighing(const Problem& a, std::int64_t b, double sources, std::int64_t window_values,
-                         double largest = 0.0) {
+                         double largest = 0.0, double heaviest = 1.0) {
   Weighing w{};
   w.scale = 0.5 / (a.sigma[b] * a.sigma[b]) / ln2;
   const double nats = w.scale * ln2;
@@ -37,18 +38,20 @@ inline Weighing weighing(const Problem& a, std::int64_t b, double sources, std::
   // 8e-8 * sqrt(scale * log w) (rounding of pixels); where they are random, either is kept below 3e-5. A query like
   // any other has about half as many nats as its window has pixels. Far beyond that no weight is left to float32,
   // whether it stands out or not: many equal ones would err together.
-  const double pixel_rounding = 1.4e5 / (nats * nats);
-  w.wide_above = static_cast<float>(std::min(600.0 / nats, pixel_rounding));
-  w.exact_above = static_cast<float>(std::min(1200.0 / nats, pixel_rounding));
+  const double pixel_rounding = 1.4e5 / (nats * nats * heaviest);
+  const double sum_rounding = a.taps || a.precision ? 0.5 : 1.0;  // products with weights round as well
+  w.wide_above = static_cast<float>(std::min(600.0 * sum_rounding / nats, pixel_rounding));
+  w.exact_above = static_cast<float>(std::min(1200.0 * sum_rounding / nats, pixel_rounding));
+  if (a.taps || a.precision) w.least_scale *= 0.999998f;
   const double far = std::min(1e5, 300 * std::sqrt(static_cast<double>(window_values)));
   w.always_exact_above = static_cast<float>(far / nats);
   // All weights left out together are less than 1e-8 of the sum.
   w.skip = static_cast<float>(std::min(80.0, std::log(sources) + std::log(1e8)) / ln2);
-  if (largest > float32_reach * a.sigma[b]) {
+  if (largest * std::sqrt(heaviest) > float32_reach * a.sigma[b]) {
     // Each of n differences errs by up to 2.4e-7 of the pixel, and a distance D, with e for all of them, by up to
     // 2 sqrt(D) e + e^2 <= 1e-3 D + 1001 e^2: so much is looked at, and whatever may matter is found again in double.
     const double error = 2.4e-7 * largest;
-    w.slack = static_cast<float>(w.scale * 1001 * static_cast<double>(window_values) * error * error);
+    w.slack = static_cast<float>(w.scale * 1001 * heaviest * static_cast<double>(window_values) * error * error);
     w.least_scale *= 0.998f;
     w.wide_above = w.exact_above = w.always_exact_above = -1.0f;
   }

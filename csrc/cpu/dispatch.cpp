@@ -4,7 +4,7 @@
 #include <string>
 
 #include "cpu/engine.h"
-#include "cpu/maps.h"
+#include "cpu/second.h"
 #include "sampled/scan.h"
 
 #if defined(__x86_64__)
@@ -17,6 +17,7 @@ namespace {
 // What is compiled once per instruction set.
 struct Isa {
   const Kernel* kernel;
+  const SecondKernel* second;
   const Scan* scan;
   const char* name() const { return kernel->isa; }
 };
@@ -36,11 +37,11 @@ std::vector<Isa> runnable_isas() {
   const bool v4 = v3 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                   __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq") &&
                   __builtin_cpu_supports("avx512cd");
-  if (v4) isas.push_back({&x86_64_v4::kernel, &x86_64_v4::scan});
-  if (v3) isas.push_back({&x86_64_v3::kernel, &x86_64_v3::scan});
-  if (v2) isas.push_back({&x86_64_v2::kernel, &x86_64_v2::scan});
+  if (v4) isas.push_back({&x86_64_v4::kernel, &x86_64_v4::second, &x86_64_v4::scan});
+  if (v3) isas.push_back({&x86_64_v3::kernel, &x86_64_v3::second, &x86_64_v3::scan});
+  if (v2) isas.push_back({&x86_64_v2::kernel, &x86_64_v2::second, &x86_64_v2::scan});
 #else
-  isas.push_back({&generic::kernel, &generic::scan});
+  isas.push_back({&generic::kernel, &generic::second, &generic::scan});
 #endif
   return isas;
 }
@@ -61,6 +62,7 @@ Isa chosen_isa() {
 }  // namespace
 
 const Kernel& kernel_in_use() { return *chosen_isa().kernel; }
+const SecondKernel& second_in_use() { return *chosen_isa().second; }
 const Scan& scan_in_use() { return *chosen_isa().scan; }
 
 std::vector<const char*> available_isas() {

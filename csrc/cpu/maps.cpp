@@ -15,130 +15,13 @@
 //
 // Weights are summed relative to `reference`, which follows the running maximum lazily: it is raised only when a
 // log-weight exceeds it by more than `headroom`, so sums stay below 2^headroom * terms, far from overflow.
-#include "cpu/maps.h"
-
-#include "cpu/vec.h"
+#include "cpu/distances.h"
 #include "float_sums.h"
 
 namespace pyels::PYELS_ISA_NAME {
 namespace {
 
 constexpr int kChunk = 4;  // vectors weighed together, so that their latencies overlap
-
-// ---- Distances ---------------------------------------------------------------------------------------------------
-
-std::int32_t wrapped(std::int32_t i, std::int64_t n) {
-  while (i < 0) i += static_cast<std::int32_t>(n);
-  while (i >= n) i -= static_cast<std::int32_t>(n);
-  return i;
-}
-
-// One row of a map: where its pixels lie, channel 0. Null outside a clipped window.
-struct MapRow {
-  const float *x, *phi;
-};
-
-// The row whose first place is (query, column.query) against (source, column.source).
-MapRow map_row(const KernelTask& t, std::int32_t query, std::int32_t source, const Axis& column) {
-  if (t.wraps)
-    query = wrapped(query, t.height), source = wrapped(source, t.height);
-  else if (query < 0 || source < 0 || query >= t.height || source >= t.height)
-    return {nullptr, nullptr};
-  return {t.x + query * t.x_width + t.x_margin + column.query,
-          t.panel + (source * t.panel_width + t.panel_margin + column.source) * kLanes};
-}
-
-// D at place j of a row. C = 0: any number of channels.
-template <int C>
-PYELS_INLINE Vec squares(const KernelTask& t, const MapRow& row, std::int64_t j) {
-  const float alpha = static_cast<float>(t.alpha);
-  const std::int64_t channels = C ? C : t.channels;
-  const float *x = row.x + j, *phi = row.phi + j * kLanes;
-  Vec sum{};
-  for (std::int64_t c = 0; c < channels; ++c) {
-    const Vec difference = *x - alpha * load(phi);
-    sum = c ? sum + difference * difference : difference * difference;
-    x += t.height * t.x_width, phi += t.height * t.panel_width * kLanes;
-  }
-  keep_apart(sum);
-  return sum;
-}
-
-// Sums of k consecutive terms for a band of windows, the first at term 0 and each a term further on: from term k - 1,
-// which they share, down to where each begins, and from term k up to where it ends. put(u, sum) takes that of window u;
-// the order in which its terms are added depends on u alone. K = 0: any k >= band.
-template <int K, int band, class Term, class Put>
-PYELS_INLINE void sum_windows(int k, Term term, Put put) {
-  if constexpr (K > 0) k = K;
-  Vec down[band], sum = term(k - 1);
-#pragma GCC unroll 16
-  for (int i = k - 2; i >= band; --i) sum += term(i);
-#pragma GCC unroll 8
-  for (int u = band - 1; u >= 0; --u) {
-    if (u < k - 1) sum += term(u);
-    down[u] = sum;
-  }
-  put(0, down[0]);
-  Vec up{};
-#pragma GCC unroll 8
-  for (int u = 1; u < band; ++u) {
-    up = u > 1 ? up + term(k + u - 1) : term(k);
-    put(u, down[u] + up);
-  }
-}
-
-// Window sums of D along a row, one for each output of `column`.
-template <int K, int band, int C, bool full>
-void sums_along_row(const KernelTask& t, const MapRow& row, const Axis& column, float* line, float* out) {
-  const std::int32_t r = t.k_columns / 2, places = column.outputs + 2 * r;
-#pragma GCC unroll 4
-  for (std::int32_t j = 0; j < places; ++j) store(line + j * kLanes, squares<C>(t, row, j));
-  for (std::int32_t j = 0, count; j < column.outputs; j += count) {
-    const std::int32_t p = t.wraps ? wrapped(column.query + r + j, t.width) : column.query + r + j;
-    const std::int32_t before = full ? p % band : 0;  // see square_windows
-    count = full ? least(band - before, static_cast<std::int32_t>(t.width) - p) : band;
-    const float* terms = line + (j - before) * kLanes;
-    float* sums = out + (j - before) * kLanes;
-    sum_windows<K, band>(
-        t.k_columns, [&](int i) __attribute__((always_inline)) { return load(terms + i * kLanes); },
-        [&](int u, Vec sum) __attribute__((always_inline)) {
-          if (!full || (u >= before && u < before + count)) store(sums + u * kLanes, sum);
-        });
-  }
-}
-
-// Sums over k rows of `outputs` sums along rows, for a band of windows one row below the other.
-template <int K, int band>
-void sums_over_rows(const float* const* rows, int k, std::int32_t outputs, float* out, std::int64_t row_size) {
-  for (std::int64_t j = 0; j < outputs * kLanes; j += kLanes)
-    sum_windows<K, band>(
-        k, [&](int i) __attribute__((always_inline)) { return load(rows[i] + j); },
-        [&](int u, Vec sum) __attribute__((always_inline)) { store(out + u * row_size + j, sum); });
-}
-
-// The window of one output in the map: first place and extent.
-struct MapWindow {
-  std::int32_t query_row, source_row, rows;
-  Axis column;
-  std::int32_t columns;
-};
-
-// Its squared distances in double: the same terms, one after the other.
-DoubleVec exact_distance(const KernelTask& t, const MapWindow& window) {
-  DoubleVec sum{};
-  for (std::int64_t c = 0; c < t.channels; ++c)
-    for (std::int32_t i = 0; i < window.rows; ++i) {
-      const MapRow row = map_row(t, window.query_row + i, window.source_row + i, window.column);
-      if (!row.x) continue;
-      const float* x = row.x + c * t.height * t.x_width;
-      const float* phi = row.phi + c * t.height * t.panel_width * kLanes;
-      for (std::int32_t j = 0; j < window.columns; ++j) {
-        const DoubleVec difference = static_cast<double>(x[j]) - t.alpha * widen(load(phi + j * kLanes));
-        sum = sum + difference * difference;
-      }
-    }
-  return sum;
-}
 
 // ---- Weights -----------------------------------------------------------------------------------------------------
 
@@ -157,7 +40,7 @@ void raise_reference(const KernelTask& t, const State& state, double reference) 
   if (t.full) store(t.e + p * kLanes, factor * (load(t.e + p * kLanes) + s * shift));
   store(t.s + p * kLanes, factor * s);
   const std::int64_t pixels = t.height * t.width;
-  for (std::int64_t c = 0; c < t.channels; ++c)
+  for (std::int64_t c = 0; c < t.answer_channels; ++c)
     for (std::int64_t i = state.y_first; i < state.y_first + state.y_count; ++i) {
       float* y = t.y + (c * pixels + i) * kLanes;
       store(y, factor * load(y));
@@ -198,7 +81,7 @@ PYELS_INLINE bool weigh(const KernelTask& t, const State& state, std::int32_t at
   if (any(far)) {
     distances = choose(far, wide(), distances);
     IntVec exact = far & (distance > t.exact_above);
-    if (!full && any(exact)) {  // only what stands out; the full posterior also wants ties to be ties
+    if (!full && !t.all_exact && any(exact)) {  // only what stands out; the full posterior also wants ties to be ties
       const Vec relative = narrow(-t.scale * distances - t.reference[p]);
       const Vec most = Vec{} + 120.0f;
       const Vec weight = exp2(relative < most ? relative : most);
@@ -229,17 +112,6 @@ PYELS_INLINE bool weigh(const KernelTask& t, const State& state, std::int32_t at
   return true;
 }
 
-// Consecutive outputs of a row, whose pixels p lie side by side.
-struct Run {
-  std::int64_t p;            // of the first output
-  const float* distances;    // (outputs)[L]
-  const float* centres;      // (outputs)[L] of channel 0
-  std::int32_t at;           // number of its source pixel
-  MapWindow window;          // its window
-  const float* const* rows;  // (window.rows) sums along the rows of the windows
-  std::int64_t first;        // place of the first output in these
-};
-
 // Adds outputs j .. j + n - 1, where all that matters is near enough for float32 and no reference needs to be raised;
 // gives false, and does nothing, where one does.
 template <int C, bool full, int n>
@@ -258,7 +130,7 @@ PYELS_INLINE bool weigh_near(const KernelTask& t, const Run& run, std::int64_t j
   for (int u = 0; u < n; ++u) store(s + u * kLanes, load(s + u * kLanes) + w[u]);
   const float* centre = run.centres + j * kLanes;
   float* y = t.y + p * kLanes;
-  const std::int64_t channels = C ? C : t.channels;
+  const std::int64_t channels = C ? C : t.answer_channels;
   for (std::int64_t c = 0; c < channels; ++c) {
     for (int u = 0; u < n; ++u) store(y + u * kLanes, load(y + u * kLanes) + w[u] * load(centre + u * kLanes));
     y += t.height * t.width * kLanes, centre += t.height * t.panel_width * kLanes;
@@ -279,17 +151,11 @@ void weigh_far(const KernelTask& t, const Run& run, std::int64_t j, std::int64_t
   for (std::int64_t i = j; i < j + n; ++i) {
     const std::int64_t p = run.p + i;
     const std::int32_t at = static_cast<std::int32_t>(i);
-    MapWindow window = run.window;
-    window.column.query += at, window.column.source += at;
-    const auto wide = [&]() __attribute__((always_inline)) {
-      DoubleVec distances{};
-      for (std::int32_t row = 0; row < window.rows; ++row)
-        distances = distances + widen(load(run.rows[row] + (run.first + i) * kLanes));
-      return distances;
-    };
+    const auto wide = [&]() __attribute__((always_inline)) { return wide_distance(t, run, i); };
     Vec w;
-    if (!weigh<full>(t, {p, p, 1}, run.at + at, widen(load(run.distances + i * kLanes)), wide, window, w)) continue;
-    for (std::int64_t c = 0; c < t.channels; ++c) {
+    const DoubleVec distances = widen(load(run.distances + i * kLanes));
+    if (!weigh<full>(t, {p, p, 1}, run.at + at, distances, wide, window_of(run, at), w)) continue;
+    for (std::int64_t c = 0; c < t.answer_channels; ++c) {
       float* y = t.y + (c * t.height * t.width + p) * kLanes;
       store(y, load(y) + w * load(run.centres + (c * t.height * t.panel_width + i) * kLanes));
     }
@@ -320,63 +186,9 @@ void weigh_run(const KernelTask& t, const Run& run, std::int64_t count) {
 
 // ---- Displacements -----------------------------------------------------------------------------------------------
 
-template <int K, int band_rows, int band_columns, int C, bool full>
-void square_windows(const KernelTask& t, const Axis& row, const Axis& column) {
-  const int k = K ? K : t.k_rows;
-  const std::int32_t r_rows = t.k_rows / 2, r_columns = t.k_columns / 2, map_rows = row.outputs + k - 1;
-  const std::int64_t row_size = kernel_row(t.width) * kLanes;
-  float* distances = t.scratch;  // of a band
-  float* zeros = distances + kernel_band * row_size;
-  float* sums = zeros + row_size;  // of the last rows of the map; where it wraps around, of all its rows once
-  const std::int32_t kept = t.wraps && map_rows > t.height ? static_cast<std::int32_t>(t.height) : k + kernel_band - 1;
-  float* line = sums + kept * row_size + kernel_band * kLanes;
-  // Where the sums of a row are. Bands may start before the first and end behind the last: any row will do there.
-  const float** row_at = t.map_rows + kernel_band;
-  for (std::int32_t u = 1; u < band_rows; ++u) row_at[-u] = row_at[map_rows + u - 1] = zeros;
-  std::int32_t summed = 0;  // rows of the map
-  for (std::int32_t i = 0, count; i < row.outputs; i += count) {
-    const std::int32_t p_row = t.wraps ? wrapped(row.query + r_rows + i, t.height) : row.query + r_rows + i;
-    // With bands that start at fixed rows of the query equal windows have equal distances, bit for bit: for ties.
-    const std::int32_t before = full ? p_row % band_rows : 0;
-    count = least(least(band_rows - before, row.outputs - i), static_cast<std::int32_t>(t.height) - p_row);
-    for (; summed < i + count + k - 1; ++summed) {
-      float* own = sums + summed % kept * row_size;
-      const MapRow next = map_row(t, row.query + summed, row.source + summed, column);
-      const bool again = t.wraps && summed >= t.height;
-      if (next.x && !again) sums_along_row<K, band_columns, C, full>(t, next, column, line, own);
-      row_at[summed] = next.x ? own : zeros;
-    }
-    sums_over_rows<K, band_rows>(row_at + i - before, k, column.outputs, distances, row_size);
-
-    for (std::int32_t u = before; u < before + count; ++u) {
-      const std::int32_t top = i - before + u;  // first row of the window
-      const std::int32_t q_row = row.source + r_rows + top, q = column.source + r_columns;
-      for (std::int32_t j = 0, n; j < column.outputs; j += n) {
-        const std::int32_t p = t.wraps ? wrapped(column.query + r_columns + j, t.width) : column.query + r_columns + j;
-        n = least(column.outputs - j, static_cast<std::int32_t>(t.width) - p);
-        const Run run{(p_row - before + u) * t.width + p,
-                      distances + u * row_size + j * kLanes,
-                      t.panel + (q_row * t.panel_width + t.panel_margin + q + j) * kLanes,
-                      t.at + q_row * static_cast<std::int32_t>(t.width) + q + j,
-                      {row.query + top, row.source + top, k, {n, column.query + j, column.source + j}, t.k_columns},
-                      row_at + top,
-                      j};
-        weigh_run<C, full>(t, run, n);
-      }
-    }
-  }
-}
-
-template <bool full>
+template <bool full, bool precise>
 void whole_image(const KernelTask& t, const Axis& row, const Axis& column) {
-  // Row sums first, and their sum in double: the rounding error grows with W, not with H * W.
-  DoubleVec total{};
-  for (std::int32_t i = 0; i < row.outputs; ++i) {
-    const MapRow at = map_row(t, row.query + i, row.source + i, column);
-    Vec sum{};
-    for (std::int32_t j = 0; j < column.outputs; ++j) sum += squares<0>(t, at, j);
-    total = total + widen(sum);
-  }
+  const DoubleVec total = image_distance<precise>(t, row, column);
   // The source is noted for pixel (0, 0); the caller moves it along to the others.
   const std::int32_t origin = wrapped(row.source - row.query, t.height) * static_cast<std::int32_t>(t.width) +
                               wrapped(column.source - column.query, t.width);
@@ -385,9 +197,10 @@ void whole_image(const KernelTask& t, const Axis& row, const Axis& column) {
   Vec w;
   const std::int64_t pixels = t.height * t.width;
   if (!weigh<full>(t, {0, 0, pixels}, t.at + origin, total, wide, window, w)) return;
-  for (std::int64_t c = 0; c < t.channels; ++c)
+  for (std::int64_t c = 0; c < t.answer_channels; ++c)
     for (std::int32_t i = 0; i < row.outputs; ++i) {
-      const float* phi = map_row(t, row.query + i, row.source + i, column).phi + c * t.height * t.panel_width * kLanes;
+      const float* phi = t.answers + (map_row(t, row.query + i, row.source + i, column).phi - t.panel) +
+                         c * t.height * t.panel_width * kLanes;
       float* y = t.y + (c * pixels + wrapped(row.query + i, t.height) * t.width) * kLanes;
       for (std::int32_t j = 0, p = wrapped(column.query, t.width); j < column.outputs; ++j) {
         store(y + p * kLanes, load(y + p * kLanes) + w * load(phi + j * kLanes));
@@ -396,44 +209,25 @@ void whole_image(const KernelTask& t, const Axis& row, const Axis& column) {
     }
 }
 
-using Displacement = void (*)(const KernelTask&, const Axis&, const Axis&);
-
-// With the number of channels known to the compiler where it is a common one. K = 0: any k >= kernel_band.
-template <int K, bool full>
-Displacement with_channels(std::int64_t channels) {
-  constexpr int band = K == 0 || K > kernel_band ? kernel_band : K;
-  return channels == 1   ? square_windows<K, band, band, 1, full>
-         : channels == 3 ? square_windows<K, band, band, 3, full>
-                         : square_windows<K, band, band, 0, full>;
-}
-
-// And the window size. Windows that are not square reach beyond the image along one axis.
 template <bool full>
-Displacement choose(const KernelTask& t) {
-  if (t.whole_image) return whole_image<full>;
-  switch (t.k_rows == t.k_columns ? t.k_rows : 0) {
-    case 3: return with_channels<3, full>(t.channels);
-    case 5: return with_channels<5, full>(t.channels);
-    case 7: return with_channels<7, full>(t.channels);
-    case 9: return with_channels<9, full>(t.channels);
-    case 11: return with_channels<11, full>(t.channels);
-    case 13: return with_channels<13, full>(t.channels);
-    case 15: return with_channels<15, full>(t.channels);
-    case 17: return with_channels<17, full>(t.channels);
-    default: break;
+struct Weigh {
+  using Task = KernelTask;
+
+  template <int K, int band_rows, int band_columns, int C>
+  static void squares(const KernelTask& t, const Axis& row, const Axis& column) {
+    for_each_run<K, band_rows, band_columns, C, full>(
+        t, row,
+        column, [&](const Run& run, std::int64_t n) __attribute__((always_inline)) { weigh_run<C, full>(t, run, n); });
   }
-  constexpr int band = kernel_band;
-  const bool low = t.k_rows < band, narrow = t.k_columns < band;
-  return low && narrow ? square_windows<0, 1, 1, 0, full>
-         : low         ? square_windows<0, 1, band, 0, full>
-         : narrow      ? square_windows<0, band, 1, 0, full>
-                       : with_channels<0, full>(t.channels);
-}
+
+  static Displacement<Task> choose(const KernelTask& t) {
+    if (t.whole_image) return t.precision ? whole_image<full, true> : whole_image<full, false>;
+    return fitting<Weigh>(t);
+  }
+};
 
 void accumulate(const KernelTask& t) {
-  const Displacement one = t.full ? choose<true>(t) : choose<false>(t);
-  for (std::int32_t i = 0; i < t.n_rows; ++i)
-    for (std::int32_t j = 0; j < t.n_columns; ++j) one(t, t.rows[i], t.columns[j]);
+  for_each_displacement(t, t.full ? Weigh<true>::choose(t) : Weigh<false>::choose(t));
 }
 
 // ---- Into lanes and out of them ----------------------------------------------------------------------------------

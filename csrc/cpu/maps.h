@@ -1,4 +1,5 @@
-// The interface of the hot loop, compiled once per instruction set from maps.cpp and chosen at run time by dispatch.cpp.
+// The interface of the hot loops, compiled once per instruction set from maps.cpp (the first pass) and second.cpp, and
+// chosen at run time by dispatch.cpp.
 // No std templates here: inline functions of units built for different instruction sets would be merged by the linker.
 #pragma once
 
@@ -15,8 +16,8 @@ struct Axis {
 };
 
 // One query against `lanes` bank images at all displacements. Lanes are images: every array that ends in [L] holds one
-// float for each of them, so no step ever shuffles. The state is carried from call to call. Logarithms are to base 2.
-struct KernelTask {
+// float for each of them, so no step ever shuffles. Logarithms are to base 2.
+struct MapTask {
   std::int64_t channels, height, width;
   bool wraps;
 
@@ -24,7 +25,13 @@ struct KernelTask {
   const float* x;      // (C, H, x_width), column 0 at x_margin
   const float* panel;  // (C, H, panel_width)[L] bank pixels in units that make them exact, column 0 at panel_margin
   std::int64_t x_width, x_margin, panel_width, panel_margin;
-  double alpha;  // signal level, times the value of one panel unit
+  double alpha;          // signal level, times the value of one panel unit
+  const float* answers;  // (R, H, panel_width)[L] pixels of what answers, often the panel
+  std::int64_t answer_channels;
+  // Where the places of a window do not weigh alike, else null: factors at each place of the query, laid out as x, and
+  // of squares, weights of a window's rows and columns.
+  const float *precision, *row_taps, *column_taps;
+  const double *exact_row_taps, *exact_column_taps;
 
   double scale;              // log w = -scale * squared distance; log2(e) / (2 sigma^2)
   float least_scale;         // the same, less what a float32 distance may be too large by
@@ -39,8 +46,17 @@ struct KernelTask {
   const Axis *rows, *columns;
   std::int32_t n_rows, n_columns;  // displacements along each axis; all combinations are evaluated
 
-  bool full;        // also keep entropy and heaviest source
-  std::int32_t at;  // number of this panel's first source pixel, for `near_at` and `far_at`
+  std::int32_t at;  // number of this panel's first source pixel
+
+  float* scratch;          // kernel_scratch(...)[L], zero at first
+  const float** map_rows;  // (kernel_map_rows(...)), each of which may be read
+};
+
+// The first pass. The state is carried from call to call.
+struct KernelTask : MapTask {
+  bool full;  // also keep entropy and heaviest source
+  bool
+      all_exact;  // distances that float32 may be too coarse for are found again in double whether they stand out or not
 
   // State: weights refer to 2^reference. With whole_image, all but y have a single entry instead of (H, W).
   double* reference;  // (H, W)
@@ -54,9 +70,6 @@ struct KernelTask {
   std::int32_t* near_at;  // (H, W)[L]
   double* far;            // (H, W)[L]
   std::int32_t* far_at;   // (H, W)[L]
-
-  float* scratch;          // kernel_scratch(...)[L], zero at first
-  const float** map_rows;  // (kernel_map_rows(...)), each of which may be read
 };
 
 // Windows are summed in bands of so many neighbours, of which those at an end may lie outside.

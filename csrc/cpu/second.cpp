@@ -1,0 +1,388 @@
+// The second pass. The weight of every pair is known now, W = w / (sum of all w), and for one displacement these are a map
+// over the pixels p, as the distances are. A window that answers, or through which x moves an answer, spreads the value of
+// its pixel over its places: sums over windows of the map of values, the same sums as distances are of squared
+// differences. What the image has at a place is then met once for all windows around it.
+#include "cpu/second.h"
+
+#include "cpu/distances.h"
+
+namespace pyels::PYELS_ISA_NAME {
+namespace {
+
+// ---- Weights -----------------------------------------------------------------------------------------------------
+
+// W of one output, or of the whole image; false where it is nothing.
+template <class Wide>
+PYELS_INLINE bool weigh(const SecondTask& t, std::int64_t p, DoubleVec distances, Wide wide, const MapWindow& window,
+                        Vec& w) {
+  w = Vec{};
+  const Vec distance = narrow(distances);
+  IntVec matters = t.skip + t.slack - static_cast<float>(t.reference[p]) > t.least_scale * distance;
+  if (!any(matters)) return false;
+  const IntVec far = matters & (distance > t.wide_above);
+  if (any(far)) {
+    distances = choose(far, wide(), distances);
+    const IntVec exact = far & (distance > t.exact_above);
+    if (any(exact)) distances = choose(exact, exact_distance(t, window), distances);
+  }
+  const Vec relative = narrow(-t.scale * distances - t.reference[p]);
+  matters &= relative > -t.skip;
+  if (!any(matters)) return false;
+  w = matters ? exp2(relative) : w;
+  return true;
+}
+
+// W of `count` outputs; false where all are nothing.
+bool weigh_run(const SecondTask& t, const Run& run, std::int64_t count, float* weights) {
+  constexpr int n = 4;  // vectors weighed together, so that their latencies overlap
+  const float* offset = t.offset + run.p;
+  // What matters at a pixel lies within (offset + skip) / scale.
+  const float nearest = static_cast<float>(t.scale) * t.wide_above - t.skip;
+  bool far = false, long_digits = false, found = false;
+  for (std::int64_t j = 0; j < count; ++j) far |= !(offset[j] <= nearest), long_digits |= offset[j] > 64.0f;
+  if (far) {
+    for (std::int64_t j = 0; j < count; ++j) {
+      const auto wide = [&]() __attribute__((always_inline)) { return wide_distance(t, run, j); };
+      const MapWindow window = window_of(run, static_cast<std::int32_t>(j));
+      Vec w;
+      found |= weigh(t, run.p + j, widen(load(run.distances + j * kLanes)), wide, window, w);
+      store(weights + j * kLanes, w);
+    }
+    return found;
+  }
+  const Vec scale = Vec{} + static_cast<float>(t.scale), least_weight = Vec{} - t.skip;
+  for (std::int64_t j = 0; j < count; j += n) {
+    const std::int64_t some = least(n, static_cast<std::int32_t>(count - j));
+    Vec relative[n];
+    for (int u = 0; u < n; ++u)  // again the last where there are fewer
+      relative[u] =
+          offset[u < some ? j + u : count - 1] - scale * load(run.distances + (u < some ? j + u : count - 1) * kLanes);
+    Vec top = relative[0];
+    for (int u = 1; u < n; ++u) top = top > relative[u] ? top : relative[u];
+    if (any_above(top, least_weight)) {
+      found = true;
+      for (int u = 0; u < n; ++u) relative[u] = exp2(relative[u]);
+    } else {
+      for (int u = 0; u < n; ++u) relative[u] = Vec{};
+    }
+    for (int u = 0; u < some; ++u) store(weights + (j + u) * kLanes, relative[u]);
+  }
+  if (found && long_digits)
+    for (std::int64_t j = 0; j < count; ++j)
+      store(weights + j * kLanes, t.rest[run.p + j] * load(weights + j * kLanes));
+  return found;
+}
+
+// ---- Answers by pixels -------------------------------------------------------------------------------------------
+
+// `count` pixels p side by side and their sources' answers, with W of each.
+struct Pixels {
+  std::int64_t p, count;
+  const float* answers;  // (count)[L] of channel 0
+};
+
+// A, what the cotangent is to the answer's difference from the mean.
+PYELS_INLINE Vec along_cotangent(const SecondTask& t, const Pixels& at, std::int64_t j) {
+  const std::int64_t pixels = t.height * t.width;
+  const float *mean = t.mean + at.p + j, *cotangent = t.cotangent + at.p + j, *answer = at.answers + j * kLanes;
+  Vec sum = Vec{} - t.shift[at.p + j];
+  for (std::int64_t c = 0; c < t.answer_channels; ++c) {
+    sum += *cotangent * (load(answer) - *mean);
+    mean += pixels, cotangent += pixels, answer += t.height * t.panel_width * kLanes;
+  }
+  return sum;
+}
+
+template <class Weight>
+PYELS_INLINE void add_variance(const SecondTask& t, const Pixels& at, Weight weight) {
+  const std::int64_t pixels = t.height * t.width;
+  for (std::int64_t c = 0; c < t.answer_channels; ++c) {
+    const float *mean = t.mean + c * pixels + at.p, *answer = at.answers + c * t.height * t.panel_width * kLanes;
+    float* variance = t.variance + (c * pixels + at.p) * kLanes;
+    for (std::int64_t j = 0; j < at.count; ++j) {
+      const Vec difference = load(answer + j * kLanes) - mean[j];
+      store(variance + j * kLanes, load(variance + j * kLanes) + weight(j) * (difference * difference));
+    }
+  }
+}
+
+void add_influence(const SecondTask& t, DoubleVec weight) {
+  DoubleVec& influence = *reinterpret_cast<DoubleVec*>(t.influence);
+  influence = influence + weight;
+}
+
+void note(const SecondTask& t, std::int64_t p, std::int64_t q, Vec w) {
+  if (!any(w >= t.noted[p])) return;
+  float lanes[kLanes];
+  __builtin_memcpy(lanes, &w, sizeof lanes);
+  t.note(t.notes, p, q, lanes);
+}
+
+// ---- Answers by windows ------------------------------------------------------------------------------------------
+
+// Places along an axis that the windows of `outputs` pixels reach. Around an axis that wraps each is met once.
+std::int32_t reached(const MapTask& t, std::int32_t outputs, std::int32_t k, std::int64_t length) {
+  return t.wraps ? least(outputs + k - 1, static_cast<std::int32_t>(length)) : outputs + k - 1;
+}
+
+// Sums along a row of the map, one for each place that windows reach.
+using AlongRow = void (*)(int k, const float* taps, const float* map, std::int64_t places, float* out);
+template <int K, int band>
+void along_row(int k, const float* taps, const float* map, std::int64_t places, float* out) {
+  for (std::int64_t j = 0; j < places; j += band)
+    sum_windows<K, band>(
+        k, taps, [&](int i) __attribute__((always_inline)) { return load(map + (j + i) * kLanes); },
+        [&](int u, Vec sum) __attribute__((always_inline)) { store(out + (j + u) * kLanes, sum); });
+}
+
+// Consecutive places of a few rows, and the image there: of the first of them, channel 0.
+struct Places {
+  std::int64_t first, count, rows;   // the first in the sums
+  float* out[kernel_band];           // (count)[L]
+  const float* image[kernel_band];   // (count)[L]
+  const float* centre[kernel_band];  // (count)
+};
+
+// Sums of k of those over rows, and the image.
+using OverRows = void (*)(const SecondTask& t, const Spread& spread, int k, const float* const* sums, const Places& at);
+template <int K, int band, bool centred>
+void over_rows(const SecondTask& t, const Spread& spread, int k, const float* const* sums, const Places& at) {
+  const std::int64_t out_size = t.height * t.width, image_size = t.height * t.panel_width * kLanes;
+  for (std::int64_t j = 0; j < at.count; ++j)
+    sum_windows<K, band>(
+        k,
+        spread.row_taps, [&](int i) __attribute__((always_inline)) { return load(sums[i] + (at.first + j) * kLanes); },
+        [&](int u, Vec sum) __attribute__((always_inline)) {
+          if (u >= at.rows) return;
+          float* out = at.out[u] + j * kLanes;
+          const float *image = at.image[u] + j * kLanes, *centre = centred ? at.centre[u] + j : nullptr;
+          for (std::int64_t c = 0; c < spread.channels; ++c) {
+            Vec value = load(image);
+            if (centred) value -= *centre;
+            store(out, load(out) + sum * value);
+            out += out_size * kLanes, image += image_size;
+            if (centred) centre += out_size;
+          }
+        });
+}
+
+// By the size of windows, as `fitting` has it for the distances.
+template <int K>
+constexpr int band_of = K == weighted              ? 4
+                        : K > 0 && K < kernel_band ? K
+                                                   : kernel_band;
+template <class Pick>
+auto by_size(std::int32_t k, const float* taps, Pick pick) {
+  if (taps) return pick.template operator()<weighted, band_of<weighted>>();
+  switch (k) {
+    case 1: return pick.template operator()<1, 1>();
+    case 3: return pick.template operator()<3, band_of<3>>();
+    case 5: return pick.template operator()<5, band_of<5>>();
+    case 7: return pick.template operator()<7, band_of<7>>();
+    case 9: return pick.template operator()<9, kernel_band>();
+    case 11: return pick.template operator()<11, kernel_band>();
+    case 13: return pick.template operator()<13, kernel_band>();
+    case 15: return pick.template operator()<15, kernel_band>();
+    case 17: return pick.template operator()<17, kernel_band>();
+    default: return pick.template operator()<any_size, kernel_band>();
+  }
+}
+
+// How an answer by windows is summed up.
+struct Summing {
+  AlongRow along;
+  OverRows over;
+  int band;  // rows that `over` takes at once
+
+  Summing(const MapTask& t, const Spread& s)
+      : along(by_size(t.k_columns, s.column_taps, []<int K, int band>() -> AlongRow { return along_row<K, band>; })),
+        over(by_size(t.k_rows, s.row_taps,
+                     [&]<int K, int band>() -> OverRows {
+                       return s.centre ? over_rows<K, band, true> : over_rows<K, band, false>;
+                     })),
+        band(by_size(t.k_rows, s.row_taps, []<int K, int band>() { return band; })) {}
+};
+
+struct Prepared : SecondTask {
+  Summing fold_summing, derivative_summing;
+  explicit Prepared(const SecondTask& t) : SecondTask(t), fold_summing(t, fold), derivative_summing(t, derivative) {}
+};
+
+float* sums_of(const SecondTask& t, const Spread& spread, std::int64_t row) {
+  return spread.sums + (1 + row) * spread_row(t.width, t.k_columns) * kLanes;
+}
+
+// Row `row` of a map is in spread.map, or is nothing.
+void spread_row_of(const SecondTask& t, const Spread& spread, const Summing& summing, std::int32_t row,
+                   std::int32_t outputs, bool nothing) {
+  const std::int32_t before = t.k_columns - 1;
+  float* sums = nothing ? spread.sums : sums_of(t, spread, row);
+  spread.sums_at[t.k_rows - 1 + row] = sums;
+  if (nothing) return;
+  // What lies before the first output: zeros or, where the map is the whole axis, its end. Behind the last are zeros.
+  const bool around = t.wraps && outputs == t.width;
+  for (std::int32_t j = 0; j < before; ++j)
+    store(spread.map + j * kLanes, around ? load(spread.map + (outputs + j) * kLanes) : Vec{});
+  for (std::int32_t j = 0; j < before + kernel_band; ++j) store(spread.map + (before + outputs + j) * kLanes, Vec{});
+  summing.along(t.k_columns, spread.column_taps, spread.map, reached(t, outputs, t.k_columns, t.width), sums);
+}
+
+// When all rows are summed: over rows, and to the answer.
+void spread_map(const SecondTask& t, const Spread& spread, const Summing& summing, const Axis& row,
+                const Axis& column) {
+  const std::int32_t before = t.k_rows - 1, rows = reached(t, row.outputs, t.k_rows, t.height);
+  const std::int32_t columns = reached(t, column.outputs, t.k_columns, t.width);
+  const float** sums_at = spread.sums_at;
+  const bool around = t.wraps && row.outputs == t.height;
+  for (std::int32_t i = 0; i < before; ++i) sums_at[i] = around ? sums_at[row.outputs + i] : spread.sums;
+  for (std::int32_t i = 0; i < before + kernel_band; ++i) sums_at[before + row.outputs + i] = spread.sums;
+  // Of clipped windows there is only what lies on the image.
+  const auto clip = [&](const Axis& axis, std::int32_t places, std::int64_t length, std::int32_t& first) {
+    first = t.wraps ? 0 : -least(least(axis.query, axis.source), 0);
+    const std::int32_t room = static_cast<std::int32_t>(length) + least(-axis.query, -axis.source);
+    return t.wraps ? places : least(places, room);
+  };
+  std::int32_t first_row, first_column;
+  const std::int32_t last_row = clip(row, rows, t.height, first_row);
+  const std::int32_t last_column = clip(column, columns, t.width, first_column);
+  for (std::int32_t i = first_row; i < last_row; i += summing.band) {
+    const std::int32_t count = least(summing.band, last_row - i);
+    bool nothing = true;
+    for (std::int32_t u = 0; u < count + t.k_rows - 1; ++u) nothing &= sums_at[i + u] == spread.sums;
+    if (nothing) continue;
+    for (std::int32_t j = first_column, n; j < last_column; j += n) {
+      const std::int32_t z = t.wraps ? wrapped(column.query + j, t.width) : column.query + j;
+      n = least(last_column - j, static_cast<std::int32_t>(t.width) - z);
+      Places at{j, n, count, {}, {}, {}};
+      for (std::int32_t u = 0; u < count; ++u) {
+        const std::int32_t z_row = t.wraps ? wrapped(row.query + i + u, t.height) : row.query + i + u;
+        const MapRow image = map_row(t, row.query + i + u, row.source + i + u, column);
+        at.out[u] = spread.out + (z_row * t.width + z) * kLanes;
+        at.image[u] = spread.image + (image.phi - t.panel) + j * kLanes;
+        if (spread.centre) at.centre[u] = spread.centre + z_row * t.width + z;
+      }
+      summing.over(t, spread, t.k_rows, sums_at + i, at);
+    }
+  }
+}
+
+// ---- Displacements -----------------------------------------------------------------------------------------------
+
+template <bool aligned>
+struct Weigh {
+  using Task = Prepared;
+
+  template <int K, int band_rows, int band_columns, int C>
+  static void squares(const Task& t, const Axis& row, const Axis& column) {
+    bool in_row = false, in_map = false;
+    for_each_run<K, band_rows, band_columns, C, aligned>(
+        t, row, column, [&](const Run& run, std::int64_t n) { answer(t, run, n, row, column, in_row, in_map); });
+    if (!in_map) return;
+    if (t.fold.out) spread_map(t, t.fold, t.fold_summing, row, column);
+    if (t.derivative.out) spread_map(t, t.derivative, t.derivative_summing, row, column);
+  }
+
+  static void answer(const Task& t, const Run& run, std::int64_t n, const Axis& row, const Axis& column, bool& in_row,
+                     bool& in_map) {
+    const std::int64_t place = (t.k_columns - 1 + run.first) * kLanes;
+    float* weights = t.weights + place;
+    if (run.first == 0) in_row = false;
+    const bool found = weigh_run(t, run, n, weights);
+    in_row |= found, in_map |= found;
+    const Pixels at{run.p, n, run.centres};
+    const auto weight = [&](std::int64_t j) __attribute__((always_inline)) { return load(weights + j * kLanes); };
+    if (t.derivative.out)
+      for (std::int64_t j = 0; j < n; ++j)
+        store(t.derivative.map + place + j * kLanes, found ? weight(j) * along_cotangent(t, at, j) : Vec{});
+    if (found && t.variance) add_variance(t, at, weight);
+    if (found && t.influence) {
+      Vec sum{};
+      for (std::int64_t j = 0; j < n; ++j) sum += weight(j);
+      add_influence(t, widen(sum));
+    }
+    if (found && t.noted)
+      for (std::int64_t j = 0; j < n; ++j) note(t, run.p + j, run.at + j, weight(j));
+    if (run.first + n < column.outputs) return;
+    const std::int32_t top = run.window.query_row - row.query;
+    if (t.fold.out) spread_row_of(t, t.fold, t.fold_summing, top, column.outputs, !in_row);
+    if (t.derivative.out) spread_row_of(t, t.derivative, t.derivative_summing, top, column.outputs, !in_row);
+  }
+
+  static Displacement<Task> choose(const Task& t);
+};
+
+template <bool precise>
+void whole_image(const Prepared& t, const Axis& row, const Axis& column) {
+  const MapWindow window{row.query, row.source, row.outputs, column, column.outputs};
+  // In double where equal ones, which are summed up from different places on, are to be told apart by their numbers.
+  const DoubleVec total = t.noted ? exact_distance(t, window) : image_distance<precise>(t, row, column);
+  const auto wide = [&]() __attribute__((always_inline)) { return total; };
+  Vec w;
+  if (!weigh(t, 0, total, wide, window, w)) return;
+  const std::int64_t pixels = t.height * t.width;
+  // body(pixels side by side, where their sources are in a panel)
+  const auto for_each_stretch = [&](auto body) {
+    for (std::int32_t i = 0; i < row.outputs; ++i) {
+      const std::int64_t source = map_row(t, row.query + i, row.source + i, column).phi - t.panel;
+      const std::int64_t p_row = wrapped(row.query + i, t.height) * t.width;
+      for (std::int32_t j = 0, n; j < column.outputs; j += n) {
+        const std::int32_t p = wrapped(column.query + j, t.width);
+        n = least(column.outputs - j, static_cast<std::int32_t>(t.width) - p);
+        body(Pixels{p_row + p, n, t.answers + source + j * kLanes}, source + j * kLanes, row.source + i,
+             column.source + j);
+      }
+    }
+  };
+  if (t.influence) add_influence(t, static_cast<double>(pixels) * widen(w));
+  if (t.variance)
+    for_each_stretch([&](const Pixels& at, std::int64_t, std::int32_t, std::int32_t) {
+      add_variance(
+          t, at, [&](std::int64_t) __attribute__((always_inline)) { return w; });
+    });
+  if (t.noted)
+    for_each_stretch([&](const Pixels& at, std::int64_t, std::int32_t q_row, std::int32_t q) {
+      for (std::int64_t j = 0; j < at.count; ++j) {
+        const std::int32_t q_at = wrapped(q + static_cast<std::int32_t>(j), t.width);
+        note(t, at.p + j, wrapped(q_row, t.height) * t.width + q_at, w);
+      }
+    });
+  if (!t.derivative.out) return;
+  DoubleVec along{};  // A of the whole image
+  for_each_stretch([&](const Pixels& at, std::int64_t, std::int32_t, std::int32_t) {
+    Vec sum{};
+    for (std::int64_t j = 0; j < at.count; ++j) sum += along_cotangent(t, at, j);
+    along = along + widen(sum);
+  });
+  const Vec value = w * narrow(along);
+  for_each_stretch([&](const Pixels& at, std::int64_t source, std::int32_t, std::int32_t) {
+    for (std::int64_t c = 0; c < t.channels; ++c) {
+      const float* image = t.panel + source + c * t.height * t.panel_width * kLanes;
+      const float* centre = t.derivative.centre + c * pixels + at.p;
+      float* out = t.derivative.out + (c * pixels + at.p) * kLanes;
+      for (std::int64_t j = 0; j < at.count; ++j)
+        store(out + j * kLanes, load(out + j * kLanes) + value * (load(image + j * kLanes) - centre[j]));
+    }
+  });
+}
+
+// Sources that tie are told apart by their numbers: where these are asked for, equal windows have equal distances.
+template <>
+Displacement<Prepared> Weigh<false>::choose(const Prepared& t) {
+  if (t.whole_image) return t.precision ? whole_image<true> : whole_image<false>;
+  return fitting<Weigh>(t);
+}
+template <>
+Displacement<Prepared> Weigh<true>::choose(const Prepared& t) {
+  return t.precision ? squares<weighted, 4, 4, 0> : with_any_size<Weigh>(t, 0);
+}
+
+void accumulate(const SecondTask& second) {
+  const Prepared t(second);
+  for_each_displacement(t, t.noted && !t.whole_image ? Weigh<true>::choose(t) : Weigh<false>::choose(t));
+}
+
+}  // namespace
+
+extern const SecondKernel second{accumulate};
+
+}  // namespace pyels::PYELS_ISA_NAME

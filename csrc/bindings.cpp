@@ -182,6 +182,10 @@ PYBIND11_MODULE(_core, module) {
     without_gil(problem, [&](const Problem& a) { pyels::cpu_engine(a, options, sink); });
   }, py::arg("problem"), py::arg("options"), py::arg("out"));
 
+  module.def("cpu_second", [](const Problem& problem, CpuOptions options, const Second& second) {
+    without_gil(problem, [&](const Problem& a) { pyels::cpu_second(a, options, second); });
+  }, py::arg("problem"), py::arg("options"), py::arg("second"));
+
   module.def("sampled_engine", [](const Problem& problem, SampledOptions options, Lists lists, const Out& out) {
     CopyOut sink(out);
     without_gil(problem, [&](const Problem& a) { pyels::sampled_engine(a, options, lists, sink); });

@@ -14,8 +14,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from enum import Enum
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -50,6 +51,13 @@ class Sources(Enum):
         return places
 
 
+def said(of: Any) -> str:
+    """The fields of a dataclass that are not as they are by default."""
+    own = [(one, getattr(of, one.name)) for one in fields(of) if one.repr]
+    told = [f"{one.name}={getattr(value, 'value', value)!r}" for one, value in own if value != one.default]
+    return f"{type(of).__name__}({', '.join(told)})"
+
+
 @dataclass(frozen=True)
 class WholeImage:
     """The whole image is compared: one weight for an image, shared by all pixels."""
@@ -67,6 +75,7 @@ class Square:
 
     k: int | None = None
     inside: bool = False
+    __repr__ = said
 
     def taps(self, k: int) -> Tensor:
         """The weights of the window's places along each axis, (k,) float64: that of a place is the product of two."""
@@ -173,6 +182,8 @@ class Fold:
 
 
 UNIFORM = "uniform"
+
+
 Sized = Square | Gaussian  # windows that have a size
 Window = WholeImage | Square | Gaussian | Masks
 _ALLOWED = {WholeImage: (Sources.SAME_POSITION, Sources.CIRCULAR), Masks: (Sources.SAME_POSITION,)}
@@ -204,6 +215,7 @@ class Definition:
     fold: str | Fold | None = None
     mirror: bool = False
     responses: PatchBank | None = None
+    __repr__ = said
 
     def __post_init__(self) -> None:
         if not isinstance(self.window, Window):

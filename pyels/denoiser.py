@@ -96,26 +96,34 @@ class Query:
 _WISHES = checks_of(Query)
 
 
+@dataclass(eq=False)
+class _Step:
+    """What gives a tensor, or a tuple of them, and the pullback from it to the first of its arguments."""
+
+    compute: Callable[..., tuple[Any, Pullback]]
+    pullback: Pullback | None = None
+
+
 class _Derived(torch.autograd.Function):
-    """compute(*arguments), which gives what it computed, a tensor or a tuple, and the pullback that backward takes to
-    the first of the arguments."""
+    """The step, taken: step.compute(*arguments)."""
 
     @staticmethod
-    def forward(compute: Callable[..., Any], keep: list[Pullback], *arguments: Any) -> Any:
-        value, pullback = compute(*arguments)
-        keep.append(pullback)
+    def forward(step: _Step, *arguments: Any) -> Any:
+        value, step.pullback = step.compute(*arguments)
         return value
 
     @staticmethod
     def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
-        ctx.pullback, ctx.count = inputs[1][-1], len(inputs)
+        ctx.pullback, ctx.count = inputs[0].pullback, len(inputs)
+        if isinstance(inputs[1], Tensor):
+            ctx.save_for_backward(inputs[1])
 
     @staticmethod
     def backward(ctx: Any, *gradients: Any) -> Any:
-        if any(ctx.needs_input_grad[3:]):
+        if any(ctx.needs_input_grad[2:]):
             raise RuntimeError(_NO_DERIVATIVE)
-        pulled = _Pulled.apply(ctx.pullback, gradients[0])  # type: ignore[no-untyped-call]
-        return None, None, pulled, *[None] * (ctx.count - 3)
+        pulled = _Pulled.apply(ctx.pullback, gradients[0], *ctx.saved_tensors)  # type: ignore[no-untyped-call]
+        return None, pulled, *[None] * (ctx.count - 2)
 
     @staticmethod
     def jvp(ctx: Any, *tangents: Any) -> Any:
@@ -127,10 +135,10 @@ class _Derived(torch.autograd.Function):
 
 
 class _Pulled(torch.autograd.Function):
-    """pullback(gradient), which has no derivative itself. Of many gradients, as a Jacobian needs, one after the other."""
+    """pullback(gradient), which has no derivative itself; of many gradients, for a Jacobian, one after the other."""
 
     @staticmethod
-    def forward(pullback: Pullback, gradient: Tensor) -> Tensor:
+    def forward(pullback: Pullback, gradient: Tensor, *x: Tensor) -> Tensor:  # which it depends on too
         return pullback(gradient)
 
     @staticmethod
@@ -144,8 +152,8 @@ class _Pulled(torch.autograd.Function):
     jvp = backward
 
     @staticmethod
-    def vmap(info: Any, dims: Any, pullback: Pullback, gradient: Tensor) -> Any:
-        pulled = [_Pulled.apply(pullback, one) for one in gradient.movedim(dims[1], 0)]  # type: ignore[no-untyped-call]
+    def vmap(info: Any, dims: Any, pullback: Pullback, gradient: Tensor, *x: Tensor) -> Any:
+        pulled = [_Pulled.apply(pullback, one, *x) for one in gradient.movedim(dims[1], 0)]  # type: ignore[no-untyped-call]
         return torch.stack(pulled), 0
 
 
@@ -155,8 +163,8 @@ def refuse_derivative(gradient: Tensor) -> Tensor:
 
 
 def derived(compute: Callable[..., tuple[Tensor, Pullback]], x: Tensor, *others: Any) -> Tensor:
-    """What compute(x, *others) gives, differentiable in x, and in none of the others, by the pullback that it gives too."""
-    value: Tensor = _Derived.apply(compute, [], x, *others)  # type: ignore[no-untyped-call]
+    """What compute(x, *others) gives, differentiable in x alone, by the pullback that it gives too."""
+    value: Tensor = _Derived.apply(_Step(compute), x, *others)  # type: ignore[no-untyped-call]
     return value
 
 
@@ -169,7 +177,7 @@ def underived(function: F) -> F:
             given = dict(zip(named, values[len(arguments) :], strict=True))
             return function(*values[: len(arguments)], **given), refuse_derivative
 
-        return _Derived.apply(compute, [], *arguments, *named.values())  # type: ignore[no-untyped-call]
+        return _Derived.apply(_Step(compute), *arguments, *named.values())  # type: ignore[no-untyped-call]
 
     return cast(F, call)
 

@@ -22,10 +22,12 @@ class Want(IntFlag):
 
     MEAN       the posterior mean, and the log-evidence
     POSTERIOR  also the entropy and the heaviest source
+    SECOND     the mean, and log-evidence as exact as that of POSTERIOR, for a second pass
     """
 
     MEAN = 1
     POSTERIOR = 3
+    SECOND = 5
 
 
 @dataclass(frozen=True)

@@ -66,14 +66,14 @@ class Engine(ABC):
     def lacks(self, definition: Definition) -> str | None:
         """`cannot`, for any bank."""
         if not isinstance(definition.window, self.windows):
-            taken = " and ".join(kind.__name__ for kind in self.windows)
+            taken = ", ".join(kind.__name__ for kind in self.windows)
             return f"takes windows {taken}, not {type(definition.window).__name__}; use engine='reference'"
         if definition.fold is not None and "second" not in self.knows:
-            return f"does not fold windows, but fold is {definition.fold!r}; use engine='reference', or leave it out"
+            return f"does not fold windows, but fold is {definition.fold!r}; use engine='cpu', or leave it out"
         if definition.mirror and "mirror" not in self.knows:
             return "does not look at mirror images; use engine='cpu', or leave out mirror=True"
         if definition.responses is not None and "responses" not in self.knows:
-            return "lets no other images answer; use engine='reference', or leave out responses"
+            return "lets no other images answer; use engine='cpu', or leave out responses"
         return None
 
     def lacks_for(self, query: Query) -> str | None:
@@ -106,7 +106,7 @@ class Engine(ABC):
     def no_second_pass(self) -> ValueError:
         return ValueError(
             f"engine {self.name!r} has no second pass, which derivatives, variances, influence and sources come from; "
-            "use engine='reference'"
+            "use engine='cpu'"
         )
 
     def settings(self) -> dict[str, Any]:

@@ -144,7 +144,8 @@ class Cpu(Exact):
     """
 
     name: ClassVar[str] = "cpu"
-    knows: ClassVar[tuple[str, ...]] = ("mirror",)
+    windows: ClassVar[tuple[type, ...]] = (WholeImage, Square, Gaussian)
+    knows: ClassVar[tuple[str, ...]] = ("mirror", "responses", "second")
     threads: int = checked(None, threads_or_all)
 
     def evaluate_part(
@@ -157,6 +158,17 @@ class Cpu(Exact):
         responses: Tensor | None = None,
     ) -> PartialPosterior:
         return evaluate("cpu", {"threads": self.threads}, definition, images, selection, query, want, responses)
+
+    def answer_part(
+        self,
+        definition: Definition,
+        images: Tensor,
+        selection: Selection,
+        query: Query,
+        asked: Asked,
+        responses: Tensor | None = None,
+    ) -> Answers:
+        return answer("cpu", {"threads": self.threads}, definition, images, selection, query, asked, responses)
 
 
 @dataclass(eq=False)

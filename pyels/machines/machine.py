@@ -105,24 +105,21 @@ class Machine(Denoiser):
 
     def estimate(self, query: Query) -> Tensor:
         """The posterior mean x0_hat (B, R, H, W), in the engine's dtype."""
-        partial = self.partial(query, Want.MEAN)
-        if self.definition.fold is None:
-            return partial.mean(self.engine.dtype)
-        return self._folded(query, partial)
+        if self.definition.fold is not None:
+            return self._folded(query, self.partial(query, Want.SECOND))
+        return self.partial(query, Want.MEAN).mean(self.engine.dtype)
 
     def estimate_and_pullback(self, query: Query) -> tuple[Tensor, Pullback]:
-        partial = self.partial(query, Want.MEAN)
         if self.definition.fold is not None:
-            return self._folded(query, partial), refuse_derivative
-        asked = self._asked(query, partial)
+            return self.estimate(query), refuse_derivative
 
         def pullback(gradient: Tensor) -> Tensor:
-            cotangent = gradient.to(asked.mean.device, torch.float64)
-            derivative = self._answers(query, replace(asked, cotangent=cotangent)).derivative
+            cotangent = gradient.to(query.x.device, torch.float64)
+            derivative = self._answers(query, self._asked(query, cotangent=cotangent)).derivative
             assert derivative is not None
-            return derivative.to(query.x.device, query.x.dtype)
+            return derivative.to(query.x.dtype)
 
-        return partial.mean(self.engine.dtype), pullback
+        return self.estimate(query), pullback
 
     def answer_shape(self, x: Tensor) -> tuple[int, ...]:
         others = self.definition.responses
@@ -280,7 +277,7 @@ class Machine(Denoiser):
 
     def _asked(self, query: Query, partial: PartialPosterior | None = None, **asked: Any) -> Asked:
         """What a second pass needs to know of the first, and what else is asked of it."""
-        partial = self.partial(query, Want.MEAN) if partial is None else partial
+        partial = self.partial(query, Want.SECOND) if partial is None else partial
         windows = self._definition(query).windows(*self.bank.shape[1:]).to(partial.m.device)
         log_sum = torch.where(windows, partial.m + partial.s.log(), torch.inf)
         return Asked(log_sum, partial.mean(torch.float64), **asked)

@@ -71,7 +71,7 @@ def test_why_an_engine_was_chosen_is_logged(small, caplog):
     pyels.ELS(small, 3)
     pyels.Machine(small, pyels.Definition(pyels.Masks(torch.ones(72, 9, 8)), "same_position"))
     assert "engine cpu: the bank is on cpu" in caplog.text
-    assert "engine reference: engine 'cpu' takes windows WholeImage and Square, not Masks" in caplog.text
+    assert "engine reference: engine 'cpu' takes windows WholeImage, Square, Gaussian, not Masks" in caplog.text
 
 
 def test_wishes_that_a_denoiser_has_not(small):

@@ -118,13 +118,13 @@ def test_empty_windows_weigh_all_images_alike():
 def test_what_an_engine_cannot_do_is_refused_in_words(small):
     masks = pyels.Definition(pyels.Masks(torch.ones(72, 9, 8)), "same_position")
     for engine in ("cpu", "sampled", "faiss"):
-        with pytest.raises(ValueError, match=r"engine '.*' takes windows WholeImage and Square, not Masks; use .*ref"):
+        with pytest.raises(ValueError, match=r"engine '.*' takes windows WholeImage, Square.*, not Masks; use .*ref"):
             pyels.Machine(small, masks, engine=engine)
     for definition, why in (
         (pyels.Definition(pyels.Square(3), fold="uniform"), "does not fold windows"),
         (pyels.Definition(pyels.Square(3), mirror=True), "does not look at mirror images"),
         (pyels.Definition(pyels.Square(3), responses=small), "lets no other images answer"),
-        (pyels.Definition(pyels.Gaussian(1.0)), "takes windows WholeImage and Square, not Gaussian"),
+        (pyels.Definition(pyels.Gaussian(1.0)), "takes windows WholeImage, Square, not Gaussian"),
     ):
         with pytest.raises(ValueError, match=why):
             pyels.Machine(small, definition, engine="sampled")

@@ -35,6 +35,7 @@ from pyels.engines import Engine, Sampled
 from pyels.machines import Machine
 from pyels.posterior import PartialPosterior, Want
 from pyels.sampling import Step
+from pyels.second import Answers, Asked
 
 if dist.is_available():
     # Imported now, before there is a group: the group that there is then becomes the default argument of its functions,
@@ -132,6 +133,9 @@ class _Together(Engine):
     def cannot(self, definition: Definition, bank: PatchBank) -> str | None:
         return self.own.cannot(definition, bank)
 
+    def lacks_for(self, query: Query) -> str | None:
+        return self.own.lacks_for(query)
+
     def settings(self) -> dict[str, Any]:
         return self.own.settings()
 
@@ -139,10 +143,22 @@ class _Together(Engine):
         self, definition: Definition, bank: PatchBank, selection: Selection, query: Query, want: Want
     ) -> PartialPosterior:
         mine = self.own.evaluate(definition, bank, selection.share(rank(), size()), query, want)
+        merged: PartialPosterior = self._merged(mine, _digest(query, selection, definition))
+        return merged
+
+    def answer(
+        self, definition: Definition, bank: PatchBank, selection: Selection, query: Query, asked: Asked
+    ) -> Answers:
+        mine = self.own.answer(definition, bank, selection.share(rank(), size()), query, asked)
+        merged: Answers = self._merged(mine, _digest(query, selection, definition))
+        return merged
+
+    def _merged(self, mine: Any, digest: tuple[Tensor, Tensor]) -> Any:
+        """Every process's part and its own, merged."""
         if size() == 1:
             return mine
         names = [field.name for field in fields(mine) if getattr(mine, field.name) is not None]
-        told = *_digest(query, selection, definition), *(getattr(mine, name) for name in names)
+        told = *digest, *(getattr(mine, name) for name in names)
         # One message for a batch: image numbers are exact in float64. All processes get all parts and merge them in the
         # order of the bank, by the one merge there is, rather than reduce them on the way: torch.distributed has no
         # reductions of one's own, and like this all get the same bits.
@@ -160,8 +176,8 @@ class _Together(Engine):
                 raise ValueError(
                     "the processes passed different queries; give all of them the same x, levels, labels and size"
                 )
-            parts.append(PartialPosterior(**dict(zip(names, values, strict=True))))
-        return functools.reduce(PartialPosterior.merge, parts)
+            parts.append(type(mine)(**dict(zip(names, values, strict=True))))
+        return functools.reduce(type(mine).merge, parts)
 
 
 class Sharded(Machine):

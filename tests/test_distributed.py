@@ -223,6 +223,14 @@ def posteriors_from_file(path):
                 for field in ("mean", "log_evidence", "entropy", "source_weight"):
                     torch.testing.assert_close(getattr(found, field), getattr(expected, field), atol=1e-5, rtol=1e-5)
     assert len(pyels.distributed.Sharded(pyels.IS(streamed)).denoise(x[:0], 0.9, 0.5)) == 0
+    definition = pyels.Definition(pyels.Square(3), fold="uniform", mirror=True)
+    for bank in (memory, streamed):
+        whole = pyels.Machine(memory, definition)
+        sharded = pyels.distributed.Sharded(pyels.Machine(bank, definition))
+        torch.testing.assert_close(sharded.denoise(x, 0.9, 0.5), whole.denoise(x, 0.9, 0.5), atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(sharded.influence(x, 0.9, 0.5), whole.influence(x, 0.9, 0.5), atol=1e-5, rtol=1e-5)
+        for found, expected in zip(sharded.sources(x, 0.9, 0.5, 5), whole.sources(x, 0.9, 0.5, 5), strict=True):
+            torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
 
 
 def test_processes_share_a_bank_in_a_file_and_read_their_part(tmp_path):

@@ -145,7 +145,7 @@ class Cpu(Exact):
 
     name: ClassVar[str] = "cpu"
     windows: ClassVar[tuple[type, ...]] = (WholeImage, Square, Gaussian)
-    knows: ClassVar[tuple[str, ...]] = ("mirror", "responses", "second")
+    knows: ClassVar[tuple[str, ...]] = ("mirror", "responses", "precision", "second")
     threads: int = checked(None, threads_or_all)
 
     def evaluate_part(

@@ -32,9 +32,20 @@ PYELS_INLINE bool weigh(const SecondTask& t, std::int64_t p, DoubleVec distances
   return true;
 }
 
+// W of outputs j .. j + n - 1, where all that matters is near enough for float32; false where all are nothing.
+template <int n>
+PYELS_INLINE bool weigh_near(const float* offset, const float* distances, Vec scale, Vec least_weight, float* weights) {
+  Vec relative[n];
+  for (int u = 0; u < n; ++u) relative[u] = offset[u] - scale * load(distances + u * kLanes);
+  Vec top = relative[0];
+  for (int u = 1; u < n; ++u) top = top > relative[u] ? top : relative[u];
+  const bool found = any_above(top, least_weight);
+  for (int u = 0; u < n; ++u) store(weights + u * kLanes, found ? exp2(relative[u]) : Vec{});
+  return found;
+}
+
 // W of `count` outputs; false where all are nothing.
 bool weigh_run(const SecondTask& t, const Run& run, std::int64_t count, float* weights) {
-  constexpr int n = 4;  // vectors weighed together, so that their latencies overlap
   const float* offset = t.offset + run.p;
   // What matters at a pixel lies within (offset + skip) / scale.
   const float nearest = static_cast<float>(t.scale) * t.wide_above - t.skip;
@@ -51,25 +62,13 @@ bool weigh_run(const SecondTask& t, const Run& run, std::int64_t count, float* w
     return found;
   }
   const Vec scale = Vec{} + static_cast<float>(t.scale), least_weight = Vec{} - t.skip;
-  for (std::int64_t j = 0; j < count; j += n) {
-    const std::int64_t some = least(n, static_cast<std::int32_t>(count - j));
-    Vec relative[n];
-    for (int u = 0; u < n; ++u)  // again the last where there are fewer
-      relative[u] =
-          offset[u < some ? j + u : count - 1] - scale * load(run.distances + (u < some ? j + u : count - 1) * kLanes);
-    Vec top = relative[0];
-    for (int u = 1; u < n; ++u) top = top > relative[u] ? top : relative[u];
-    if (any_above(top, least_weight)) {
-      found = true;
-      for (int u = 0; u < n; ++u) relative[u] = exp2(relative[u]);
-    } else {
-      for (int u = 0; u < n; ++u) relative[u] = Vec{};
-    }
-    for (int u = 0; u < some; ++u) store(weights + (j + u) * kLanes, relative[u]);
-  }
+  std::int64_t j = 0;
+  for (; j + 4 <= count; j += 4)
+    found |= weigh_near<4>(offset + j, run.distances + j * kLanes, scale, least_weight, weights + j * kLanes);
+  for (; j < count; ++j)
+    found |= weigh_near<1>(offset + j, run.distances + j * kLanes, scale, least_weight, weights + j * kLanes);
   if (found && long_digits)
-    for (std::int64_t j = 0; j < count; ++j)
-      store(weights + j * kLanes, t.rest[run.p + j] * load(weights + j * kLanes));
+    for (j = 0; j < count; ++j) store(weights + j * kLanes, t.rest[run.p + j] * load(weights + j * kLanes));
   return found;
 }
 
@@ -135,35 +134,25 @@ void along_row(int k, const float* taps, const float* map, std::int64_t places, 
         [&](int u, Vec sum) __attribute__((always_inline)) { store(out + (j + u) * kLanes, sum); });
 }
 
-// Consecutive places of a few rows, and the image there: of the first of them, channel 0.
-struct Places {
-  std::int64_t first, count, rows;   // the first in the sums
-  float* out[kernel_band];           // (count)[L]
-  const float* image[kernel_band];   // (count)[L]
-  const float* centre[kernel_band];  // (count)
-};
+// Sums of those over k rows.
+using OverRows = void (*)(const float* const* rows, int k, const float* taps, std::int32_t outputs, float* out,
+                          std::int64_t row_size);
 
-// Sums of k of those over rows, and the image.
-using OverRows = void (*)(const SecondTask& t, const Spread& spread, int k, const float* const* sums, const Places& at);
-template <int K, int band, bool centred>
-void over_rows(const SecondTask& t, const Spread& spread, int k, const float* const* sums, const Places& at) {
-  const std::int64_t out_size = t.height * t.width, image_size = t.height * t.panel_width * kLanes;
-  for (std::int64_t j = 0; j < at.count; ++j)
-    sum_windows<K, band>(
-        k,
-        spread.row_taps, [&](int i) __attribute__((always_inline)) { return load(sums[i] + (at.first + j) * kLanes); },
-        [&](int u, Vec sum) __attribute__((always_inline)) {
-          if (u >= at.rows) return;
-          float* out = at.out[u] + j * kLanes;
-          const float *image = at.image[u] + j * kLanes, *centre = centred ? at.centre[u] + j : nullptr;
-          for (std::int64_t c = 0; c < spread.channels; ++c) {
-            Vec value = load(image);
-            if (centred) value -= *centre;
-            store(out, load(out) + sum * value);
-            out += out_size * kLanes, image += image_size;
-            if (centred) centre += out_size;
-          }
-        });
+// Adds `count` sums, times what the image has there, channel by channel, to the answer.
+template <bool centred>
+PYELS_INLINE void meet_image(const SecondTask& t, const Spread& spread, std::int64_t count, const float* sums,
+                             std::int64_t image_at, std::int64_t z) {
+  for (std::int64_t c = 0; c < spread.channels; ++c) {
+    const float* image = spread.image + image_at + c * t.height * t.panel_width * kLanes;
+    const float* centre = centred ? spread.centre + c * t.height * t.width + z : nullptr;
+    float* out = spread.out + (c * t.height * t.width + z) * kLanes;
+#pragma GCC unroll 4
+    for (std::int64_t j = 0; j < count; ++j) {
+      Vec value = load(image + j * kLanes);
+      if (centred) value -= centre[j];
+      store(out + j * kLanes, load(out + j * kLanes) + load(sums + j * kLanes) * value);
+    }
+  }
 }
 
 // By the size of windows, as `fitting` has it for the distances.
@@ -196,10 +185,7 @@ struct Summing {
 
   Summing(const MapTask& t, const Spread& s)
       : along(by_size(t.k_columns, s.column_taps, []<int K, int band>() -> AlongRow { return along_row<K, band>; })),
-        over(by_size(t.k_rows, s.row_taps,
-                     [&]<int K, int band>() -> OverRows {
-                       return s.centre ? over_rows<K, band, true> : over_rows<K, band, false>;
-                     })),
+        over(by_size(t.k_rows, s.row_taps, []<int K, int band>() -> OverRows { return sums_over_rows<K, band>; })),
         band(by_size(t.k_rows, s.row_taps, []<int K, int band>() { return band; })) {}
 };
 
@@ -250,18 +236,20 @@ void spread_map(const SecondTask& t, const Spread& spread, const Summing& summin
     bool nothing = true;
     for (std::int32_t u = 0; u < count + t.k_rows - 1; ++u) nothing &= sums_at[i + u] == spread.sums;
     if (nothing) continue;
-    for (std::int32_t j = first_column, n; j < last_column; j += n) {
-      const std::int32_t z = t.wraps ? wrapped(column.query + j, t.width) : column.query + j;
-      n = least(last_column - j, static_cast<std::int32_t>(t.width) - z);
-      Places at{j, n, count, {}, {}, {}};
-      for (std::int32_t u = 0; u < count; ++u) {
-        const std::int32_t z_row = t.wraps ? wrapped(row.query + i + u, t.height) : row.query + i + u;
-        const MapRow image = map_row(t, row.query + i + u, row.source + i + u, column);
-        at.out[u] = spread.out + (z_row * t.width + z) * kLanes;
-        at.image[u] = spread.image + (image.phi - t.panel) + j * kLanes;
-        if (spread.centre) at.centre[u] = spread.centre + z_row * t.width + z;
+    const std::int64_t row_size = spread_row(t.width, t.k_columns) * kLanes;
+    summing.over(sums_at + i, t.k_rows, spread.row_taps, columns, spread.band, row_size);
+    for (std::int32_t u = 0; u < count; ++u) {
+      const std::int32_t z_row = t.wraps ? wrapped(row.query + i + u, t.height) : row.query + i + u;
+      const std::int64_t image = map_row(t, row.query + i + u, row.source + i + u, column).phi - t.panel;
+      for (std::int32_t j = first_column, n; j < last_column; j += n) {
+        const std::int32_t z = t.wraps ? wrapped(column.query + j, t.width) : column.query + j;
+        n = least(last_column - j, static_cast<std::int32_t>(t.width) - z);
+        const float* sums = spread.band + u * row_size + j * kLanes;
+        if (spread.centre)
+          meet_image<true>(t, spread, n, sums, image + j * kLanes, z_row * t.width + z);
+        else
+          meet_image<false>(t, spread, n, sums, image + j * kLanes, z_row * t.width + z);
       }
-      summing.over(t, spread, t.k_rows, sums_at + i, at);
     }
   }
 }

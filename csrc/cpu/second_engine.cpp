@@ -104,7 +104,7 @@ class Worker {
  private:
   // Room for an answer by windows.
   struct Room {
-    Aligned<float> out, map, sums;
+    Aligned<float> out, map, sums, band;
     Aligned<const float*> sums_at;
     std::vector<float> row_taps, column_taps;
 
@@ -112,6 +112,7 @@ class Worker {
       if (channels == 0) return;
       const std::int64_t lanes = plan.kernel.lanes, row = spread_row(plan.a.width, plan.column_axis.window) * lanes;
       out = floats(channels * plan.pixels * lanes), map = floats(row), sums = floats((1 + plan.a.height) * row);
+      band = floats(kernel_band * row);
       sums_at = aligned<const float*>(spread_map_rows(plan.a.height, plan.row_axis.window));
     }
     // Taps from the last to the first; none where all are one.
@@ -121,7 +122,8 @@ class Worker {
       row_taps.assign(rows.rbegin(), rows.rend()), column_taps.assign(columns.rbegin(), columns.rend());
     }
     void describe(Spread& spread) {
-      spread.out = out.get(), spread.map = map.get(), spread.sums = sums.get(), spread.sums_at = sums_at.get();
+      spread.out = out.get(), spread.map = map.get(), spread.sums = sums.get(), spread.sums_at = sums_at.get(),
+      spread.band = band.get();
       spread.row_taps = row_taps.empty() ? nullptr : row_taps.data();
       spread.column_taps = column_taps.empty() ? nullptr : column_taps.data();
     }

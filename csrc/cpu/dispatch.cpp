@@ -5,6 +5,7 @@
 
 #include "cpu/engine.h"
 #include "cpu/second.h"
+#include "cpu/sums.h"
 #include "sampled/scan.h"
 
 #if defined(__x86_64__)
@@ -19,6 +20,7 @@ struct Isa {
   const Kernel* kernel;
   const SecondKernel* second;
   const Scan* scan;
+  const SumsKernel* sums;
   const char* name() const { return kernel->isa; }
 };
 
@@ -37,11 +39,11 @@ std::vector<Isa> runnable_isas() {
   const bool v4 = v3 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                   __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq") &&
                   __builtin_cpu_supports("avx512cd");
-  if (v4) isas.push_back({&x86_64_v4::kernel, &x86_64_v4::second, &x86_64_v4::scan});
-  if (v3) isas.push_back({&x86_64_v3::kernel, &x86_64_v3::second, &x86_64_v3::scan});
-  if (v2) isas.push_back({&x86_64_v2::kernel, &x86_64_v2::second, &x86_64_v2::scan});
+  if (v4) isas.push_back({&x86_64_v4::kernel, &x86_64_v4::second, &x86_64_v4::scan, &x86_64_v4::sums});
+  if (v3) isas.push_back({&x86_64_v3::kernel, &x86_64_v3::second, &x86_64_v3::scan, &x86_64_v3::sums});
+  if (v2) isas.push_back({&x86_64_v2::kernel, &x86_64_v2::second, &x86_64_v2::scan, &x86_64_v2::sums});
 #else
-  isas.push_back({&generic::kernel, &generic::second, &generic::scan});
+  isas.push_back({&generic::kernel, &generic::second, &generic::scan, &generic::sums});
 #endif
   return isas;
 }
@@ -64,6 +66,7 @@ Isa chosen_isa() {
 const Kernel& kernel_in_use() { return *chosen_isa().kernel; }
 const SecondKernel& second_in_use() { return *chosen_isa().second; }
 const Scan& scan_in_use() { return *chosen_isa().scan; }
+const SumsKernel& sums_in_use() { return *chosen_isa().sums; }
 
 std::vector<const char*> available_isas() {
   std::vector<const char*> names;

@@ -3,6 +3,7 @@
 // on the number of threads or on the other queries, so the result does not either.
 #include "cpu/engine.h"
 
+#include "cpu/masks.h"
 #include "cpu/plan.h"
 
 namespace pyels {
@@ -134,6 +135,7 @@ class Worker {
 }  // namespace
 
 void cpu_engine(const Problem& a, const CpuOptions& options, Sink& sink) {
+  if (a.window == Window::masks) return masks_engine(a, options, sink);
   const std::int64_t channels = a.others_answer() ? a.response_channels : a.channels;
   const Plan plan(a, options.rim, (channels + (a.full() ? 5 : 2)) * 8);
   in_segments(

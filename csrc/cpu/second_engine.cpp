@@ -3,6 +3,7 @@
 #include <map>
 
 #include "cpu/engine.h"
+#include "cpu/masks.h"
 #include "cpu/plan.h"
 #include "cpu/second.h"
 
@@ -243,6 +244,7 @@ void deliver(const Problem& a, const Second& second, std::int64_t b, std::span<A
 }  // namespace
 
 void cpu_second(const Problem& a, const CpuOptions& options, const Second& second) {
+  if (a.window == Window::masks) return masks_second(a, options, second);
   const std::int64_t answers = a.others_answer() ? a.response_channels : a.channels;
   std::vector<std::int64_t> chosen;  // ascending, each once
   if (second.top > 0) chosen.assign(second.pixel, second.pixel + second.pixels);

@@ -55,6 +55,10 @@ PYELS_INLINE DoubleVec widen(Vec v) {
   const __m512d swapped = reinterpret_cast<__m512d>(__builtin_shufflevector(v, v, PYELS_HIGH, PYELS_LOW));
   return {reinterpret_cast<Half>(_mm512_cvtps_pd(_mm512_castps512_ps256(reinterpret_cast<__m512>(v)))),
           reinterpret_cast<Half>(_mm512_cvtps_pd(_mm512_castps512_ps256(_mm512_castpd_ps(swapped))))};
+#elif defined(__AVX__)  // and of these the upper half through memory
+  const __m256 whole = reinterpret_cast<__m256>(v);
+  return {reinterpret_cast<Half>(_mm256_cvtps_pd(_mm256_castps256_ps128(whole))),
+          reinterpret_cast<Half>(_mm256_cvtps_pd(_mm256_extractf128_ps(whole, 1)))};
 #else
   return {__builtin_convertvector(__builtin_shufflevector(v, v, PYELS_LOW), Half),
           __builtin_convertvector(__builtin_shufflevector(v, v, PYELS_HIGH), Half)};

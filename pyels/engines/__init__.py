@@ -30,7 +30,6 @@ __all__ = [
 ENGINES: dict[str, type[Engine]] = {kind.name: kind for kind in (Reference, Cpu, Cuda, Sampled)}
 _ALIASES = {"faiss": "sampled"}
 NAMES = ("auto", *ENGINES, *_ALIASES)
-_AUTO = (Cpu, Reference)  # of banks in CPU memory, the fastest first
 # Options by name, of whichever engine.
 _OPTIONS = {name: check for kind in ENGINES.values() for name, check in checks_of(kind).items()}
 _log = logging.getLogger("pyels")
@@ -41,8 +40,7 @@ def choose_engine(engine: str | Engine, definition: Definition, bank: PatchBank,
 
     Parameters
     ----------
-    engine   "auto"       the fastest exact engine that can: "cuda" where the bank is on a GPU, else "cpu", else
-                          "reference"
+    engine   "auto"       the fastest exact one: "cuda" where the bank is on a GPU, else "cpu"
              "cpu"        exact, float32, multi-threaded
              "cuda"       exact, float32, on an NVIDIA GPU; a bank in CPU memory is brought there
              "sampled"    approximate, with an error it knows, for large banks ("faiss" is another name of it); needs
@@ -67,7 +65,8 @@ def choose_engine(engine: str | Engine, definition: Definition, bank: PatchBank,
             raise TypeError(f"{', '.join(options)}: options are given to the engine, {type(engine).__name__}(..)")
         chosen, why = engine, "given"
     elif engine == "auto":
-        chosen, why = _fastest(definition, bank, options)
+        kind = Cpu if bank.device == CPU else find_engine(Cuda.name)
+        chosen, why = _made(kind, bank, options), f"the bank is on {bank.device}"
     else:
         chosen, why = _made(find_engine(engine), bank, options), "asked for"
     if (cannot := chosen.cannot(definition, bank)) is not None:
@@ -89,20 +88,6 @@ def find_engine(name: str) -> type[Engine]:
 def available_engines() -> list[str]:
     """The engines that this installation has, on this machine."""
     return [name for name, kind in ENGINES.items() if kind.missing() is None]
-
-
-def _fastest(definition: Definition, bank: PatchBank, options: dict[str, Any]) -> tuple[Engine, str]:
-    """The first of the exact engines that can, where the bank is; with why the others cannot."""
-    where = f"the bank is on {bank.device}"
-    if bank.device != CPU:
-        return _made(find_engine(Cuda.name), bank, options), where
-    why: list[str] = []
-    for kind in _AUTO:
-        engine = _made(kind, bank, options)
-        if (cannot := engine.cannot(definition, bank)) is None:
-            return engine, "; ".join([*why, where])
-        why.append(f"engine {kind.name!r} {cannot}")
-    raise ValueError("; ".join(why))
 
 
 def _made(kind: type[Engine], bank: PatchBank, options: dict[str, Any]) -> Engine:

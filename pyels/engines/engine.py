@@ -67,7 +67,7 @@ class Engine(ABC):
         """`cannot`, for any bank."""
         if not isinstance(definition.window, self.windows):
             taken = ", ".join(kind.__name__ for kind in self.windows)
-            return f"takes windows {taken}, not {type(definition.window).__name__}; use engine='reference'"
+            return f"takes windows {taken}, not {type(definition.window).__name__}; use engine='cpu'"
         if definition.fold is not None and "second" not in self.knows:
             return f"does not fold windows, but fold is {definition.fold!r}; use engine='cpu', or leave it out"
         if definition.mirror and "mirror" not in self.knows:
@@ -79,7 +79,7 @@ class Engine(ABC):
     def lacks_for(self, query: Query) -> str | None:
         """What of a query it does not take, likewise."""
         if query.precision is not None and "precision" not in self.knows:
-            return "takes no precision of the query; use engine='reference', or leave it out"
+            return "takes no precision of the query; use engine='cpu', or leave it out"
         return None
 
     @abstractmethod

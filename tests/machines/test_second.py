@@ -5,6 +5,7 @@ import torch
 from helpers import make_bank, noisy
 
 import pyels
+from pyels.engines.oracle import Oracle
 
 LEVELS = 0.8, 0.6
 DEFINITIONS = {
@@ -53,6 +54,27 @@ def test_engines_agree(bank, x, name):
     for labels in (None, torch.tensor([1, 0])):
         ours, slow = (everything(pyels.Machine(bank, DEFINITIONS[name], engine), x, labels) for engine in ENGINES)
         assert_same(ours, slow, 1e-4)
+
+
+@pytest.mark.parametrize("name", DEFINITIONS)
+def test_the_reference_agrees_with_the_oracle(bank, x, name):
+    labels = torch.tensor([1, 0])
+    for responses, precision in ((None, None), (make_bank(9, (2, 5, 6), seed=5), torch.rand(2, 1, 5, 6) + 0.5)):
+        machine = pyels.Machine(bank, DEFINITIONS[name], "reference", responses=responses)
+        oracle = Oracle(machine.definition, bank, x, *LEVELS, labels, precision)
+        posterior = machine.posterior(x, *LEVELS, labels, precision=precision)
+        slow, second = oracle.posterior(), oracle.second(torch.linspace(-1, 1, x.numel()).reshape(x.shape))
+        for field in ("mean", "log_evidence", "entropy", "source_weight"):
+            torch.testing.assert_close(getattr(posterior, field), getattr(slow, field), atol=1e-10, rtol=1e-10)
+        assert torch.equal(posterior.source, slow.source)
+        influence = machine.influence(x, *LEVELS, labels, precision=precision)
+        torch.testing.assert_close(influence, torch.from_numpy(second.influence), atol=1e-10, rtol=0)
+        if machine.definition.fold is None:
+            torch.testing.assert_close(posterior.variance, torch.from_numpy(second.variance), atol=1e-10, rtol=0)
+            leaf = x.clone().requires_grad_()
+            mean = machine.denoise(leaf, *LEVELS, labels, precision=precision)
+            (mean * torch.linspace(-1, 1, mean.numel()).reshape(mean.shape)).sum().backward()
+            torch.testing.assert_close(leaf.grad.double(), torch.from_numpy(second.derivative), atol=1e-6, rtol=1e-6)
 
 
 @pytest.mark.parametrize("engine", ENGINES)

@@ -49,8 +49,9 @@ bool weigh_run(const SecondTask& t, const Run& run, std::int64_t count, float* w
   const float* offset = t.offset + run.p;
   // What matters at a pixel lies within (offset + skip) / scale.
   const float nearest = static_cast<float>(t.scale) * t.wide_above - t.skip;
-  bool far = false, long_digits = false, found = false;
-  for (std::int64_t j = 0; j < count; ++j) far |= !(offset[j] <= nearest), long_digits |= offset[j] > 64.0f;
+  bool far = false, found = false;
+  if (!(t.most_offset <= nearest))
+    for (std::int64_t j = 0; j < count; ++j) far |= !(offset[j] <= nearest);
   if (far) {
     for (std::int64_t j = 0; j < count; ++j) {
       const auto wide = [&]() __attribute__((always_inline)) { return wide_distance(t, run, j); };
@@ -67,7 +68,7 @@ bool weigh_run(const SecondTask& t, const Run& run, std::int64_t count, float* w
     found |= weigh_near<4>(offset + j, run.distances + j * kLanes, scale, least_weight, weights + j * kLanes);
   for (; j < count; ++j)
     found |= weigh_near<1>(offset + j, run.distances + j * kLanes, scale, least_weight, weights + j * kLanes);
-  if (found && long_digits)
+  if (found && t.most_offset > 64.0f)
     for (j = 0; j < count; ++j) store(weights + j * kLanes, t.rest[run.p + j] * load(weights + j * kLanes));
   return found;
 }

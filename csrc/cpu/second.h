@@ -31,6 +31,7 @@ struct SecondTask : MapTask {
   // What -reference is as it enters log-weights in float32, less what float32 makes of the scale; and, where that is many
   // digits long, what W is to be multiplied by for the rest of them.
   const float *offset, *rest;  // (H, W)
+  float most_offset;
   float* weights;              // spread_row(...)[L] a row of W, between what windows reach over
   Spread fold;                 // of W
   Spread derivative;           // of W A

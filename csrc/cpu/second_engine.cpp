@@ -144,6 +144,7 @@ class Worker {
       offset_[p] = static_cast<float>(offset);
       rest_[p] = std::isinf(offset) ? 1.0f : static_cast<float>(std::exp2(offset - offset_[p]));
     }
+    task_.most_offset = *std::max_element(offset_.get(), offset_.get() + pixels);
     task_.reference = reference_.get(), task_.offset = offset_.get(), task_.rest = rest_.get();
     fold_.describe(task_.fold), derivative_.describe(task_.derivative);
     task_.weights = task_.fold.map ? task_.fold.map : weights_.get();

@@ -66,7 +66,11 @@ bool weigh_run(const SecondTask& t, const Run& run, std::int64_t count, float* w
   std::int64_t j = 0;
   for (; j + 4 <= count; j += 4)
     found |= weigh_near<4>(offset + j, run.distances + j * kLanes, scale, least_weight, weights + j * kLanes);
-  for (; j < count; ++j)
+  if (count - j >= 2) {
+    found |= weigh_near<2>(offset + j, run.distances + j * kLanes, scale, least_weight, weights + j * kLanes);
+    j += 2;
+  }
+  if (j < count)
     found |= weigh_near<1>(offset + j, run.distances + j * kLanes, scale, least_weight, weights + j * kLanes);
   if (found && t.most_offset > 64.0f)
     for (j = 0; j < count; ++j) store(weights + j * kLanes, t.rest[run.p + j] * load(weights + j * kLanes));

@@ -113,7 +113,7 @@ class Worker {
       if (channels == 0) return;
       const std::int64_t lanes = plan.kernel.lanes, row = spread_row(plan.a.width, plan.column_axis.window) * lanes;
       out = floats(channels * plan.pixels * lanes), map = floats(row), sums = floats((1 + plan.a.height) * row);
-      band = floats(kernel_band * row);
+      band = floats((kernel_band + 1) * row);
       sums_at = aligned<const float*>(spread_map_rows(plan.a.height, plan.row_axis.window));
     }
     // Taps from the last to the first; none where all are one.

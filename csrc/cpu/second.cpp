@@ -49,8 +49,9 @@ bool weigh_run(const SecondTask& t, const Run& run, std::int64_t count, float* w
   const float* offset = t.offset + run.p;
   // What matters at a pixel lies within (offset + skip) / scale.
   const float nearest = static_cast<float>(t.scale) * t.wide_above - t.skip;
-  bool far = false, long_digits = false, found = false;
-  for (std::int64_t j = 0; j < count; ++j) far |= !(offset[j] <= nearest), long_digits |= offset[j] > 64.0f;
+  bool far = false, found = false;
+  if (!(t.most_offset <= nearest))
+    for (std::int64_t j = 0; j < count; ++j) far |= !(offset[j] <= nearest);
   if (far) {
     for (std::int64_t j = 0; j < count; ++j) {
       const auto wide = [&]() __attribute__((always_inline)) { return wide_distance(t, run, j); };
@@ -65,9 +66,13 @@ bool weigh_run(const SecondTask& t, const Run& run, std::int64_t count, float* w
   std::int64_t j = 0;
   for (; j + 4 <= count; j += 4)
     found |= weigh_near<4>(offset + j, run.distances + j * kLanes, scale, least_weight, weights + j * kLanes);
-  for (; j < count; ++j)
+  if (count - j >= 2) {
+    found |= weigh_near<2>(offset + j, run.distances + j * kLanes, scale, least_weight, weights + j * kLanes);
+    j += 2;
+  }
+  if (j < count)
     found |= weigh_near<1>(offset + j, run.distances + j * kLanes, scale, least_weight, weights + j * kLanes);
-  if (found && long_digits)
+  if (found && t.most_offset > 64.0f)
     for (j = 0; j < count; ++j) store(weights + j * kLanes, t.rest[run.p + j] * load(weights + j * kLanes));
   return found;
 }
@@ -198,30 +203,48 @@ float* sums_of(const SecondTask& t, const Spread& spread, std::int64_t row) {
   return spread.sums + (1 + row) * spread_row(t.width, t.k_columns) * kLanes;
 }
 
+// Zeros around a row of a map of `outputs` pixels; where that is the whole axis, what lies before it is yet to come.
+void clear_around(const SecondTask& t, const Spread& spread, std::int64_t outputs) {
+  const std::int64_t before = t.k_columns - 1;
+  for (std::int64_t j = 0; j < before; ++j) store(spread.map + j * kLanes, Vec{});
+  for (std::int64_t j = 0; j < before + kernel_band; ++j) store(spread.map + (before + outputs + j) * kLanes, Vec{});
+}
+
 // Row `row` of a map is in spread.map, or is nothing.
 void spread_row_of(const SecondTask& t, const Spread& spread, const Summing& summing, std::int32_t row,
                    std::int32_t outputs, bool nothing) {
-  const std::int32_t before = t.k_columns - 1;
   float* sums = nothing ? spread.sums : sums_of(t, spread, row);
   spread.sums_at[t.k_rows - 1 + row] = sums;
   if (nothing) return;
-  // What lies before the first output: zeros or, where the map is the whole axis, its end. Behind the last are zeros.
-  const bool around = t.wraps && outputs == t.width;
-  for (std::int32_t j = 0; j < before; ++j)
-    store(spread.map + j * kLanes, around ? load(spread.map + (outputs + j) * kLanes) : Vec{});
-  for (std::int32_t j = 0; j < before + kernel_band; ++j) store(spread.map + (before + outputs + j) * kLanes, Vec{});
+  if (t.wraps && outputs == t.width)
+    for (std::int32_t j = 0; j < t.k_columns - 1; ++j)
+      store(spread.map + j * kLanes, load(spread.map + (outputs + j) * kLanes));
   summing.along(t.k_columns, spread.column_taps, spread.map, reached(t, outputs, t.k_columns, t.width), sums);
+}
+
+// Adds rows to a running sum, and puts each step into a row of `out`; `step` rows further on in both each time.
+void running_sums(const float* const* rows, std::int32_t count, std::int32_t step, std::int64_t columns, float* running,
+                  float* out, std::int64_t row_size) {
+  for (std::int64_t j = 0; j < columns * kLanes; j += kLanes) {
+    Vec sum = load(running + j);
+    for (std::int32_t u = 0; u < count; ++u) {
+      sum += load(rows[u * step] + j);
+      store(out + u * step * row_size + j, sum);
+    }
+    store(running + j, sum);
+  }
 }
 
 // When all rows are summed: over rows, and to the answer.
 void spread_map(const SecondTask& t, const Spread& spread, const Summing& summing, const Axis& row,
                 const Axis& column) {
-  const std::int32_t before = t.k_rows - 1, rows = reached(t, row.outputs, t.k_rows, t.height);
+  const std::int32_t k = t.k_rows, rows = reached(t, row.outputs, k, t.height);
   const std::int32_t columns = reached(t, column.outputs, t.k_columns, t.width);
+  const std::int64_t row_size = spread_row(t.width, t.k_columns) * kLanes;
   const float** sums_at = spread.sums_at;
   const bool around = t.wraps && row.outputs == t.height;
-  for (std::int32_t i = 0; i < before; ++i) sums_at[i] = around ? sums_at[row.outputs + i] : spread.sums;
-  for (std::int32_t i = 0; i < before + kernel_band; ++i) sums_at[before + row.outputs + i] = spread.sums;
+  for (std::int32_t i = 0; i < k - 1; ++i) sums_at[i] = around ? sums_at[row.outputs + i] : spread.sums;
+  for (std::int32_t i = 0; i < k - 1 + kernel_band; ++i) sums_at[k - 1 + row.outputs + i] = spread.sums;
   // Of clipped windows there is only what lies on the image.
   const auto clip = [&](const Axis& axis, std::int32_t places, std::int64_t length, std::int32_t& first) {
     first = t.wraps ? 0 : -least(least(axis.query, axis.source), 0);
@@ -231,14 +254,9 @@ void spread_map(const SecondTask& t, const Spread& spread, const Summing& summin
   std::int32_t first_row, first_column;
   const std::int32_t last_row = clip(row, rows, t.height, first_row);
   const std::int32_t last_column = clip(column, columns, t.width, first_column);
-  for (std::int32_t i = first_row; i < last_row; i += summing.band) {
-    const std::int32_t count = least(summing.band, last_row - i);
-    bool nothing = true;
-    for (std::int32_t u = 0; u < count + t.k_rows - 1; ++u) nothing &= sums_at[i + u] == spread.sums;
-    if (nothing) continue;
-    const std::int64_t row_size = spread_row(t.width, t.k_columns) * kLanes;
-    summing.over(sums_at + i, t.k_rows, spread.row_taps, columns, spread.band, row_size);
-    for (std::int32_t u = 0; u < count; ++u) {
+  // Rows i .. i + count - 1 of sums are in the band.
+  const auto meet = [&](std::int32_t i, std::int32_t count) {
+    for (std::int32_t u = i < first_row ? first_row - i : 0; u < least(count, last_row - i); ++u) {
       const std::int32_t z_row = t.wraps ? wrapped(row.query + i + u, t.height) : row.query + i + u;
       const std::int64_t image = map_row(t, row.query + i + u, row.source + i + u, column).phi - t.panel;
       for (std::int32_t j = first_column, n; j < last_column; j += n) {
@@ -251,6 +269,46 @@ void spread_map(const SecondTask& t, const Spread& spread, const Summing& summin
           meet_image<false>(t, spread, n, sums, image + j * kLanes, z_row * t.width + z);
       }
     }
+  };
+  const auto all_nothing = [&](std::int32_t i, std::int32_t count) {
+    bool nothing = true;
+    for (std::int32_t u = 0; u < count; ++u) nothing &= sums_at[i + u] == spread.sums;
+    return nothing;
+  };
+  // Windows that begin at the first row of the map, or before, are sums of more and more rows; and so are from the other
+  // end those that end at the last, or behind it. Those between, all of them where the map is the whole axis or rows weigh
+  // differently, are summed in bands.
+  const bool in_bands = around || spread.row_taps;
+  const std::int32_t from = in_bands ? 0 : least(k, rows), to = in_bands             ? rows
+                                                                : from > row.outputs ? from
+                                                                                     : row.outputs;
+  float* running = spread.band + kernel_band * row_size;
+  const auto clear = [&] {
+    for (std::int64_t j = 0; j < columns * kLanes; ++j) running[j] = 0.0f;
+  };
+  clear();
+  bool nothing = true;
+  for (std::int32_t i = 0, count; i < from; i += count) {
+    count = least(kernel_band, from - i);
+    nothing &= all_nothing(k - 1 + i, count);
+    if (nothing) continue;
+    running_sums(sums_at + k - 1 + i, count, 1, columns, running, spread.band, row_size);
+    meet(i, count);
+  }
+  for (std::int32_t i = from, count; i < to; i += count) {
+    count = least(summing.band, to - i);
+    if (all_nothing(i, count + k - 1)) continue;
+    summing.over(sums_at + i, k, spread.row_taps, columns, spread.band, row_size);
+    meet(i, count);
+  }
+  clear();
+  nothing = true;
+  for (std::int32_t end = rows, count; end > to; end -= count) {
+    count = least(kernel_band, end - to);
+    nothing &= all_nothing(end - count, count);
+    if (nothing) continue;
+    running_sums(sums_at + end - 1, count, -1, columns, running, spread.band + (count - 1) * row_size, row_size);
+    meet(end - count, count);
   }
 }
 
@@ -263,6 +321,8 @@ struct Weigh {
   template <int K, int band_rows, int band_columns, int C>
   static void squares(const Task& t, const Axis& row, const Axis& column) {
     bool in_row = false, in_map = false;
+    if (t.fold.out) clear_around(t, t.fold, column.outputs);
+    if (t.derivative.out) clear_around(t, t.derivative, column.outputs);
     for_each_run<K, band_rows, band_columns, C, aligned>(
         t, row, column, [&](const Run& run, std::int64_t n) { answer(t, run, n, row, column, in_row, in_map); });
     if (!in_map) return;

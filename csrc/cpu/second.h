@@ -15,7 +15,7 @@ struct Spread {
   const float *row_taps, *column_taps;  // weights of a window's places, the last first; null: all 1
   float* map;                           // a row of the map, between what windows reach over
   float* sums;                          // (1 + H, spread_row(...))[L]: zeros, and the sums along each row of the map
-  float* band;                          // (kernel_band, spread_row(...))[L] sums of those over rows
+  float* band;                          // (kernel_band + 1, spread_row(...))[L] sums of those over rows
   const float** sums_at;  // (spread_map_rows(...)) where the sums of a row are, from that before the first
 };
 static constexpr std::int64_t spread_row(std::int64_t width, std::int64_t k_columns) {
@@ -31,14 +31,15 @@ struct SecondTask : MapTask {
   // What -reference is as it enters log-weights in float32, less what float32 makes of the scale; and, where that is many
   // digits long, what W is to be multiplied by for the rest of them.
   const float *offset, *rest;  // (H, W)
-  float* weights;              // spread_row(...)[L] a row of W, between what windows reach over
-  Spread fold;                 // of W
-  Spread derivative;           // of W A
-  const float* mean;           // (R, H, W) in units of the answers
-  const float* cotangent;      // (R, H, W) in one over these units
-  const float* shift;          // (H, W) what A is to be less than by `mean`, where that is rounded
-  float* variance;             // (R, H, W)[L]
-  double* influence;           // [L]
+  float most_offset;
+  float* weights;          // spread_row(...)[L] a row of W, between what windows reach over
+  Spread fold;             // of W
+  Spread derivative;       // of W A
+  const float* mean;       // (R, H, W) in units of the answers
+  const float* cotangent;  // (R, H, W) in one over these units
+  const float* shift;      // (H, W) what A is to be less than by `mean`, where that is rounded
+  float* variance;         // (R, H, W)[L]
+  double* influence;       // [L]
   // note(notes, p, q, W) of L images where one is at least `noted`.
   const float* noted;  // (H, W)
   void (*note)(void* notes, std::int64_t p, std::int64_t q, const float* weights);

@@ -113,7 +113,7 @@ class Worker {
       if (channels == 0) return;
       const std::int64_t lanes = plan.kernel.lanes, row = spread_row(plan.a.width, plan.column_axis.window) * lanes;
       out = floats(channels * plan.pixels * lanes), map = floats(row), sums = floats((1 + plan.a.height) * row);
-      band = floats(kernel_band * row);
+      band = floats((kernel_band + 1) * row);
       sums_at = aligned<const float*>(spread_map_rows(plan.a.height, plan.row_axis.window));
     }
     // Taps from the last to the first; none where all are one.
@@ -144,6 +144,7 @@ class Worker {
       offset_[p] = static_cast<float>(offset);
       rest_[p] = std::isinf(offset) ? 1.0f : static_cast<float>(std::exp2(offset - offset_[p]));
     }
+    task_.most_offset = *std::max_element(offset_.get(), offset_.get() + pixels);
     task_.reference = reference_.get(), task_.offset = offset_.get(), task_.rest = rest_.get();
     fold_.describe(task_.fold), derivative_.describe(task_.derivative);
     task_.weights = task_.fold.map ? task_.fold.map : weights_.get();

@@ -144,7 +144,7 @@ class Cpu(Exact):
     """
 
     name: ClassVar[str] = "cpu"
-    windows: ClassVar[tuple[type, ...]] = (WholeImage, Square, Gaussian)
+    windows: ClassVar[tuple[type, ...]] = (WholeImage, Square, Gaussian, Masks)
     knows: ClassVar[tuple[str, ...]] = ("mirror", "responses", "precision", "second")
     threads: int = checked(None, threads_or_all)
 

@@ -1,7 +1,18 @@
-"""Machines: closed-form denoisers over a bank."""
+"""Machines: a definition over a bank, and those that have a name; denoisers that are made of them, or of moments."""
 
+from pyels.machines.linear import Wiener
 from pyels.machines.locality import PSPC, PCALocality
 from pyels.machines.machine import Machine
 from pyels.machines.named import ELS, ES, IS, LS, MACHINES
 
-__all__ = ["ELS", "ES", "IS", "LS", "MACHINES", "PSPC", "Machine", "PCALocality"]
+__all__ = [
+    "ELS",
+    "ES",
+    "IS",
+    "LS",
+    "MACHINES",
+    "PSPC",
+    "Machine",
+    "PCALocality",
+    "Wiener",
+]

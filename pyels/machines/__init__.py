@@ -1,5 +1,6 @@
 """Machines: a definition over a bank, and those that have a name; denoisers that are made of them, or of moments."""
 
+from pyels.machines.golden import Golden
 from pyels.machines.linear import Wiener
 from pyels.machines.locality import PSPC, PCALocality
 from pyels.machines.machine import Machine
@@ -12,6 +13,7 @@ __all__ = [
     "LS",
     "MACHINES",
     "PSPC",
+    "Golden",
     "Machine",
     "PCALocality",
     "Wiener",

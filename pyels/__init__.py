@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from pyels.definition import Definition, Fold, Gaussian, Masks, Square, WholeImage
     from pyels.denoiser import Denoiser, Query
     from pyels.guided import Guided
-    from pyels.machines import ELS, ES, IS, LS, PSPC, Golden, Machine, PCALocality, Wiener
+    from pyels.machines import ELS, ES, IS, LS, PSPC, Golden, Machine, PCALocality, SmoothedIS, Wiener
     from pyels.networks import ResNet, UNet
     from pyels.posterior import PartialPosterior, Posterior, Want
     from pyels.sampling import sample
@@ -38,7 +38,7 @@ _NAMES = {
     "pyels.definition": "Definition Fold Gaussian Masks Square WholeImage",
     "pyels.denoiser": "Denoiser Query",
     "pyels.guided": "Guided",
-    "pyels.machines": "ELS ES IS LS PSPC Golden Machine PCALocality Wiener",
+    "pyels.machines": "ELS ES IS LS PSPC Golden Machine PCALocality SmoothedIS Wiener",
     "pyels.networks": "ResNet UNet",
     "pyels.posterior": "PartialPosterior Posterior Want",
     "pyels.sampling": "sample",
@@ -68,6 +68,7 @@ __all__ = [
     "Query",
     "ResNet",
     "Selection",
+    "SmoothedIS",
     "Square",
     "UNet",
     "Want",

@@ -90,7 +90,10 @@ class Query:
         """Some of the queries."""
         which = torch.tensor(queries, dtype=torch.int64, device=CPU)
         given = {name: getattr(self, name) for name in ("x", "alpha", "sigma", "labels", "precision")}
-        return replace(self, **{name: value[which] for name, value in given.items() if value is not None})
+        some = {name: value[which] for name, value in given.items() if value is not None}
+        if self.selection is not None:
+            some["selection"] = self.selection.expand(len(self)).of(queries)
+        return replace(self, **some)
 
 
 _WISHES = checks_of(Query)

@@ -5,6 +5,7 @@ from pyels.machines.linear import Wiener
 from pyels.machines.locality import PSPC, PCALocality
 from pyels.machines.machine import Machine
 from pyels.machines.named import ELS, ES, IS, LS, MACHINES
+from pyels.machines.smoothed import SmoothedIS
 
 __all__ = [
     "ELS",
@@ -16,5 +17,6 @@ __all__ = [
     "Golden",
     "Machine",
     "PCALocality",
+    "SmoothedIS",
     "Wiener",
 ]

@@ -14,7 +14,7 @@ from pyels.checks import CPU, check_count
 from pyels.denoiser import Composite, Pullback, Query
 from pyels.machines.machine import Machine
 
-SHARES = 20, 10  # least and most are N/20 and N/10 (section 4 of the paper)
+SHARES = 20, 10  # least and most are N/20 and N/10, as its authors have them
 MOST_AVERAGES = 16  # along a side
 
 

@@ -16,7 +16,7 @@ from pyels.machines.named import IS
 
 
 class SmoothedIS(Composite):
-    """The mean of `IS` over perturbed queries (Scarvelis et al., arXiv 2310.12395, section 4):
+    """The mean of `IS` over perturbed queries (Scarvelis, Borde & Solomon, arXiv 2310.12395):
 
         x0_hat(x) = mean over m of IS(x + std * noise_m)
 

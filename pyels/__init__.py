@@ -15,7 +15,21 @@ if TYPE_CHECKING:
     from pyels.definition import Definition, Fold, Gaussian, Masks, Square, WholeImage
     from pyels.denoiser import Denoiser, Query
     from pyels.guided import Guided
-    from pyels.machines import ELS, ES, IS, LS, PSPC, Golden, Machine, PCALocality, SmoothedIS, Wiener
+    from pyels.machines import (
+        ASELS,
+        ASLS,
+        ELS,
+        ES,
+        IS,
+        LS,
+        PSPC,
+        Golden,
+        Machine,
+        Mixture,
+        PCALocality,
+        SmoothedIS,
+        Wiener,
+    )
     from pyels.networks import ResNet, UNet
     from pyels.posterior import PartialPosterior, Posterior, Want
     from pyels.sampling import sample
@@ -38,7 +52,7 @@ _NAMES = {
     "pyels.definition": "Definition Fold Gaussian Masks Square WholeImage",
     "pyels.denoiser": "Denoiser Query",
     "pyels.guided": "Guided",
-    "pyels.machines": "ELS ES IS LS PSPC Golden Machine PCALocality SmoothedIS Wiener",
+    "pyels.machines": "ASELS ASLS ELS ES IS LS PSPC Golden Machine Mixture PCALocality SmoothedIS Wiener",
     "pyels.networks": "ResNet UNet",
     "pyels.posterior": "PartialPosterior Posterior Want",
     "pyels.sampling": "sample",
@@ -47,6 +61,8 @@ _NAMES = {
 _HOMES = {name: home for home, names in _NAMES.items() for name in names.split()}
 
 __all__ = [
+    "ASELS",
+    "ASLS",
     "ELS",
     "ES",
     "IS",
@@ -60,6 +76,7 @@ __all__ = [
     "Guided",
     "Machine",
     "Masks",
+    "Mixture",
     "NetworkDenoiser",
     "PCALocality",
     "PartialPosterior",

@@ -50,7 +50,7 @@ def bench_command(given: Bench) -> None:
     Every method is compared with the float64 oracle before it is timed. Writes bench.json, bench.png and run.json to
     the output folder.
     """
-    given.check_engine(ELS)
+    given.check_engine("els")
     resumable.check_seeds(given.seed, given.batch)
     settings = given.passed_to(
         bench.Settings,

@@ -1,11 +1,14 @@
 """Machines: a definition over a bank, and those that have a name; denoisers that are made of them, or of moments."""
 
+from collections.abc import Callable
+
+from pyels.denoiser import Denoiser
 from pyels.machines.golden import Golden
 from pyels.machines.linear import Wiener
 from pyels.machines.locality import PSPC, PCALocality
 from pyels.machines.machine import Machine
 from pyels.machines.mixtures import ASELS, ASLS, Mixture
-from pyels.machines.named import ELS, ES, IS, LS, MACHINES
+from pyels.machines.named import ELS, ES, IS, LS
 from pyels.machines.smoothed import SmoothedIS
 
 __all__ = [
@@ -24,3 +27,16 @@ __all__ = [
     "SmoothedIS",
     "Wiener",
 ]
+
+# As the command line knows them: from a bank, and of these arguments those that they have: patch_size, boundary, engine
+# and its options.
+MACHINES: dict[str, Callable[..., Denoiser]] = {
+    "is": IS,
+    "es": ES,
+    "ls": LS,
+    "els": ELS,
+    "wiener": Wiener,
+    "smoothed": SmoothedIS,
+    "asls": ASLS,
+    "asels": ASELS,
+}

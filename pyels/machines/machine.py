@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import fields, replace
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -53,7 +53,6 @@ class Machine(Denoiser):
     """
 
     wishes = ("tolerance", "selection", "precision")
-    boundaries: ClassVar[tuple[str, ...]] = ()  # of a machine that is made with `boundary`: what it may be
 
     def __init__(
         self,

@@ -46,6 +46,8 @@ class Mixture(Composite):
         self.beta = check_number("beta", beta)
         if not 0 <= self.beta < float("inf"):
             raise ValueError(f"beta must be finite and not negative, got {beta}")
+        if "second" not in machine.engine.knows:
+            raise machine.engine.no_second_pass()
 
     def check_size(self, patch_size: int | None) -> int:
         raise ValueError(f"patch_size {patch_size} was given, but {type(self).__name__} has {self.sizes}; leave it out")

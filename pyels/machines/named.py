@@ -118,7 +118,3 @@ def _window(patch_size: int | None, window: Square | Gaussian | None) -> Square 
     if patch_size is not None:
         raise ValueError(f"patch_size {patch_size} and window {window} were given; say the size in the window")
     return window
-
-
-# As the command line knows them.
-MACHINES: dict[str, type[Machine]] = {"is": IS, "es": ES, "ls": LS, "els": ELS}

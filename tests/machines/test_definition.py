@@ -58,7 +58,7 @@ def test_windows_folds_and_mirror_images_of_named_machines(small):
         machine = pyels.Machine(small, pyels.Definition(sources="circular", **parts))
         named = pyels.ELS(small, boundary="circular", **parts)
         assert torch.equal(machine.denoise(x, 0.6, 0.8), named.denoise(x, 0.6, 0.8))
-    with pytest.raises(ValueError, match=r"patch_size 3 and window Square\(k=5, inside=False\) were given"):
+    with pytest.raises(ValueError, match=r"patch_size 3 and window Square\(k=5\) were given"):
         pyels.ELS(small, 3, window=pyels.Square(5))
     with pytest.raises(TypeError, match="window must be Square"):
         pyels.LS(small, window=pyels.WholeImage())

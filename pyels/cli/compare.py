@@ -16,10 +16,10 @@ from pyels.bank import PatchBank
 from pyels.cli.options import AT_LEAST_1, command, in_words, option
 from pyels.cli.progress import StepBar
 from pyels.cli.settings import (
-    BOUNDARIES,
     BOUNDED,
     DEFAULT_STEPS,
     LOCAL,
+    SPECS,
     EngineOptions,
     JobOptions,
     LabelOptions,
@@ -39,7 +39,6 @@ from pyels.schedules import SCHEDULES
 from pyels.studies import comparison, plots, resumable
 from pyels.studies.check import SAID, leaves, limit_of, outside
 
-_WITH_BOUNDARY = [f"{name}:{boundary}" for name in BOUNDED for boundary in BOUNDARIES]
 _MOST_PAIRS = 100  # in the picture
 _FEWEST_SEEDS = 5  # of which resampling says anything
 
@@ -50,8 +49,8 @@ _RESULTS = ("report.json", "scatter.png", "pairs.png", "comparison.safetensors",
 class Compare(NetworkOptions, LabelOptions, EngineOptions, JobOptions, OutputOptions):
     machines: str = option(
         "els,ls,is",
-        f"Of {', '.join(MACHINES)}; {in_words(sorted(_WITH_BOUNDARY))} name the boundary, {in_words(BOUNDED)} take "
-        "that of the network's padding (zeros where it is not known).",
+        f"Of {', '.join(MACHINES)}; {in_words(SPECS[len(MACHINES) :])} name the boundary, "
+        f"{in_words(BOUNDED)} take that of the network's padding (zeros where it is not known).",
     )
     patch_sizes: str | None = option(
         None,
@@ -80,7 +79,7 @@ def compare_command(given: Compare) -> None:
     """
     denoiser, bank, record, of_both = given.load()
     jobs, each = given.share(given.num, bank)
-    machines = _machines(given, bank, boundary_of(record), each)
+    machines = given.machines_of(given.machines, bank, each, boundary_of(record))
     sizes = _sizes(given, [machine for machine in machines.values() if machine.sized])
     steps = len(sizes) if sizes is not None else given.steps or DEFAULT_STEPS
     network_steps = given.network_steps or steps
@@ -113,17 +112,6 @@ def compare_command(given: Compare) -> None:
             f"pictures: {', '.join(map(str, pictures))}",
         ],
     )
-
-
-def _machines(given: Compare, bank: PatchBank, boundary: str, threads: int) -> dict[str, Denoiser]:
-    """The machines of --machines, by the names given there."""
-    allowed, machines = (*MACHINES, *_WITH_BOUNDARY), {}
-    for spec in dict.fromkeys(part.strip().lower() for part in given.machines.split(",")):
-        if spec not in allowed:
-            raise ValueError(f"--machines must be of {', '.join(allowed)}, got {spec!r}")
-        name, _, named_boundary = spec.partition(":")
-        machines[spec] = given.machine_of(name, bank, threads, named_boundary or None, boundary)
-    return machines
 
 
 def _sizes(given: Compare, local: list[Denoiser]) -> list[int] | None:

@@ -38,6 +38,7 @@ OTHERS = [name for name in MACHINES if name not in LOCAL]
 BOUNDED = [name for name in MACHINES if "boundary" in _TAKES[name]]
 COMPILED = [name for name in MACHINES if "engine" in _TAKES[name]]
 BOUNDARIES = ELS.boundaries
+SPECS = (*MACHINES, *(f"{name}:{boundary}" for name in BOUNDED for boundary in BOUNDARIES))
 DEFAULT_STEPS = 20
 _MOST_JOBS = 8  # each holds its own part of a posterior, up to 130 MB
 _SCALES = {"patch_sizes": [range(1, 1 << 16)], "schedule": str}
@@ -321,6 +322,18 @@ class EngineOptions(Settings):
             own |= {one.name: getattr(self, one.name) for one in fields(self) if one.metadata["elsewhere"]}
             own |= {"engine": self.engine, "threads": threads}
         return MACHINES[name](bank, **own)
+
+    def machines_of(
+        self, names: str, bank: PatchBank, threads: int | None, otherwise: str = "zeros"
+    ) -> dict[str, Denoiser]:
+        """The machines of an option --machines, by the names given there, some of which name a boundary."""
+        machines = {}
+        for spec in dict.fromkeys(part.strip().lower() for part in names.split(",")):
+            if spec not in SPECS:
+                raise ValueError(f"--machines must be of {', '.join(SPECS)}, got {spec!r}")
+            name, _, boundary = spec.partition(":")
+            machines[spec] = self.machine_of(name, bank, threads, boundary or None, otherwise)
+        return machines
 
     def check_engine(self, name: str) -> None:
         """Raise ValueError where an option was given that does nothing for this machine, or that its engine lacks."""

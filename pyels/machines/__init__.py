@@ -1,7 +1,9 @@
 """Machines: a definition over a bank, and those that have a name; denoisers that are made of them, or of moments."""
 
 from collections.abc import Callable
+from typing import Any
 
+from pyels.bank import PatchBank
 from pyels.denoiser import Denoiser
 from pyels.machines.golden import Golden
 from pyels.machines.linear import Wiener
@@ -28,6 +30,11 @@ __all__ = [
     "Wiener",
 ]
 
+
+def _golden(bank: PatchBank, engine: str = "auto", **options: Any) -> Denoiser:
+    return Golden(PCALocality(bank, engine=engine, **options))
+
+
 # As the command line knows them: from a bank, and of these arguments those that they have: patch_size, boundary, engine
 # and its options.
 MACHINES: dict[str, Callable[..., Denoiser]] = {
@@ -35,8 +42,11 @@ MACHINES: dict[str, Callable[..., Denoiser]] = {
     "es": ES,
     "ls": LS,
     "els": ELS,
+    "pca": PCALocality,
+    "pspc": PSPC,
     "wiener": Wiener,
     "smoothed": SmoothedIS,
+    "golden": _golden,  # of what its authors choose subsets for
     "asls": ASLS,
     "asels": ASELS,
 }

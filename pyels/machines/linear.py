@@ -17,7 +17,8 @@ from pyels.bank.selection import as_numbers
 from pyels.checks import CPU, check_count, check_images
 from pyels.denoiser import Denoiser, Pullback, Query
 
-LARGEST = 4096  # side of the largest matrix that is decomposed: 134 MB, about half a minute
+LARGEST = 12288  # side of the largest matrix that is decomposed: 1.2 GB, a quarter of an hour
+DIRECT = 2048  # side of the largest of which some eigenvectors are found by finding all
 KEPT_BYTES = 1 << 29  # of the decompositions that are kept, of the whole bank or of classes
 _ROUNDS, _SETTLED = 100, 1e-12  # of subspace iteration: at most so many, and when its values no longer change
 
@@ -34,15 +35,16 @@ class Wiener(Denoiser):
     Parameters
     ----------
     bank      the training images, in CPU memory or streamed
-    rank      only so many leading eigenvectors of S, as if there were no variance along the others; of more than 4,096
-              images of more than 4,096 values they are found by iteration. None: all
+    rank      only so many leading eigenvectors of S, as if there were no variance along the others; of more than 2,048
+              images of more than 2,048 values they are found by iteration. None: all, in steps that are the cube of the
+              number of images or of values, whichever is smaller
     circular  of the bank with all N*H*W circular translates of its images instead: mean colour and power spectrum, the
               linear counterpart of `ES`; quick at any size
 
     Raises
     ------
-    TypeError, ValueError  bad arguments; from `denoise`: more than 4,096 images of more than 4,096 values, without rank
-                           and circular
+    TypeError, ValueError  bad arguments; from `denoise`: more than 12,288 images of more than 12,288 values, without
+                           rank and circular
     """
 
     wishes = ("selection",)
@@ -52,7 +54,7 @@ class Wiener(Denoiser):
         if rank is not None and circular:
             raise ValueError("rank and circular=True were given: a power spectrum is small as it is; leave out rank")
         self.rank = None if rank is None else check_count("rank", rank)
-        self._kept: dict[str, _Moments] = {}
+        self._kept: dict[str, Moments] = {}
 
     def __getstate__(self) -> dict[str, Any]:
         return {**vars(self), "_kept": {}}
@@ -81,40 +83,17 @@ class Wiener(Denoiser):
         x0 = mean + shrunk(query.x.double() - query.alpha[:, None, None, None] * mean)
         return x0.float(), lambda gradient: shrunk(gradient.double()).to(query.x.dtype)
 
-    def _moments(self, name: str, images: range | Tensor) -> _Moments:
+    def _moments(self, name: str, images: range | Tensor) -> Moments:
         """Those of the images of this name; the oldest that are kept make room."""
         if name not in self._kept:
-            found = (_circular if self.circular else self._flattened)(_Centred(self.bank, images, self.circular))
-            self._kept[name] = found
+            self._kept[name] = moments(self.bank, images, self.rank, self.circular)
             while len(self._kept) > 1 and sum(one.nbytes for one in self._kept.values()) > KEPT_BYTES:
                 del self._kept[next(iter(self._kept))]
-            return found
         return self._kept[name]
-
-    def _flattened(self, images: _Centred) -> _Moments:
-        """By whichever of covariances and inner products is the smaller matrix."""
-        n, values = len(images), math.prod(self.bank.shape)
-        rank = min(n - 1, values, self.rank or values)
-        if values <= min(n, LARGEST):
-            found, vectors = torch.linalg.eigh(sum(part.T @ part for part in images.flat()))
-        elif n <= LARGEST:
-            rows = torch.cat(list(images.flat()))
-            found, vectors = torch.linalg.eigh(rows @ rows.T)
-            some = found > found[-1] * 1e-14
-            found, vectors = found[some], (rows.T @ vectors[:, some]) / found[some].sqrt()
-        elif self.rank is not None:
-            found, vectors = _leading(images, self.rank, values)
-        else:
-            raise ValueError(
-                f"the covariance of {values} values over {n} images is too large: give rank=, as many directions as "
-                f"are to count, or circular=True, or select up to {LARGEST} images"
-            )
-        kept = slice(max(0, len(found) - rank), None)
-        return _Moments(images.mean, found[kept].clamp(min=0) / max(1, n - 1), vectors[:, kept].contiguous())
 
 
 @dataclass(frozen=True, eq=False)
-class _Moments:
+class Moments:
     """Mean and covariance S, by its eigenvectors.
 
     Attributes
@@ -167,7 +146,37 @@ class _Centred:
         return (part.flatten(1) for part in self)
 
 
-def _circular(images: _Centred) -> _Moments:
+def moments(bank: PatchBank, images: range | Tensor, rank: int | None = None, circular: bool = False) -> Moments:
+    """Those of some images of a bank; arguments as of `Wiener`. Eigenvectors without variance are left out."""
+    centred = _Centred(bank, images, circular)
+    return _circular(centred) if circular else _flattened(centred, rank)
+
+
+def _flattened(images: _Centred, rank: int | None) -> Moments:
+    """By whichever is the smaller matrix, covariances of values or inner products of images."""
+    n, d = len(images), math.prod(images.bank.shape)
+    if rank is not None and min(n, d) > max(DIRECT, 4 * rank):
+        found, vectors = _leading(images, rank, d)
+    elif min(n, d) * d > LARGEST**2:
+        raise ValueError(
+            f"the covariance of {d} values over {n} images is too large: give rank=, as many directions as are to "
+            "count, or circular=True, or select fewer images"
+        )
+    elif d <= n:
+        sums = torch.zeros((d, d), dtype=torch.float64, device=CPU)
+        for part in images.flat():
+            sums.addmm_(part.T, part)
+        found, vectors = torch.linalg.eigh(sums)
+    else:
+        rows = torch.cat(list(images.flat()))
+        found, vectors = torch.linalg.eigh(rows @ rows.T)
+        some = found > found[-1] * 1e-14
+        found, vectors = found[some], (rows.T @ vectors[:, some]) / found[some].sqrt()
+    kept = slice(max(0, len(found) - min(n - 1, rank or d)), None)
+    return Moments(images.mean, found[kept].clamp(min=0) / max(1, n - 1), vectors[:, kept].contiguous())
+
+
+def _circular(images: _Centred) -> Moments:
     """Of all translates: at every frequency the channels have a covariance of their own."""
     _, height, width = images.bank.shape
     spectrum: Any = 0
@@ -176,7 +185,7 @@ def _circular(images: _Centred) -> _Moments:
         spectrum = spectrum + seen @ seen.mH
     places = height * width
     values, vectors = torch.linalg.eigh(spectrum * places / max(1, len(images) * places - 1))
-    return _Moments(images.mean, values.clamp(min=0)[..., None, :], vectors)
+    return Moments(images.mean, values.clamp(min=0)[..., None, :], vectors)
 
 
 def _leading(images: _Centred, rank: int, values: int) -> tuple[Tensor, Tensor]:

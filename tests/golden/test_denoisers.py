@@ -29,10 +29,16 @@ def golden(shared):
 
 
 def denoiser_of(case, golden, bank, engine):
-    if case["kind"] == "Wiener":
+    kind = case["kind"]
+    if kind == "Wiener":
         return pyels.Wiener(bank)
-    if case["kind"] != "Machine":
-        pytest.skip(f"{case['kind']} is not a plain machine")
+    if kind == "PSPC":
+        maps = golden[case["heatmaps"]] if "heatmaps" in case else None
+        return pyels.PSPC(bank, case.get("patch_size"), maps, case.get("mass", 1.0), case["mirror"], engine)
+    if kind in ("PCALocality", "Golden(PCALocality)"):
+        local = pyels.PCALocality(bank, case["threshold"], engine=engine)
+        along = int(case["averages"].split("x")[0]) if "averages" in case else None
+        return local if along is None else pyels.Golden(local, case["least"], case["most"], along)
     if case["window"] == "Masks":
         window = pyels.Masks(torch.from_numpy(golden[case["weights"]]))
     else:

@@ -15,7 +15,21 @@ if TYPE_CHECKING:
     from pyels.definition import Definition, Fold, Gaussian, Masks, Square, WholeImage
     from pyels.denoiser import Denoiser, Query
     from pyels.guided import Guided
-    from pyels.machines import ELS, ES, IS, LS, Machine
+    from pyels.machines import (
+        ASELS,
+        ASLS,
+        ELS,
+        ES,
+        IS,
+        LS,
+        PSPC,
+        Golden,
+        Machine,
+        Mixture,
+        PCALocality,
+        SmoothedIS,
+        Wiener,
+    )
     from pyels.networks import ResNet, UNet
     from pyels.posterior import PartialPosterior, Posterior, Want
     from pyels.sampling import sample
@@ -38,7 +52,7 @@ _NAMES = {
     "pyels.definition": "Definition Fold Gaussian Masks Square WholeImage",
     "pyels.denoiser": "Denoiser Query",
     "pyels.guided": "Guided",
-    "pyels.machines": "ELS ES IS LS Machine",
+    "pyels.machines": "ASELS ASLS ELS ES IS LS PSPC Golden Machine Mixture PCALocality SmoothedIS Wiener",
     "pyels.networks": "ResNet UNet",
     "pyels.posterior": "PartialPosterior Posterior Want",
     "pyels.sampling": "sample",
@@ -47,28 +61,36 @@ _NAMES = {
 _HOMES = {name: home for home, names in _NAMES.items() for name in names.split()}
 
 __all__ = [
+    "ASELS",
+    "ASLS",
     "ELS",
     "ES",
     "IS",
     "LS",
+    "PSPC",
     "Definition",
     "Denoiser",
     "Fold",
     "Gaussian",
+    "Golden",
     "Guided",
     "Machine",
     "Masks",
+    "Mixture",
     "NetworkDenoiser",
+    "PCALocality",
     "PartialPosterior",
     "PatchBank",
     "Posterior",
     "Query",
     "ResNet",
     "Selection",
+    "SmoothedIS",
     "Square",
     "UNet",
     "Want",
     "WholeImage",
+    "Wiener",
     "adapters",
     "datasets",
     "distributed",

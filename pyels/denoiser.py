@@ -90,7 +90,10 @@ class Query:
         """Some of the queries."""
         which = torch.tensor(queries, dtype=torch.int64, device=CPU)
         given = {name: getattr(self, name) for name in ("x", "alpha", "sigma", "labels", "precision")}
-        return replace(self, **{name: value[which] for name, value in given.items() if value is not None})
+        some = {name: value[which] for name, value in given.items() if value is not None}
+        if self.selection is not None:
+            some["selection"] = self.selection.expand(len(self)).of(queries)
+        return replace(self, **some)
 
 
 _WISHES = checks_of(Query)
@@ -191,12 +194,14 @@ class Denoiser:
     ----------
     device  where it works: x may be there, or in CPU memory, and the estimate is where x is
     wishes  the fields of a `Query` beyond its images, levels, labels and patch size that it takes notice of
+    sized   whether a query may say how large its windows are
     clip    largest |x0_hat| of `denoise` and all that follows from it, or None; `estimate` is not clipped
     """
 
     device = CPU
     clip: float | None = None
     wishes: tuple[str, ...] = ()
+    sized = False
 
     def estimate(self, query: Query) -> Tensor:
         """The estimate x0_hat (B, C, H, W) float32, where query.x is."""
@@ -209,6 +214,10 @@ class Denoiser:
     def answer_shape(self, x: Tensor) -> tuple[int, ...]:
         """The shape of the estimate for images x."""
         return tuple(x.shape)
+
+    def settings(self) -> dict[str, Any]:
+        """What the bits of a result depend on, beside its inputs."""
+        return {}
 
     def to(self, device: str | torch.device) -> None:
         """Move it to a device; raises ValueError where it cannot be moved."""
@@ -326,6 +335,42 @@ class Denoiser:
         """The estimated score (alpha * x0_hat - x) / sigma^2, (B, C, H, W) float32; arguments as in `denoise`."""
         eps = self.eps(x, alpha, sigma, labels, patch_size, **wishes)
         return -eps / _column("sigma", sigma, eps)
+
+
+class Composite(Denoiser):
+    """A denoiser made of another one, which takes what that one takes, and clips as it does.
+
+    One of your own implements `estimate_and_pullback`, or `estimate` alone where it has no derivative.
+
+    Attributes
+    ----------
+    denoiser  what it asks
+    """
+
+    def __init__(self, denoiser: Denoiser) -> None:
+        if not isinstance(denoiser, Denoiser):
+            raise TypeError(f"denoiser must be a machine or another pyels.Denoiser, got {type(denoiser).__name__}")
+        self.denoiser, self.device, self.clip = denoiser, denoiser.device, denoiser.clip
+        self.wishes, self.sized = denoiser.wishes, denoiser.sized
+
+    def estimate(self, query: Query) -> Tensor:
+        return self.estimate_and_pullback(query)[0]
+
+    def answer_shape(self, x: Tensor) -> tuple[int, ...]:
+        return self.denoiser.answer_shape(x)
+
+    def settings(self) -> dict[str, Any]:
+        return self.denoiser.settings()
+
+    def to(self, device: str | torch.device) -> None:
+        self.denoiser.to(device)
+        self.device = self.denoiser.device
+
+    def check_size(self, patch_size: int | None) -> int:
+        return self.denoiser.check_size(patch_size)
+
+    def check_images(self, x: Tensor) -> Tensor:
+        return self.denoiser.check_images(x)
 
 
 def eps_from_x0(x0: Tensor, x: Tensor, alpha: float | Tensor, sigma: float | Tensor) -> Tensor:

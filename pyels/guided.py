@@ -5,15 +5,14 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 
-import torch
 from torch import Tensor
 
 from pyels.checks import check_number
-from pyels.denoiser import Denoiser, Pullback, Query
+from pyels.denoiser import Composite, Denoiser, Pullback, Query
 from pyels.networks.adapters import NetworkDenoiser
 
 
-class Guided(Denoiser):
+class Guided(Composite):
     """A denoiser whose estimates lean further towards a class: eps = eps_none + scale * (eps_label - eps_none).
 
     Of a machine, "none" is the whole bank, of a network its `null_label`. Clips as the denoiser does.
@@ -32,31 +31,15 @@ class Guided(Denoiser):
     conditional = True
 
     def __init__(self, denoiser: Denoiser, scale: float) -> None:
-        if not isinstance(denoiser, Denoiser):
-            raise TypeError(f"denoiser must be a machine or another pyels.Denoiser, got {type(denoiser).__name__}")
+        super().__init__(denoiser)
         if isinstance(denoiser, NetworkDenoiser) and denoiser.null_label is None:
             raise ValueError("guidance needs a network with a label for no class: give NetworkDenoiser a null_label")
-        self.denoiser, self.scale = denoiser, check_number("scale", scale)
+        self.scale = check_number("scale", scale)
         if not math.isfinite(self.scale):
             raise ValueError(f"scale must be finite, got {scale}")
-        self.device, self.clip = denoiser.device, denoiser.clip
         self.wishes = tuple(wish for wish in denoiser.wishes if wish != "selection")  # labels choose the images
         for name in ("num_classes", "channels", "size"):
             setattr(self, name, getattr(denoiser, name, None))
-
-    def to(self, device: str | torch.device) -> None:
-        """Move the denoiser that is guided."""
-        self.denoiser.to(device)
-        self.device = self.denoiser.device
-
-    def check_size(self, patch_size: int | None) -> int:
-        return self.denoiser.check_size(patch_size)
-
-    def check_images(self, x: Tensor) -> Tensor:
-        return self.denoiser.check_images(x)
-
-    def estimate(self, query: Query) -> Tensor:
-        return self.estimate_and_pullback(query)[0]
 
     def estimate_and_pullback(self, query: Query) -> tuple[Tensor, Pullback]:
         if query.labels is None:

@@ -329,6 +329,19 @@ class PatchBank:
             labels = check_labels(labels, len(labels))
         return select(len(self), self.order, self.class_range, labels, images, without)
 
+    def selection_of(self, labels: Tensor | None, selection: Selection | None, batch: int) -> Selection:
+        """Which images count for so many queries, by their labels or by a selection."""
+        if selection is None:
+            return self.select(labels).expand(batch)
+        if labels is not None:
+            raise ValueError("labels and selection were given; select the labels too, with bank.select(labels=..)")
+        if selection.bank_size != len(self):
+            raise ValueError(
+                f"the selection is of a bank of {selection.bank_size} images, but the machine's has {len(self)}; "
+                "use machine.bank.select(..)"
+            )
+        return selection.expand(batch)
+
     def class_range(self, label: int) -> tuple[int, int]:
         """Where a class begins and ends in `order`. Raises ValueError for a class with no images."""
         if self.labels is None:
@@ -457,6 +470,12 @@ class PatchBank:
             raise
         except Exception as error:  # a damaged file can fail in any way
             raise ValueError(f"{path}: not a readable bank ({error})") from error
+
+
+def check_bank(bank: PatchBank) -> PatchBank:
+    if not isinstance(bank, PatchBank):
+        raise TypeError(f"bank must be a pyels.PatchBank, got {type(bank).__name__}; use PatchBank(images, labels)")
+    return bank
 
 
 def _mapped(images: Any, stored: Tensor | FileImages) -> Stamp | None:

@@ -9,21 +9,32 @@ from pathlib import Path
 from typing import Any
 
 import click
+from torch import Tensor
 from tqdm import tqdm
 
 import pyels
+from pyels.bank import PatchBank
 from pyels.cli.options import AT_LEAST_1, command, option
-from pyels.cli.settings import DatasetOptions, OutputOptions, PrecisionOptions, ThreadOptions, integers
+from pyels.cli.settings import (
+    DatasetOptions,
+    OutputOptions,
+    PrecisionOptions,
+    ThreadOptions,
+    integers,
+    record_of_engine,
+)
 from pyels.files import write_json
-from pyels.machines import ELS
-from pyels.studies import bench, plots, resumable
+from pyels.machines import ELS, MACHINES
+from pyels.studies import bench, costs, plots, resumable
+
+SIZES = "3,5,7,9,11,13,15,17"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Bench(DatasetOptions, PrecisionOptions, ThreadOptions, OutputOptions):
     images: int = option(512, "Images in the bank.", must_be=AT_LEAST_1)
     size: int | None = option(32, "Images are resized to so many pixels.", must_be=AT_LEAST_1, also="--image-size")
-    sizes: str = option("3,5,7,9,11,13,15,17", "Patch sizes.")
+    sizes: str = option(SIZES, "Patch sizes.")
     boundary: tuple[str, ...] = option((), "May be repeated.  [default: all]", type=click.Choice(ELS.boundaries))
     batch: int = option(1, "Queries in one call.", must_be=AT_LEAST_1)
     time: float | None = option(
@@ -37,6 +48,11 @@ class Bench(DatasetOptions, PrecisionOptions, ThreadOptions, OutputOptions):
         "About how long one timing may take; slow methods run on fewer images.",
         must_be=("above 0 and at most 3600", lambda seconds: 0 < seconds <= 3600),
     )
+    machines: str | None = option(
+        None,
+        f"Instead of all this: seconds of a call of these, of {', '.join(MACHINES)}, at t = "
+        f"{', '.join(map(str, costs.TIMES))}, or --time.",
+    )
     seed: int = option(0, "Query i gets the noise of seed + i.")
     out: Path = option(Path("pyels-bench"))
 
@@ -48,16 +64,11 @@ def bench_command(given: Bench) -> None:
     That is scaled dot product attention and chunked matrix products in torch, the released code's way (convolution
     with the patches as filters), and KeOps where it is installed. A pair is one query window against one bank patch.
     Every method is compared with the float64 oracle before it is timed. Writes bench.json, bench.png and run.json to
-    the output folder.
+    the output folder. With --machines, what one call of each machine takes, and the first one, which may find what is
+    kept for the others; bench.json and run.json.
     """
-    given.check_engine(ELS)
+    given.check_engine("els")
     resumable.check_seeds(given.seed, given.batch)
-    settings = given.passed_to(
-        bench.Settings,
-        sizes=sorted(set(integers("sizes", given.sizes))),
-        boundaries=list(dict.fromkeys(given.boundary or ELS.boundaries)),
-        threads=given.all_threads,
-    )
     count = given.images + given.batch
     loaded = given.read(limit=min(count, given.limit or count), size=given.size)
     if len(loaded) < count:
@@ -66,6 +77,15 @@ def bench_command(given: Bench) -> None:
             f"{len(loaded)}"
         )
     bank, x0 = loaded[: given.images], loaded.read(slice(given.images, count))
+    if given.machines is not None:
+        _machines(given, bank, x0)
+        return
+    settings = given.passed_to(
+        bench.Settings,
+        sizes=sorted(set(integers("sizes", given.sizes))),
+        boundaries=list(dict.fromkeys(given.boundary or ELS.boundaries)),
+        threads=given.all_threads,
+    )
     bench.check(bank, settings)
     about = {
         "command": "bench",
@@ -88,6 +108,22 @@ def bench_command(given: Bench) -> None:
             + computer.get("gpu", f"{computer['cpu']}, threads: {computer['threads']}"),
         )
     given.show(result, [*_lines(result), f"picture: {given.out / 'bench.png'}"])
+
+
+def _machines(given: Bench, bank: PatchBank, x0: Tensor) -> None:
+    """Seconds of the machines of --machines."""
+    machines = given.machines_of(str(given.machines), bank, given.all_threads)
+    if given.boundary or given.sizes != SIZES:
+        raise ValueError("--machines names boundaries and has sizes by noise level: leave out --sizes and --boundary")
+    times = costs.TIMES if given.time is None else (given.time,)
+    about = given.record(**given.record_of_data(bank), times=times, **record_of_engine(bank, *machines.values()))
+    given.hold_folder(about, "bench.json", "run.json")
+    calls = costs.calls(machines, times, given.repeats)
+    with tqdm(total=calls, desc="measuring", unit="call", file=sys.stderr) as bar:
+        measured = costs.run(machines, x0, times, given.repeats, given.seed, given.all_threads, bar.update)
+    write_json(given.out / "run.json", about)
+    write_json(given.out / "bench.json", {**about, **measured})
+    given.show({**about, **measured}, costs.table(measured))
 
 
 def _lines(result: dict[str, Any]) -> Iterator[str]:

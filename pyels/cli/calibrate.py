@@ -73,16 +73,17 @@ def calibrate_command(given: Calibrate) -> None:
     denoiser, bank, record, of_both = given.load()
     jobs, each = given.share(given.num, bank)
     machine = given.machine_of(given.machine, bank, each, given.boundary, boundary_of(record))
+    assert isinstance(machine, Machine)  # as all that have sizes
     sizes = _sizes(given.sizes, machine, record)
     check_sizes(machine, sizes)
     classes = given.classes(denoiser, bank)
     settings = given.record(
-        boundary=getattr(machine, "boundary", None),
+        boundary=machine.boundary,
         sizes=sizes,
         seeds=given.seeds,
         labels=classes,
         **of_both,
-        **record_of_engine(machine),
+        **record_of_engine(bank, machine),
     )
 
     def one(i: int, on_step: Callable[[Step], None]) -> dict[str, torch.Tensor]:

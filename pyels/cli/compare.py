@@ -19,6 +19,7 @@ from pyels.cli.settings import (
     BOUNDED,
     DEFAULT_STEPS,
     LOCAL,
+    SPECS,
     EngineOptions,
     JobOptions,
     LabelOptions,
@@ -27,18 +28,17 @@ from pyels.cli.settings import (
     boundary_of,
     check_sizes,
     check_wiring,
-    is_local,
     record_of_engine,
     refuse_sizes,
     sizes_of_steps,
 )
+from pyels.denoiser import Denoiser
 from pyels.files import write_json, write_tensors
-from pyels.machines import MACHINES, Machine
+from pyels.machines import MACHINES
 from pyels.schedules import SCHEDULES
 from pyels.studies import comparison, plots, resumable
 from pyels.studies.check import SAID, leaves, limit_of, outside
 
-_WITH_BOUNDARY = [f"{name}:{boundary}" for name in BOUNDED for boundary in MACHINES[name].boundaries]
 _MOST_PAIRS = 100  # in the picture
 _FEWEST_SEEDS = 5  # of which resampling says anything
 
@@ -49,8 +49,8 @@ _RESULTS = ("report.json", "scatter.png", "pairs.png", "comparison.safetensors",
 class Compare(NetworkOptions, LabelOptions, EngineOptions, JobOptions, OutputOptions):
     machines: str = option(
         "els,ls,is",
-        f"Of {', '.join(MACHINES)}; {in_words(sorted(_WITH_BOUNDARY))} name the boundary, {in_words(BOUNDED)} takes "
-        "that of the network's padding (zeros where it is not known).",
+        f"Of {', '.join(MACHINES)}; {in_words(SPECS[len(MACHINES) :])} name the boundary, "
+        f"{in_words(BOUNDED)} take that of the network's padding (zeros where it is not known).",
     )
     patch_sizes: str | None = option(
         None,
@@ -79,13 +79,13 @@ def compare_command(given: Compare) -> None:
     """
     denoiser, bank, record, of_both = given.load()
     jobs, each = given.share(given.num, bank)
-    machines = _machines(given, bank, boundary_of(record), each)
-    sizes = _sizes(given, [machine for machine in machines.values() if is_local(machine)])
+    machines = given.machines_of(given.machines, bank, each, boundary_of(record))
+    sizes = _sizes(given, [machine for machine in machines.values() if machine.sized])
     steps = len(sizes) if sizes is not None else given.steps or DEFAULT_STEPS
     network_steps = given.network_steps or steps
     contenders = {comparison.NETWORK: comparison.Contender(denoiser, network_steps)}
     for spec, machine in machines.items():
-        contenders[spec] = comparison.Contender(machine, steps, sizes if is_local(machine) else None)
+        contenders[spec] = comparison.Contender(machine, steps, sizes if machine.sized else None)
     classes = given.classes(denoiser, bank)
     settings = given.record(
         machines=list(machines),
@@ -96,7 +96,7 @@ def compare_command(given: Compare) -> None:
         seeds=given.seeds,
         labels=classes,
         **of_both,
-        **record_of_engine(next(iter(machines.values()))),
+        **record_of_engine(bank, *machines.values()),
     )
     given.hold_folder(settings, *_RESULTS)
     doubts = check_wiring(denoiser, bank)
@@ -114,18 +114,7 @@ def compare_command(given: Compare) -> None:
     )
 
 
-def _machines(given: Compare, bank: PatchBank, boundary: str, threads: int) -> dict[str, Machine]:
-    """The machines of --machines, by the names given there."""
-    allowed, machines = (*MACHINES, *_WITH_BOUNDARY), {}
-    for spec in dict.fromkeys(part.strip().lower() for part in given.machines.split(",")):
-        if spec not in allowed:
-            raise ValueError(f"--machines must be of {', '.join(allowed)}, got {spec!r}")
-        name, _, named_boundary = spec.partition(":")
-        machines[spec] = given.machine_of(name, bank, threads, named_boundary or None, boundary)
-    return machines
-
-
-def _sizes(given: Compare, local: list[Machine]) -> list[int] | None:
+def _sizes(given: Compare, local: list[Denoiser]) -> list[int] | None:
     """One patch size a step; None where no machine has any."""
     if not local:
         refuse_sizes(patch_size=given.patch_size, patch_sizes=given.patch_sizes)

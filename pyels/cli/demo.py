@@ -14,7 +14,6 @@ from pyels.cli.settings import (
     OutputOptions,
     SeedOptions,
     describe,
-    is_local,
     record_of_engine,
 )
 from pyels.files import write_tensors
@@ -41,14 +40,14 @@ def demo_command(given: Demo) -> None:
     machines = {name: given.machine_of(name, bank, each) for name in ("els", "ls", "is")}
     contenders = {comparison.NETWORK: comparison.Contender(network, len(sizes))}
     for name, machine in machines.items():
-        contenders[name] = comparison.Contender(machine, len(sizes), sizes if is_local(machine) else None)
+        contenders[name] = comparison.Contender(machine, len(sizes), sizes if machine.sized else None)
     settings = given.record(
         network=record["crc32"],
         bank=describe(bank),
         seeds=given.seeds,
         labels=[seed % 10 for seed in given.seeds],
         patch_sizes=sizes,
-        **record_of_engine(machines["els"]),
+        **record_of_engine(bank, machines["els"]),
     )
     given.hold_folder(settings, "demo.png", "report.json", "demo.safetensors", "run.json")
     images, report = run_comparison(contenders, bank, given.out, settings, jobs)

@@ -14,6 +14,7 @@ from pyels.bank import PatchBank
 from pyels.cli.options import command, flag, in_words, option
 from pyels.cli.settings import JsonOptions, ReadingOptions
 from pyels.engines import available_engines, cuda, default_threads, index
+from pyels.machines import MACHINES
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,6 +59,7 @@ def _installation() -> dict[str, Any]:
         "isa": _core.isa_in_use(),
         "isas": _core.available_isas(),
         "threads": default_threads(),
+        "machines": list(MACHINES),
         "datasets": {name: _where(name) for name in datasets.NAMES},
         "presets": list(presets.PATCH_SIZES),
     }

@@ -18,6 +18,8 @@ from pyels.cli.options import AT_LEAST_1, command, flag, option
 from pyels.cli.progress import StepBar, join_processes
 from pyels.cli.settings import (
     BOUNDARIES,
+    BOUNDED,
+    COMPILED,
     DEFAULT_STEPS,
     DatasetOptions,
     MemoryOptions,
@@ -29,7 +31,6 @@ from pyels.cli.settings import (
     check_sizes,
     default_preset,
     integers,
-    is_local,
     record_of_engine,
     refuse_sizes,
     sizes_of_steps,
@@ -94,7 +95,7 @@ def sample_command(given: Sample) -> None:
     classes = None if given.labels is None else integers("labels", given.labels)
     bank = given.read(memory_limit=given.memory_limit)
     denoiser, of_it = _denoiser(given, bank)
-    if classes is not None and not isinstance(denoiser, Machine) and not getattr(denoiser, "conditional", False):
+    if classes is not None and given.network is not None and not getattr(denoiser, "conditional", False):
         raise ValueError("--labels was given, but the network is told no classes: leave it out")
     stepping = _stepping(given, denoiser)
     if classes is None and getattr(denoiser, "conditional", False) and getattr(denoiser, "null_label", None) is None:
@@ -110,7 +111,7 @@ def sample_command(given: Sample) -> None:
     )
     if given.shard == "bank":
         if not isinstance(denoiser, Machine):
-            raise ValueError("--shard bank is for machines; a network draws with --shard seeds")
+            raise ValueError("--shard bank is for machines of one definition; others draw with --shard seeds")
         denoiser = distributed.Sharded(denoiser)
     levels = noise_levels(stepping["steps"], make_schedule(given.schedule), stepping["patch_sizes"])
     evaluations = levels + (levels[1:] if given.solver == "heun" else [])
@@ -154,7 +155,7 @@ def sample_command(given: Sample) -> None:
     write_json(given.out / "run.json", result)
     plots.draw_grid(given.out / "samples.png", images["samples"], captions, plots.title_of(settings))
     resumable.finished(given.out)
-    rate = f" ({pairs:.3g} pairs, {pairs / seconds:.3g} pairs/s)" if given.network is None else ""
+    rate = f" ({pairs:.3g} pairs, {pairs / seconds:.3g} pairs/s)" if isinstance(denoiser, Machine) else ""
     lines = [f"{given.num} samples in {seconds:.1f} s{rate}; picture: {given.out / 'samples.png'}"]
     if outside(images["samples"], limit_of(bank)) >= SAID:
         lines.append(leaves("samples leave", images["samples"], limit_of(bank)))
@@ -167,7 +168,10 @@ def _denoiser(given: Sample, bank: PatchBank) -> tuple[Denoiser, dict[str, Any]]
         if given.clip or given.device is not None:
             raise ValueError("--clip and --device are for --network; machines need neither")
         machine = given.machine_of(given.machine, bank, given.threads, given.boundary)
-        return machine, {"boundary": getattr(machine, "boundary", None), **record_of_engine(machine)}
+        if given.engine != "auto" and given.machine not in COMPILED:
+            raise ValueError(f"--engine {given.engine} was given, but machine {given.machine} needs none: leave it out")
+        own = given.boundary or "zeros" if given.machine in BOUNDED else None
+        return machine, {"boundary": own, **record_of_engine(bank, machine)}
     for name in ("machine", "boundary", "engine", "tolerance", "index", "precision"):
         (default,) = (one.default for one in fields(given) if one.name == name)
         if getattr(given, name) != default:
@@ -181,11 +185,11 @@ def _stepping(given: Sample, machine: Denoiser) -> dict[str, Any]:
     """steps, schedule and patch_sizes of `pyels.sample`."""
     n = given.steps or DEFAULT_STEPS
     stepping: dict[str, Any] = {"steps": n, "schedule": given.schedule, "patch_sizes": None}
-    if not isinstance(machine, Machine):
+    if given.network is not None:
         if given.patch_size is not None or given.patch_sizes is not None:
             raise ValueError("networks have no windows: leave out --patch-size and --patch-sizes")
         return stepping
-    if not is_local(machine):
+    if not machine.sized:
         refuse_sizes(patch_size=given.patch_size, patch_sizes=given.patch_sizes)
         return stepping
     if given.patch_size is not None and given.patch_sizes is not None:
@@ -196,9 +200,9 @@ def _stepping(given: Sample, machine: Denoiser) -> dict[str, Any]:
     elif released == "kamb2025":
         if given.schedule != "cosine":
             raise ValueError(f"kamb2025 steps with the cosine schedule, but --schedule is {given.schedule}")
-        stepping = presets.kamb2025(preset or default_preset(given.dataset, machine), n)
+        stepping = presets.kamb2025(preset or default_preset(given.dataset, given.boundary), n)
     else:
-        text = default_preset(given.dataset, machine) if given.patch_sizes is None else given.patch_sizes
+        text = default_preset(given.dataset, given.boundary) if given.patch_sizes is None else given.patch_sizes
         sizes = sizes_of_steps(text, given.steps, given.schedule)
         stepping.update(steps=len(sizes), patch_sizes=sizes)
     check_sizes(machine, stepping["patch_sizes"])

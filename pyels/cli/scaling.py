@@ -78,7 +78,7 @@ def scaling_command(given: Scaling) -> None:
     loaded = given.read()
     threads = given.all_threads
     machine = ELS(loaded, boundary=given.boundary, threads=threads)
-    preset = default_preset(given.dataset, machine) if given.patch_sizes is None else given.patch_sizes
+    preset = default_preset(given.dataset, machine.boundary) if given.patch_sizes is None else given.patch_sizes
     sizes = sizes_of_steps(preset, given.steps, _SCHEDULE)
     check_sizes(machine, sizes)
     plan = _plan(given, loaded, sizes)

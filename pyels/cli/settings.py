@@ -20,23 +20,25 @@ from pyels.bank.pictures import MODES
 from pyels.checks import check_device
 from pyels.cli.options import AT_LEAST_1, AnyPath, Settings, check, flag, in_words, option
 from pyels.cli.progress import report
-from pyels.definition import Square
 from pyels.denoiser import Denoiser
 from pyels.engines import NAMES, default_threads, find_engine
 from pyels.engines.cuda import PRECISIONS
 from pyels.engines.sampled import TOLERANCE
 from pyels.files import path_of
-from pyels.machines import MACHINES, Machine
+from pyels.machines import ELS, MACHINES
 from pyels.records import read_record
 from pyels.studies import resumable
 from pyels.studies.check import JUDGED, limit_of
 from pyels.studies.check import check as check_network
 
-# Names of machines: with windows of a size, without, and with a boundary.
-LOCAL = [name for name in reversed(MACHINES) if "patch_size" in inspect.signature(MACHINES[name]).parameters]
-WHOLE = [name for name in MACHINES if name not in LOCAL]
-BOUNDED = [name for name, kind in MACHINES.items() if kind.boundaries]
-BOUNDARIES = list(dict.fromkeys(boundary for name in BOUNDED for boundary in MACHINES[name].boundaries))
+# Names of machines: with windows whose size a call may say, without, with a boundary, and with an engine.
+_TAKES = {name: inspect.signature(make).parameters for name, make in MACHINES.items()}
+LOCAL = [name for name in reversed(MACHINES) if "patch_size" in _TAKES[name]]
+OTHERS = [name for name in MACHINES if name not in LOCAL]
+BOUNDED = [name for name in MACHINES if "boundary" in _TAKES[name]]
+COMPILED = [name for name in MACHINES if "engine" in _TAKES[name]]
+BOUNDARIES = ELS.boundaries
+SPECS = (*MACHINES, *(f"{name}:{boundary}" for name in BOUNDED for boundary in BOUNDARIES))
 DEFAULT_STEPS = 20
 _MOST_JOBS = 8  # each holds its own part of a posterior, up to 130 MB
 _SCALES = {"patch_sizes": [range(1, 1 << 16)], "schedule": str}
@@ -310,22 +312,34 @@ class EngineOptions(Settings):
 
     def machine_of(
         self, name: str, bank: PatchBank, threads: int | None, boundary: str | None = None, otherwise: str = "zeros"
-    ) -> Machine:
+    ) -> Denoiser:
         """The machine of a name; where it has a boundary, with the one asked for, or otherwise that of the command."""
-        make: Any = MACHINES[name]
-        if boundary is not None and not make.boundaries:
-            raise ValueError(f"--boundary {boundary} was given, but only machine {in_words(BOUNDED)} has one")
-        self.check_engine(make)
-        own = {"boundary": boundary or otherwise} if make.boundaries else {}
-        options = {one.name: getattr(self, one.name) for one in fields(self) if one.metadata["elsewhere"]}
-        machine: Machine = make(bank, engine=self.engine, threads=threads, **own, **options)
-        return machine
+        if boundary is not None and name not in BOUNDED:
+            raise ValueError(f"--boundary {boundary} was given, but only {in_words(BOUNDED)} have one")
+        self.check_engine(name)
+        own: dict[str, Any] = {"boundary": boundary or otherwise} if name in BOUNDED else {}
+        if name in COMPILED:
+            own |= {one.name: getattr(self, one.name) for one in fields(self) if one.metadata["elsewhere"]}
+            own |= {"engine": self.engine, "threads": threads}
+        return MACHINES[name](bank, **own)
 
-    def check_engine(self, kind: type[Machine]) -> None:
+    def machines_of(
+        self, names: str, bank: PatchBank, threads: int | None, otherwise: str = "zeros"
+    ) -> dict[str, Denoiser]:
+        """The machines of an option --machines, by the names given there, some of which name a boundary."""
+        machines = {}
+        for spec in dict.fromkeys(part.strip().lower() for part in names.split(",")):
+            if spec not in SPECS:
+                raise ValueError(f"--machines must be of {', '.join(SPECS)}, got {spec!r}")
+            name, _, boundary = spec.partition(":")
+            machines[spec] = self.machine_of(name, bank, threads, boundary or None, otherwise)
+        return machines
+
+    def check_engine(self, name: str) -> None:
         """Raise ValueError where an option was given that does nothing for this machine, or that its engine lacks."""
         for one in fields(self):
             value = getattr(self, one.name)
-            if one.metadata["elsewhere"] and value != one.default and not (kind.boundaries and self._has(one.name)):
+            if one.metadata["elsewhere"] and value != one.default and not (name in BOUNDED and self._has(one.name)):
                 raise ValueError(one.metadata["elsewhere"].format(value))
 
     def _has(self, name: str) -> bool:
@@ -359,24 +373,19 @@ class SampledOptions(EngineOptions):
     )
 
 
-def record_of_engine(machine: Machine) -> dict[str, Any]:
+def record_of_engine(bank: PatchBank, *machines: Denoiser) -> dict[str, Any]:
     """What the bits of a result depend on, beside its inputs."""
-    settings = machine.engine.settings()
-    return settings if machine.bank.memory_limit is None else {**settings, "memory_limit": machine.bank.memory_limit}
+    settings = {name: value for machine in machines for name, value in machine.settings().items()}
+    return settings if bank.memory_limit is None else {**settings, "memory_limit": bank.memory_limit}
 
 
 # ---- Patch sizes ---------------------------------------------------------------------------------------------------
 
 
-def is_local(machine: Machine) -> bool:
-    """Whether its windows have a size."""
-    return isinstance(machine.definition.window, Square)
-
-
 def refuse_sizes(**given: Any) -> None:
     """Raise ValueError where sizes were given for machines that are not local."""
     if names := [flag(name) for name, value in given.items() if value is not None]:
-        raise ValueError(f"machines {in_words(WHOLE)} compare whole images: leave out {in_words(names)}")
+        raise ValueError(f"machines {in_words(OTHERS)} have no size to be said: leave out {in_words(names)}")
 
 
 def sizes_of_steps(text: str, steps: int | None, schedule: str) -> list[int]:
@@ -410,9 +419,9 @@ def sizes_of_file(path: Path, schedule: str) -> list[int]:
     return sizes
 
 
-def default_preset(dataset: str, machine: Machine) -> str:
+def default_preset(dataset: str, boundary: str | None) -> str:
     base = "fashion-mnist" if dataset == datasets.EMBEDDED else dataset
-    padding = "circular" if machine.definition.wraps else "zeros"
+    padding = "zeros" if boundary in (None, "zeros") else "circular"
     for name in (f"{base}-resnet-{padding}", f"{base}-resnet-zeros"):
         if name in presets.PATCH_SIZES:
             return name
@@ -422,7 +431,7 @@ def default_preset(dataset: str, machine: Machine) -> str:
     )
 
 
-def check_sizes(machine: Machine, sizes: Sequence[int]) -> None:
+def check_sizes(machine: Denoiser, sizes: Sequence[int]) -> None:
     """Fail on a bad size before anything is written."""
     for k in sizes:
         machine.check_size(k)

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import fields, replace
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from pyels.bank import PatchBank
+from pyels.bank.bank import check_bank
 from pyels.bank.selection import Selection
 from pyels.checks import CPU, Levels, check_count, check_images, check_labels, check_patch_size, check_pixels
 from pyels.definition import Definition, Masks, Sized, Sources
@@ -52,7 +53,6 @@ class Machine(Denoiser):
     """
 
     wishes = ("tolerance", "selection", "precision")
-    boundaries: ClassVar[tuple[str, ...]] = ()  # of a machine that is made with `boundary`: what it may be
 
     def __init__(
         self,
@@ -62,8 +62,7 @@ class Machine(Denoiser):
         responses: PatchBank | Any = None,
         **options: Any,
     ) -> None:
-        if not isinstance(bank, PatchBank):
-            raise TypeError(f"bank must be a pyels.PatchBank, got {type(bank).__name__}; use PatchBank(images, labels)")
+        self.bank = check_bank(bank)
         if not isinstance(definition, Definition):
             raise TypeError(f"definition must be a pyels.Definition, got {type(definition).__name__}")
         if responses is not None:
@@ -75,13 +74,13 @@ class Machine(Denoiser):
             definition = definition.of_size(None, *bank.shape[1:])
         if isinstance(definition.window, Masks) and isinstance(definition.window.weights, Tensor):
             definition.window.at(1.0, 1.0, bank.shape)  # raises for weights that do not fit
-        self.bank, self.definition = bank, definition
+        self.definition = definition
         self.engine = choose_engine(engine, definition, bank, **options)
-        self.device = self.engine.device
+        self.device, self.sized = self.engine.device, isinstance(definition.window, Sized)
         bank.check_unchanged()  # from here on
 
     def __repr__(self) -> str:
-        size = f"patch_size={self.patch_size}" if isinstance(self.definition.window, Sized) else None
+        size = f"patch_size={self.patch_size}" if self.sized else None
         what = repr(self.definition) if type(self) is Machine else size
         changed = [
             f"{one.name}={getattr(self.engine, one.name)!r}"
@@ -120,6 +119,9 @@ class Machine(Denoiser):
             return derivative.to(query.x.dtype)
 
         return self.estimate(query), pullback
+
+    def settings(self) -> dict[str, Any]:
+        return self.engine.settings()
 
     def answer_shape(self, x: Tensor) -> tuple[int, ...]:
         others = self.definition.responses
@@ -161,8 +163,11 @@ class Machine(Denoiser):
     def _variance(self, *arguments: Any, **wishes: Any) -> Tensor:
         if self.definition.fold is not None:
             raise ValueError("the variance is that of the response at the centre of a window, and a fold has many")
-        query = self.query(*arguments, **wishes)
-        variance = self._answers(query, self._asked(query, variance=True)).variance
+        return self.variance_of(self.query(*arguments, **wishes))
+
+    def variance_of(self, query: Query, partial: PartialPosterior | None = None) -> Tensor:
+        """The posterior variance (B, R, H, W) of the response at each pixel; `partial` is the first pass, if done."""
+        variance = self._answers(query, self._asked(query, partial, variance=True)).variance
         assert variance is not None
         return variance.to(self.engine.dtype)
 
@@ -311,7 +316,7 @@ class Machine(Denoiser):
         """work(definition of this size and level, selection, query, which queries) of all queries; None: all at once.
         Masks may differ from level to level."""
         definition = self._definition(query)
-        selection = self._selected(query.labels, query.selection, len(query))
+        selection = self.bank.selection_of(query.labels, query.selection, len(query))
         query = replace(query, labels=None, selection=None)  # which images count is all that engines know of these
         at_home = self.device.type == self.bank.device.type  # a GPU has a copy of its own of a bank in CPU memory
         if at_home:
@@ -351,7 +356,7 @@ class Machine(Denoiser):
         )
 
     def check_size(self, patch_size: int | None) -> int:
-        if not isinstance(self.definition.window, Sized):
+        if not self.sized:
             return super().check_size(patch_size)
         return check_patch_size(patch_size, *self.bank.shape[1:], self.definition.wraps)
 
@@ -366,20 +371,8 @@ class Machine(Denoiser):
 
     def _ranges(self, labels: Any, batch: int) -> tuple[Tensor, Tensor]:
         """Where the images of each query begin and end, (B,) both."""
-        selection = self._selected(check_labels(labels, batch), None, batch)
+        selection = self.bank.selection_of(check_labels(labels, batch), None, batch)
         return selection.begin, selection.end
-
-    def _selected(self, labels: Tensor | None, selection: Selection | None, batch: int) -> Selection:
-        if selection is None:
-            return self.bank.select(labels).expand(batch)
-        if labels is not None:
-            raise ValueError("labels and selection were given; select the labels too, with bank.select(labels=..)")
-        if selection.bank_size != len(self.bank):
-            raise ValueError(
-                f"the selection is of a bank of {selection.bank_size} images, but the machine's has {len(self.bank)}; "
-                "use machine.bank.select(..)"
-            )
-        return selection.expand(batch)
 
 
 def _check_responses(responses: PatchBank, bank: PatchBank) -> None:

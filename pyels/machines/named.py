@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from pyels.bank import PatchBank
-from pyels.definition import Definition, Sources, Square, WholeImage
+from pyels.definition import Definition, Fold, Gaussian, Sized, Sources, Square, WholeImage
 from pyels.engines import Engine
 from pyels.machines.machine import Machine
 
@@ -49,6 +49,9 @@ class LS(Machine):
     patch_size  window size k, odd; may be left out if every call gives one
     engine      see `Machine`
     threads     number of threads, by default the CPUs this process may use; results do not depend on it
+    window      instead of patch_size, another window that has a size: `Gaussian(width)`, `Square(k, inside=True)`
+    fold        None, "uniform" or `Fold(rho)`: what answers, see `Definition`
+    mirror      whether the left-right mirror images are sources too
     options     further options of the engine
     """
 
@@ -58,9 +61,13 @@ class LS(Machine):
         patch_size: int | None = None,
         engine: str | Engine = "auto",
         threads: int | None = None,
+        *,
+        window: Square | Gaussian | None = None,
+        fold: str | Fold | None = None,
+        mirror: bool = False,
         **options: Any,
     ) -> None:
-        definition = Definition(Square(patch_size), Sources.SAME_POSITION)
+        definition = Definition(_window(patch_size, window), Sources.SAME_POSITION, fold, mirror)
         super().__init__(bank, definition, engine, threads=threads, **options)
 
 
@@ -77,6 +84,7 @@ class ELS(Machine):
                 "interior"  as the released code: the query's window wraps around, patches lie wholly inside
     engine      see `Machine`
     threads     number of threads, by default the CPUs this process may use; results do not depend on it
+    window      instead of patch_size, another window that has a size; fold and mirror as of `LS`
     options     further options of the engine: precision of `pyels.engines.Cuda`, tolerance and index of
                 `pyels.engines.Sampled`
     """
@@ -90,12 +98,23 @@ class ELS(Machine):
         boundary: str = "zeros",
         engine: str | Engine = "auto",
         threads: int | None = None,
+        *,
+        window: Square | Gaussian | None = None,
+        fold: str | Fold | None = None,
+        mirror: bool = False,
         **options: Any,
     ) -> None:
         if boundary not in self.boundaries:
             raise ValueError(f"boundary must be one of {', '.join(self.boundaries)}, got {boundary!r}")
-        super().__init__(bank, Definition(Square(patch_size), boundary), engine, threads=threads, **options)
+        definition = Definition(_window(patch_size, window), boundary, fold, mirror)
+        super().__init__(bank, definition, engine, threads=threads, **options)
 
 
-# As the command line knows them.
-MACHINES: dict[str, type[Machine]] = {"is": IS, "es": ES, "ls": LS, "els": ELS}
+def _window(patch_size: int | None, window: Square | Gaussian | None) -> Square | Gaussian:
+    if window is None:
+        return Square(patch_size)
+    if not isinstance(window, Sized):
+        raise TypeError(f"window must be Square(k) or Gaussian(width), got {window!r}")
+    if patch_size is not None:
+        raise ValueError(f"patch_size {patch_size} and window {window} were given; say the size in the window")
+    return window

@@ -3,11 +3,14 @@ import json
 from helpers import run_program as run
 
 import pyels
+from pyels.machines import MACHINES
 
 
 def test_info(bank_file, capsys):
     assert run("info", "--json") == 0
-    assert json.loads(capsys.readouterr().out)["isa"] in pyels._core.available_isas()
+    described = json.loads(capsys.readouterr().out)
+    assert described["isa"] in pyels._core.available_isas()
+    assert described["machines"] == list(MACHINES)
     assert run("info", "--dataset", bank_file, "--json") == 0
     described = json.loads(capsys.readouterr().out)
     assert described["images"] == 20

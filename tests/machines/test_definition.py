@@ -45,6 +45,25 @@ def test_named_machines_are_their_definitions(small):
     assert repr(named).endswith("patch_size=3, engine='cpu')")
 
 
+def test_windows_folds_and_mirror_images_of_named_machines(small):
+    x = noisy(small, 0.6, 0.8, batch=2)
+    for window, fold, mirror in (
+        (pyels.Square(5, inside=True), "uniform", True),
+        (pyels.Gaussian(1.0), None, True),
+        (pyels.Gaussian(1.0, 5), pyels.Fold(0.5), False),
+    ):
+        parts = {"window": window, "fold": fold, "mirror": mirror}
+        local = pyels.Definition(sources="same_position", **parts)
+        assert pyels.LS(small, **parts).definition == local
+        machine = pyels.Machine(small, pyels.Definition(sources="circular", **parts))
+        named = pyels.ELS(small, boundary="circular", **parts)
+        assert torch.equal(machine.denoise(x, 0.6, 0.8), named.denoise(x, 0.6, 0.8))
+    with pytest.raises(ValueError, match=r"patch_size 3 and window Square\(k=5\) were given"):
+        pyels.ELS(small, 3, window=pyels.Square(5))
+    with pytest.raises(TypeError, match="window must be Square"):
+        pyels.LS(small, window=pyels.WholeImage())
+
+
 def test_size_may_come_with_the_call(small):
     x = noisy(small, 0.6, 0.8)
     machine = pyels.Machine(small, pyels.Definition(sources="circular"))

@@ -126,6 +126,8 @@ BAD = [
     (("--threads", 0), "threads must be between 1 and 4096"),
     (("--engine", "cuda"), "engine 'cuda' is not available"),
     (("--precision", "high"), "--precision high is for ELS with --engine cuda"),
+    (("--machines", "els,vae"), "--machines must be of is, es, ls, els"),
+    (("--machines", "els", "--boundary", "zeros"), "leave out --sizes and --boundary"),
     (("--dataset", "nowhere"), "'nowhere' is neither one of"),
 ]
 
@@ -147,3 +149,18 @@ def test_a_wrong_result_is_not_timed(arguments, tmp_path, capsys, monkeypatch):
     assert run(*arguments) == 2
     assert "off the float64 oracle" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
+
+
+def test_what_machines_cost(arguments, tmp_path, capsys):
+    at = arguments.index("--sizes")
+    arguments = (*arguments[:at], *arguments[at + 2 :])
+    machines = ["els", "els:circular", "is", "wiener", "asls"]
+    assert run(*arguments, "--machines", ",".join(machines), "--json") == 0
+    result = json.loads(capsys.readouterr().out)
+    assert json.loads((tmp_path / "out" / "bench.json").read_text()) == result
+    assert [one["machine"] for one in result["records"][:5]] == machines
+    assert [one["time"] for one in result["records"][::5]] == [0.1, 0.3, 0.5, 0.7, 0.9]
+    assert [one["patch_size"] for one in result["records"][:5]] == [3, 3, None, None, None]
+    assert all(0 < one["seconds_min"] <= one["seconds_median"] <= one["seconds_max"] for one in result["records"])
+    assert run(*arguments, "--machines", "is,ls", "--time", 0.2, "--out", tmp_path / "other") == 0
+    assert [line.split()[0] for line in capsys.readouterr().out.splitlines()] == ["seconds", "t", "is", "ls"]

@@ -12,6 +12,7 @@ from helpers import make_bank, run_program, save_random_diffusers_pipeline
 import pyels
 from pyels.adapters import NetworkDenoiser, from_pyels
 from pyels.files import read_tensors
+from pyels.machines import MACHINES
 from pyels.sampling import Level
 from pyels.studies import comparison, resumable
 from pyels.studies.calibration import calibrate, centre_gradient
@@ -244,7 +245,7 @@ def test_results_of_different_commands_do_not_mix(trained, tmp_path, capsys):
     [
         (
             ("--machines", "els,vae"),
-            "--machines must be of is, es, ls, els, els:zeros, els:circular",
+            f"--machines must be of {', '.join(MACHINES)}, els:zeros, els:circular",
         ),
         (("--machines", "is:,els"), "got 'is:'"),
         (("--schedule", "flow"), "was calibrated along schedule cosine, but --schedule is flow"),
@@ -299,7 +300,7 @@ def test_what_a_network_was_trained_on_is_what_it_is_compared_with(trained, tmp_
 def test_bad_calibrations(trained, tmp_path, capsys):
     for extra, message in (
         (("--sizes", "3,4"), "patch_size must be odd"),
-        (("--machine", "ls", "--boundary", "zeros"), "only machine els has one"),
+        (("--machine", "ls", "--boundary", "zeros"), "only els and asels have one"),
         (("--steps", 0), "--steps must be at least 1"),
         (("--dataset", "gone"), "'gone' is neither one of"),
     ):

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from pyels.definition import Definition, Fold, Gaussian, Masks, Square, WholeImage
     from pyels.denoiser import Denoiser, Query
     from pyels.guided import Guided
-    from pyels.machines import ELS, ES, IS, LS, Machine
+    from pyels.machines import ELS, ES, IS, LS, PSPC, Machine, PCALocality
     from pyels.networks import ResNet, UNet
     from pyels.posterior import PartialPosterior, Posterior, Want
     from pyels.sampling import sample
@@ -38,7 +38,7 @@ _NAMES = {
     "pyels.definition": "Definition Fold Gaussian Masks Square WholeImage",
     "pyels.denoiser": "Denoiser Query",
     "pyels.guided": "Guided",
-    "pyels.machines": "ELS ES IS LS Machine",
+    "pyels.machines": "ELS ES IS LS Machine PCALocality PSPC",
     "pyels.networks": "ResNet UNet",
     "pyels.posterior": "PartialPosterior Posterior Want",
     "pyels.sampling": "sample",
@@ -51,6 +51,7 @@ __all__ = [
     "ES",
     "IS",
     "LS",
+    "PSPC",
     "Definition",
     "Denoiser",
     "Fold",
@@ -59,6 +60,7 @@ __all__ = [
     "Machine",
     "Masks",
     "NetworkDenoiser",
+    "PCALocality",
     "PartialPosterior",
     "PatchBank",
     "Posterior",

@@ -139,7 +139,8 @@ class Masks:
             raise ValueError(
                 f"weights of Masks must have shape {allowed} for images {tuple(shape)}, got {tuple(given.shape)}"
             )
-        if not torch.isfinite(weights).all() or (weights < 0).any():
+        low, high = weights.aminmax()  # NaN where there is one
+        if not (low >= 0 and high < math.inf):
             raise ValueError("weights of Masks must be finite and not negative")
         return weights.contiguous()
 

@@ -1,0 +1,234 @@
+"""Machines whose windows follow the data, or a network, and those of which whole windows answer."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pyels.bank import PatchBank
+from pyels.checks import CPU, check_number
+from pyels.definition import UNIFORM, Definition, Masks, Sources, Square
+from pyels.denoiser import Pullback, Query
+from pyels.engines import Engine
+from pyels.machines.machine import Machine
+from pyels.posterior import PartialPosterior, Want
+
+MOST_VALUES = 12288  # of an image: a matrix of them with themselves takes 1.2 GB
+KEPT_BYTES = 256 << 20  # of windows, one byte a value
+BY = ("matrix", "output")
+
+
+class PCALocality(Machine):
+    """The ideal score machine within windows that follow from the data's covariance S and the noise level (Lukoianov et
+    al., arXiv 2509.09672):
+
+        W = alpha^2 S (alpha^2 S + sigma^2 I)^-1, where W[n, n] < 1e-6 is replaced by 1
+        R[n, m]    = W[n, m] / W[n, n]
+        x0_hat(m)  = sum_i w_i(m) phi_i(m) / sum_i w_i(m)
+        log w_i(m) = - sum_n (x(n) - alpha phi_i(n))^2 / (2 sigma^2 temperature), n with |R[n, m]| >= threshold max |R|
+
+    n and m are values, pixels and channels: each has a window of its own. It may be empty; all images then weigh alike.
+    S and W are computed in float64 (in float32, as released, entries fall on the other side of the threshold) and from
+    the whole bank, whichever of its images a call selects.
+
+    Parameters
+    ----------
+    bank         the training images, 2 or more, of up to 12,288 values each. The first call decomposes S, the first at
+                 every noise level multiplies matrices of its size; windows of the last levels are kept
+    threshold    from 0, all values, to 1. In use: .005 or .02 for MNIST and Fashion-MNIST, .03 or .05 for CIFAR-10, .02
+                 for faces
+    temperature  > 0, a factor of sigma^2 in the weights
+    by           "matrix": as released; "output": R[n, m] = W[n, m] / W[m, m]
+    engine       see `Machine`; "auto", "cpu" or "reference"
+    threads      number of threads, by default the CPUs this process may use; results do not depend on it
+    options      further options of the engine
+
+    Raises
+    ------
+    TypeError, ValueError  bad arguments; images that are too large, fewer than two of them
+    """
+
+    def __init__(
+        self,
+        bank: PatchBank,
+        threshold: float = 0.02,
+        temperature: float = 1.0,
+        by: str = "matrix",
+        engine: str | Engine = "auto",
+        threads: int | None = None,
+        **options: Any,
+    ) -> None:
+        self.threshold = check_number("threshold", threshold)
+        self.temperature = check_number("temperature", temperature)
+        if not 0 <= self.threshold <= 1:
+            raise ValueError(f"threshold must lie in [0, 1], got {threshold}")
+        if not 0 < self.temperature < float("inf"):
+            raise ValueError(f"temperature must be positive and finite, got {temperature}")
+        if by not in BY:
+            raise ValueError(f"by must be one of {', '.join(map(repr, BY))}, got {by!r}")
+        self.by = by
+        super().__init__(bank, self._definition_of(0), engine, threads=threads, **options)
+        if (values := math.prod(bank.shape)) > MOST_VALUES:
+            raise ValueError(
+                f"images {bank.shape} have {values} values, too many for their covariance; PCALocality takes images of "
+                f"up to {MOST_VALUES}: load smaller ones, with size="
+            )
+        if len(bank) < 2:
+            raise ValueError("a covariance needs at least 2 images, but the bank has 1")
+        # One machine for each channel, since the windows of a pixel's values differ.
+        self._machines = [Machine(bank, self._definition_of(channel), self.engine) for channel in range(bank.shape[0])]
+        self._spectrum: tuple[Tensor, Tensor] | None = None
+        self._kept: dict[tuple[float, float], Tensor] = {}
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Copies and pickles are without what they find again."""
+        return {**vars(self), "_spectrum": None, "_kept": {}}
+
+    def estimate(self, query: Query) -> Tensor:
+        return torch.stack([one.estimate(query)[:, channel] for channel, one in enumerate(self._machines)], 1)
+
+    def estimate_and_pullback(self, query: Query) -> tuple[Tensor, Pullback]:
+        means, pullbacks = zip(*(one.estimate_and_pullback(query) for one in self._machines), strict=True)
+
+        def pullback(gradient: Tensor) -> Tensor:
+            total = torch.zeros_like(query.x)
+            for channel, one in enumerate(pullbacks):
+                own = torch.zeros_like(gradient)
+                own[:, channel] = gradient[:, channel]
+                total += one(own)
+            return total
+
+        return torch.stack([mean[:, channel] for channel, mean in enumerate(means)], 1), pullback
+
+    def partial(self, query: Query, want: Want = Want.POSTERIOR) -> PartialPosterior:
+        """As of any machine, of images with one channel."""
+        if len(self._machines) > 1:
+            raise ValueError(
+                f"PCALocality has a posterior for each of the {len(self._machines)} channels of a pixel, and for the "
+                "pixel a mean alone; use denoise"
+            )
+        return super().partial(query, want)
+
+    def windows(self, alpha: float, sigma: float) -> Tensor:
+        """The windows at one noise level, (C, H, W, C, H, W) bool: of every value m all values n."""
+        level = float(alpha), float(sigma)
+        if level not in self._kept:
+            self._kept[level] = self._found(*level)
+            while len(self._kept) > 1 and sum(one.nbytes for one in self._kept.values()) > KEPT_BYTES:
+                del self._kept[next(iter(self._kept))]
+        return self._kept[level].reshape(*self.bank.shape, *self.bank.shape)
+
+    def _definition_of(self, channel: int) -> Definition:
+        return Definition(Masks(partial(self._windows_of, channel)), Sources.SAME_POSITION)
+
+    def _windows_of(self, channel: int, alpha: float, sigma: float) -> Tensor:
+        """As weights of a mask, (H*W, C, H, W) float64."""
+        return self.windows(alpha, sigma)[channel].flatten(0, 1).double() / self.temperature
+
+    def _found(self, alpha: float, sigma: float) -> Tensor:
+        """(d, d) bool, m first."""
+        if self._spectrum is None:
+            self._spectrum = spectrum(self.bank)
+        values, vectors = self._spectrum
+        signal = alpha**2 * values
+        root = vectors * (signal / (signal + sigma**2)).sqrt()
+        ratio = (root @ root.T).abs_()  # symmetric: rows are m from here on
+        own = ratio.diagonal()
+        own[own < 1e-6] = 1
+        ratio /= own.clone()[:, None] if self.by == "output" else own.clone()[None, :]
+        return ratio >= self.threshold * ratio.max()
+
+
+def spectrum(bank: PatchBank) -> tuple[Tensor, Tensor]:
+    """Eigenvalues (r,) and vectors (d, r), float64, of the covariance over N - 1 of the images as d = C*H*W values:
+    found from that matrix, or from the images' inner products, which lack those of value 0."""
+    mean = sum(pixels.sum(0) for pixels in _vectors(bank)) / len(bank)
+    d, n = math.prod(bank.shape), len(bank)
+    if n >= d:
+        sums = torch.zeros((d, d), dtype=torch.float64, device=CPU)
+        for pixels in _vectors(bank):
+            sums.addmm_((pixels - mean).T, pixels - mean)
+        values, vectors = torch.linalg.eigh(sums)
+    else:
+        images = torch.cat([pixels - mean for pixels in _vectors(bank)])
+        values, vectors = torch.linalg.eigh(images @ images.T)
+        some = values > values[-1] * 1e-14
+        values = values[some]
+        vectors = (images.T @ vectors[:, some]) / values.sqrt()
+    return values.clamp(min=0) / (n - 1), vectors
+
+
+def _vectors(bank: PatchBank) -> Iterator[Tensor]:
+    """All images as float64 vectors, (n, d), a part at a time."""
+    for pixels in bank.pieces():
+        flat = pixels.flatten(1).double()
+        yield flat / 127.5 - 1 if pixels.dtype == torch.uint8 else flat
+
+
+class PSPC(Machine):
+    """The patch set posterior composite (Niedoba et al., arXiv 2411.19339): a window answers for all its pixels, by the
+    posterior mean of the same window of all images, and a pixel is the mean over the windows p that cover it:
+
+        x0_hat(q)  = mean_p sum_i w_i(p) phi_i(q) / sum_i w_i(p)
+        log w_i(p) = - sum over z in window p of (x(z) - alpha phi_i(z))^2 / (2 sigma^2)
+
+    Square: all k x k windows that lie wholly inside the image. Flex: of every pixel the fewest pixels to which a
+    network's output there is sensitive. In use for CIFAR-10, at the 18 levels of EDM, noisiest first: k = 32 (as `IS`)
+    seven times, 23 15 11 7 5, and 3 six times; mass 1 seven times, .7 .7 .5, .4 four times and .3 four times.
+
+    Parameters
+    ----------
+    bank        the training images
+    patch_size  window size k, odd; may be left out if every call gives one
+    heatmaps    (H, W, H, W), not negative: [a, b] is the sensitivity of output pixel (a, b), such as the mean absolute
+                gradient of a network; then windows have no size
+    mass        share of the sensitivity: the window of a pixel holds pixels in descending order as long as those before
+                hold at most so much; 1: all pixels
+    mirror      whether mirror images are sources too
+    engine      see `Machine`
+    threads     number of threads, by default the CPUs this process may use; results do not depend on it
+    options     further options of the engine
+
+    Raises
+    ------
+    TypeError, ValueError  bad arguments; by a call: a pixel that no window covers
+    """
+
+    def __init__(
+        self,
+        bank: PatchBank,
+        patch_size: int | None = None,
+        heatmaps: Any = None,
+        mass: float = 1.0,
+        mirror: bool = True,
+        engine: str | Engine = "auto",
+        threads: int | None = None,
+        **options: Any,
+    ) -> None:
+        if heatmaps is not None and patch_size is not None:
+            raise ValueError("patch_size and heatmaps were given; windows are squares, or follow heatmaps")
+        window = Square(patch_size, inside=True) if heatmaps is None else Masks(sensitive_sets(heatmaps, mass))
+        definition = Definition(window, Sources.SAME_POSITION, fold=UNIFORM, mirror=mirror)
+        super().__init__(bank, definition, engine, threads=threads, **options)
+
+
+def sensitive_sets(heatmaps: Any, mass: float) -> Tensor:
+    """The windows of `PSPC` by heatmaps (H, W, H, W), as masks (H*W, H, W) float64."""
+    maps = torch.as_tensor(heatmaps, device=CPU).detach().double()
+    if maps.dim() != 4 or maps.shape[:2] != maps.shape[2:]:
+        raise ValueError(f"heatmaps must be (H, W, H, W), got {tuple(maps.shape)}")
+    if not torch.isfinite(maps).all() or (maps < 0).any():
+        raise ValueError("heatmaps must be finite and not negative")
+    share = check_number("mass", mass)
+    if not 0 <= share <= 1:
+        raise ValueError(f"mass must lie in [0, 1], got {mass}")
+    height, width = maps.shape[:2]
+    held, order = maps.reshape(height * width, -1).sort(dim=1, descending=True, stable=True)
+    upto = held.cumsum(1)
+    chosen = upto - held <= share * upto[:, -1:]
+    return torch.zeros_like(held).scatter_(1, order, chosen.double()).reshape(-1, height, width)

@@ -84,10 +84,11 @@ class PCALocality(Machine):
         self._machines = [Machine(bank, self._definition_of(channel), self.engine) for channel in range(bank.shape[0])]
         self._spectrum: tuple[Tensor, Tensor] | None = None
         self._kept: dict[tuple[float, float], Tensor] = {}
+        self._weights: dict[int, tuple[tuple[float, float], Tensor]] = {}  # of each channel the last
 
     def __getstate__(self) -> dict[str, Any]:
         """Copies and pickles are without what they find again."""
-        return {**vars(self), "_spectrum": None, "_kept": {}}
+        return {**vars(self), "_spectrum": None, "_kept": {}, "_weights": {}}
 
     def estimate(self, query: Query) -> Tensor:
         return torch.stack([one.estimate(query)[:, channel] for channel, one in enumerate(self._machines)], 1)
@@ -128,7 +129,11 @@ class PCALocality(Machine):
 
     def _windows_of(self, channel: int, alpha: float, sigma: float) -> Tensor:
         """As weights of a mask, (H*W, C, H, W) float64."""
-        return self.windows(alpha, sigma)[channel].flatten(0, 1).double() / self.temperature
+        level, weights = self._weights.get(channel, (None, None))
+        if weights is None or level != (alpha, sigma):
+            weights = self.windows(alpha, sigma)[channel].flatten(0, 1).double().div_(self.temperature)
+            self._weights[channel] = (alpha, sigma), weights
+        return weights
 
     def _found(self, alpha: float, sigma: float) -> Tensor:
         """(d, d) bool, m first."""

@@ -206,6 +206,10 @@ class Sharded(Machine):
             raise TypeError(f"machine must be a pyels.Machine, got {type(machine).__name__}")
         if isinstance(machine.engine, Sampled):
             raise ValueError("engine 'sampled' has an index over the whole bank; let processes share seeds instead")
+        if type(machine).partial is not Machine.partial:
+            raise TypeError(
+                f"a {type(machine).__name__} is not shared image by image; let processes share seeds instead"
+            )
         own = machine.engine.own if isinstance(machine.engine, _Together) else machine.engine
         super().__init__(machine.bank, machine.definition, _Together(own))
         self.machine = machine

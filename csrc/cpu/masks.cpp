@@ -84,6 +84,14 @@ class Sums {
   WeightedSums view_;
 };
 
+// Of 16 weights: by their bits, so that it is quick.
+bool all_zero(const double* weights) {
+  std::uint64_t bits[16], joined = 0;
+  std::memcpy(bits, weights, sizeof bits);
+  for (const std::uint64_t one : bits) joined |= one;
+  return joined == 0;
+}
+
 // The masks of the pixels first .. first + pixels - 1, as the sums that are wanted of them, with weights up to 1.
 struct Band {
   std::int64_t first, pixels;
@@ -102,7 +110,11 @@ struct Band {
       take([&](std::int64_t p, auto) {
         const double* mask = masks + p * values;
         std::size_t n = 0;
-        for (std::int64_t z = 0; z < values; ++z) places[n] = static_cast<std::uint32_t>(z), n += mask[z] > 0.0;
+        for (std::int64_t z = 0; z < values; z += 16) {
+          const std::int64_t end = std::min(z + 16, values);
+          if (end - z == 16 && all_zero(mask + z)) continue;
+          for (std::int64_t i = z; i < end; ++i) places[n] = static_cast<std::uint32_t>(i), n += mask[i] > 0.0;
+        }
         double& own = most[static_cast<std::size_t>(p)];
         for (std::size_t i = 0; i < n; ++i) own = std::max(own, mask[places[i]]);
         std::vector<Entry>& row = rows[static_cast<std::size_t>(p)];
@@ -187,10 +199,10 @@ class Heaviest {
   Heaviest(const Plan& plan)
       : plan_(plan), to_(plan.second), found_(static_cast<std::size_t>(to_ ? plan.a.queries * to_->pixels : 0)) {}
 
-  // Of a block of query b from image n on: weights [V](band.pixels)[L].
+  // Of a block of query b from image n on: weights (band.pixels)[V][L].
   void add(std::int64_t b, std::int64_t n, const Band& band, const float* weights) {
     if (!to_ || to_->top == 0) return;
-    const std::int64_t lanes = plan_.kernel.lanes, live = std::min(plan_.block, plan_.images(b) - n);
+    const std::int64_t live = std::min(plan_.block, plan_.images(b) - n);
     const std::lock_guard<std::mutex> lock(mutex_);
     for (std::int64_t i = 0; i < to_->pixels; ++i) {
       const std::int64_t p = to_->pixel[i] - band.first, list = b * to_->pixels + i;
@@ -199,7 +211,7 @@ class Heaviest {
       std::int64_t* source = to_->heaviest_source + list * to_->top;
       std::int64_t& found = found_[static_cast<std::size_t>(list)];
       for (std::int64_t lane = 0; lane < live; ++lane) {
-        const double w = weights[(lane / lanes * band.pixels + p) * lanes + lane % lanes];
+        const double w = weights[p * plan_.block + lane];
         const std::int64_t own = plan_.image(b, n + lane) * plan_.plane + to_->pixel[i];
         const auto before = [&](std::int64_t k) { return weight[k] > w || (weight[k] == w && source[k] < own); };
         if (w == 0.0 || (found == to_->top && before(found - 1))) continue;
@@ -348,7 +360,8 @@ class Worker {
     const Weighing w = weighing(there, 0, static_cast<double>(plan_.images(b)),
                                 static_cast<std::int64_t>(std::ceil(band_.window)), largest(t.x));
     t.scale = w.scale, t.least_scale = w.least_scale, t.skip = w.skip, t.slack = w.slack;
-    t.exact_above = w.exact_above, t.always_exact_above = w.always_exact_above;
+    // Both passes alike, whatever else weighs: what is left to float32 errs by less than 1e-4.
+    t.exact_above = w.exact_above, t.always_exact_above = std::min(w.always_exact_above, 3 * w.exact_above);
     t.full = a_.full();
     t.reference = reference_.get(), t.s = s_.get(), t.y = y_.get(), t.e = e_.get();
     t.nearest = nearest_.get(), t.near = near_.get();

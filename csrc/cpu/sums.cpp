@@ -36,7 +36,7 @@ void squares(const MaskTask& t, float precision_unit, float* out) {
       const Vec difference = t.x[z] - alpha * load(t.images + (v * t.values + z) * kLanes);
       Vec square = difference * difference;
       if (t.precision) square *= t.precision[z] * precision_unit;
-      store(out + (v * t.values + z) * kLanes, square);
+      store(out + (z * V + v) * kLanes, square);
     }
 }
 
@@ -53,15 +53,15 @@ void gather(const WeightedSums& sums, std::int64_t o, const float* in, double* o
     for (int v = 0; v < V; ++v) some[v] = Vec{};
     for (const std::int64_t stop = end - i < at_once ? end : i + at_once; i < stop; ++i) {
       const Entry entry = sums.entries[i];
-      const float* at = in + std::int64_t{entry.input} * kLanes;
+      const float* at = in + std::int64_t{entry.input} * V * kLanes;
 #pragma GCC unroll 4
-      for (int v = 0; v < V; ++v) some[v] += entry.weight * load(at + v * sums.inputs * kLanes);
+      for (int v = 0; v < V; ++v) some[v] += entry.weight * load(at + v * kLanes);
     }
 #pragma GCC unroll 4
     for (int v = 0; v < V; ++v) total[v] = total[v] + widen(some[v]);
   }
 #pragma GCC unroll 4
-  for (int v = 0; v < V; ++v) store(out + (v * sums.outputs + o) * kLanes, total[v]);
+  for (int v = 0; v < V; ++v) store(out + (o * V + v) * kLanes, total[v]);
 }
 
 // The sums of all subsets of the inputs of a group, field by field; of those behind the last there are none.
@@ -70,7 +70,7 @@ void fill_table(const float* in, std::int64_t inputs, float* table) {
     store(table, Vec{});
     for (int i = 0; i < subset; ++i) {
       const std::int64_t at = field * subset + i;
-      const Vec one = at < inputs ? load(in + at * kLanes) : Vec{};
+      const Vec one = at < inputs ? load(in + at * V * kLanes) : Vec{};
       for (int j = 0; j < 1 << i; ++j) store(table + ((1 << i) + j) * kLanes, load(table + j * kLanes) + one);
     }
   }
@@ -95,7 +95,7 @@ void sum_by_table(const WeightedSums& sums, const float* in, double* out, float*
     for (std::int64_t o = 0; o < sums.tabled; ++o) store(some + o * kLanes, Vec{});
     for (std::int64_t group = first; group < end; ++group) {
       if (sums.group_begin[group] == sums.group_begin[group + 1]) continue;
-      fill_table(in + group * group_inputs * kLanes, sums.inputs - group * group_inputs, table);
+      fill_table(in + group * group_inputs * V * kLanes, sums.inputs - group * group_inputs, table);
       for (std::int64_t i = sums.group_begin[group]; i < sums.group_begin[group + 1]; ++i) {
         const std::uint64_t word = sums.words[i];
         float* to = some + static_cast<std::int64_t>(word >> group_inputs) * kLanes;
@@ -106,7 +106,7 @@ void sum_by_table(const WeightedSums& sums, const float* in, double* out, float*
       }
     }
     for (std::int64_t o = 0; o < sums.tabled; ++o) {
-      double* to = out + sums.output[o] * kLanes;
+      double* to = out + std::int64_t{sums.output[o]} * V * kLanes;
       const DoubleVec sum = static_cast<double>(sums.weight[o]) * widen(load(some + o * kLanes));
       store(to, first == 0 ? sum : load(to) + sum);
     }
@@ -117,8 +117,7 @@ void sum(const WeightedSums& sums, const float* in, double* out, float* scratch)
   for (std::int64_t o = 0; o < sums.outputs; ++o)
     if (sums.begin[o] < sums.begin[o + 1] || sums.tabled < sums.outputs) gather(sums, o, in, out);
   if (sums.tabled == 0) return;
-  for (int v = 0; v < V; ++v)
-    sum_by_table(sums, in + v * sums.inputs * kLanes, out + v * sums.outputs * kLanes, scratch);
+  for (int v = 0; v < V; ++v) sum_by_table(sums, in + v * kLanes, out + v * kLanes, scratch);
 }
 
 // ---- Weights -----------------------------------------------------------------------------------------------------
@@ -203,7 +202,7 @@ void weigh(const MaskTask& t) {
     IntVec matters[V], some{}, far{};
     const float reach = t.skip + t.slack - static_cast<float>(t.reference[p]);  // infinite while there is no weight
     for (int v = 0; v < V; ++v) {
-      distance[v] = load(t.distances + (v * t.pixels + p) * kLanes);
+      distance[v] = load(t.distances + (p * V + v) * kLanes);
       const Vec near = narrow(distance[v]);
       matters[v] = alive(t, v) & (reach > t.least_scale * near);
       some |= matters[v], far |= matters[v] & (near > t.exact_above);
@@ -250,7 +249,7 @@ bool second(const MaskTask& t) {
   IntVec found{};
   for (std::int64_t p = 0; p < t.pixels; ++p)
     for (int v = 0; v < V; ++v) {
-      const DoubleVec distance = load(t.distances + (v * t.pixels + p) * kLanes);
+      const DoubleVec distance = load(t.distances + (p * V + v) * kLanes);
       const Vec near = narrow(distance);
       const double log_sum = t.log_sum[p];
       IntVec matters = alive(t, v) & (t.skip + t.slack - static_cast<float>(log_sum) > t.least_scale * near);
@@ -266,12 +265,12 @@ bool second(const MaskTask& t) {
         w = matters ? exp2(relative) : w;
         found |= matters;
       }
-      store(t.weights + (v * t.pixels + p) * kLanes, w);
+      store(t.weights + (p * V + v) * kLanes, w);
     }
   if (!any(found)) return false;
   for (std::int64_t p = 0; p < t.pixels; ++p)
     for (int v = 0; v < V; ++v) {
-      const Vec w = load(t.weights + (v * t.pixels + p) * kLanes);
+      const Vec w = load(t.weights + (p * V + v) * kLanes);
       if (t.influence) add(t.influence + v * kLanes, widen(w));
       if (!t.variance && !t.projected) continue;
       DoubleVec projected{};
@@ -282,7 +281,7 @@ bool second(const MaskTask& t) {
         if (t.projected) projected = projected + t.cotangent[r * t.pixels + p] * off;
         if (t.variance) add(t.variance + (r * t.pixels + p) * kLanes, widen(w) * off * off);
       }
-      if (t.projected) store(t.projected + (v * t.pixels + p) * kLanes, w * narrow(projected));
+      if (t.projected) store(t.projected + (p * V + v) * kLanes, w * narrow(projected));
     }
   return true;
 }
@@ -290,7 +289,7 @@ bool second(const MaskTask& t) {
 void add_products(const double* factors, const float* pixels, std::int64_t stride, std::int64_t n, double* into) {
   for (int v = 0; v < V; ++v)
     for (std::int64_t z = 0; z < n; ++z)
-      add(into + z * kLanes, load(factors + (v * n + z) * kLanes) * widen(load(pixels + v * stride + z * kLanes)));
+      add(into + z * kLanes, load(factors + (z * V + v) * kLanes) * widen(load(pixels + v * stride + z * kLanes)));
 }
 
 }  // namespace

@@ -6,7 +6,8 @@
 
 namespace pyels {
 
-// A block is V * L images in V planes of L lanes: arrays that end in [V][..][L] hold one value for each of them.
+// A block is V * L images: arrays that end in [V][L] hold one value for each of them, and those that begin with [V] and
+// end in [L] are V planes.
 static constexpr int block_vectors = 4;
 
 // One of the inputs of a sum, with its weight.
@@ -52,7 +53,7 @@ struct MaskTask {
   std::int64_t answers;      // R
   const float* responses;    // [V](R, H, W)[L], likewise
   const std::int32_t* alive;  // [V][L] -1; 0 where there is no image
-  const double* distances;    // [V](pixels)[L]
+  const double* distances;    // (pixels)[V][L]
 
   double scale;              // log w = -scale * squared distance
   float least_scale;         // the same, less what a float32 distance may be too large by
@@ -73,24 +74,24 @@ struct MaskTask {
 
   // The second pass.
   const double* log_sum;    // (pixels) log of the sum of all weights
-  float* weights;           // [V](pixels)[L] w / sum of all
+  float* weights;           // (pixels)[V][L] w / sum of all
   const double* mean;       // (R, pixels) in units of the responses
   const double* cotangent;  // (R, pixels)
   double* variance;         // (R, pixels)[L], null where it is not asked for; so are the next two
-  float* projected;         // [V](pixels)[L] weights * sum over R of cotangent * (response - mean)
+  float* projected;         // (pixels)[V][L] weights * sum over R of cotangent * (response - mean)
   double* influence;        // [V][L] sum of the weights
 };
 
 struct SumsKernel {
   int lanes;
-  // precision[z] * precision_unit * (x[z] - alpha * images[z])^2, [V](values)[L]
+  // precision[z] * precision_unit * (x[z] - alpha * images[z])^2, (values)[V][L]
   void (*squares)(const MaskTask&, float precision_unit, float* squares);
-  // in [V](inputs)[L], out [V](outputs)[L]; scratch (table_floats(L) + tabled * L), at any values
+  // in (inputs)[V][L], out (outputs)[V][L]; scratch (table_floats(L) + tabled * L), at any values
   void (*sum)(const WeightedSums&, const float* in, double* out, float* scratch);
   void (*weigh)(const MaskTask&);
   // Whether any weight of the block is not zero; only then is all the rest done.
   bool (*second)(const MaskTask&);
-  // into[z] += sum over V of factors[z] * pixels[z], z < n: of [V](n)[L], the next plane of pixels being `stride` on.
+  // into[z] += sum over V of factors[z] * pixels[z], z < n: of (n)[V][L] and [V](n)[L], the next plane being `stride` on.
   void (*add_products)(const double* factors, const float* pixels, std::int64_t stride, std::int64_t n, double* into);
 };
 

@@ -243,15 +243,15 @@ class PatchBank:
             raise ValueError(f"a mask must have shape ({len(self)},), got {tuple(mask.shape)}")
         return mask.nonzero()[:, 0]
 
-    def read(self, which: Tensor | slice) -> Tensor:
-        """The chosen images as float32 in [-1, 1], (n, C, H, W), in CPU memory."""
+    def read(self, which: Tensor | slice, dtype: torch.dtype = torch.float32) -> Tensor:
+        """The chosen images as float32 or float64 in [-1, 1], (n, C, H, W), in CPU memory."""
         if self._images is not None:
             self.check_file(0, 0)
             chosen = self._images[which.to(self.device) if isinstance(which, Tensor) else which].cpu()
         else:
             assert self._file is not None
             chosen = self._file.read(torch.arange(len(self), device=CPU)[which])
-        chosen = chosen.float() / 127.5 - 1 if chosen.dtype == torch.uint8 else chosen
+        chosen = chosen.to(dtype) / 127.5 - 1 if chosen.dtype == torch.uint8 else chosen.to(dtype)
         self.check_unchanged(after=True)
         return chosen
 

@@ -140,7 +140,7 @@ class _Centred:
     def __iter__(self) -> Iterator[Tensor]:
         channels, height, width = self.bank.shape
         for numbers in torch.split(self.numbers, max(1, PIECE // (8 * channels * height * width))):
-            yield self.bank.read(numbers).double() - self.mean
+            yield self.bank.read(numbers, torch.float64) - self.mean
 
     def flat(self) -> Iterator[Tensor]:
         return (part.flatten(1) for part in self)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from functools import partial
 from typing import Any
 
@@ -15,10 +14,10 @@ from pyels.checks import CPU, check_number
 from pyels.definition import UNIFORM, Definition, Masks, Sources, Square
 from pyels.denoiser import Pullback, Query
 from pyels.engines import Engine
+from pyels.machines.linear import LARGEST, Moments, moments
 from pyels.machines.machine import Machine
 from pyels.posterior import PartialPosterior, Want
 
-MOST_VALUES = 12288  # of an image: a matrix of them with themselves takes 1.2 GB
 KEPT_BYTES = 256 << 20  # of windows, one byte a value
 BY = ("matrix", "output")
 
@@ -73,21 +72,22 @@ class PCALocality(Machine):
             raise ValueError(f"by must be one of {', '.join(map(repr, BY))}, got {by!r}")
         self.by = by
         super().__init__(bank, self._definition_of(0), engine, threads=threads, **options)
-        if (values := math.prod(bank.shape)) > MOST_VALUES:
+        if (values := math.prod(bank.shape)) > LARGEST:
             raise ValueError(
                 f"images {bank.shape} have {values} values, too many for their covariance; PCALocality takes images of "
-                f"up to {MOST_VALUES}: load smaller ones, with size="
+                f"up to {LARGEST}: load smaller ones, with size="
             )
         if len(bank) < 2:
             raise ValueError("a covariance needs at least 2 images, but the bank has 1")
         # One machine for each channel, since the windows of a pixel's values differ.
         self._machines = [Machine(bank, self._definition_of(channel), self.engine) for channel in range(bank.shape[0])]
-        self._spectrum: tuple[Tensor, Tensor] | None = None
+        self._moments: Moments | None = None
         self._kept: dict[tuple[float, float], Tensor] = {}
+        self._weights: dict[int, tuple[tuple[float, float], Tensor]] = {}  # of each channel the last
 
     def __getstate__(self) -> dict[str, Any]:
         """Copies and pickles are without what they find again."""
-        return {**vars(self), "_spectrum": None, "_kept": {}}
+        return {**vars(self), "_moments": None, "_kept": {}, "_weights": {}}
 
     def estimate(self, query: Query) -> Tensor:
         return torch.stack([one.estimate(query)[:, channel] for channel, one in enumerate(self._machines)], 1)
@@ -128,46 +128,23 @@ class PCALocality(Machine):
 
     def _windows_of(self, channel: int, alpha: float, sigma: float) -> Tensor:
         """As weights of a mask, (H*W, C, H, W) float64."""
-        return self.windows(alpha, sigma)[channel].flatten(0, 1).double() / self.temperature
+        level, weights = self._weights.get(channel, (None, None))
+        if weights is None or level != (alpha, sigma):
+            weights = self.windows(alpha, sigma)[channel].flatten(0, 1).double().div_(self.temperature)
+            self._weights[channel] = (alpha, sigma), weights
+        return weights
 
     def _found(self, alpha: float, sigma: float) -> Tensor:
         """(d, d) bool, m first."""
-        if self._spectrum is None:
-            self._spectrum = spectrum(self.bank)
-        values, vectors = self._spectrum
-        signal = alpha**2 * values
-        root = vectors * (signal / (signal + sigma**2)).sqrt()
+        if self._moments is None:
+            self._moments = moments(self.bank, range(len(self.bank)))
+        signal = alpha**2 * self._moments.values
+        root = self._moments.vectors * (signal / (signal + sigma**2)).sqrt()
         ratio = (root @ root.T).abs_()  # symmetric: rows are m from here on
         own = ratio.diagonal()
         own[own < 1e-6] = 1
         ratio /= own.clone()[:, None] if self.by == "output" else own.clone()[None, :]
         return ratio >= self.threshold * ratio.max()
-
-
-def spectrum(bank: PatchBank) -> tuple[Tensor, Tensor]:
-    """Eigenvalues (r,) and vectors (d, r), float64, of the covariance over N - 1 of the images as d = C*H*W values:
-    found from that matrix, or from the images' inner products, which lack those of value 0."""
-    mean = sum(pixels.sum(0) for pixels in _vectors(bank)) / len(bank)
-    d, n = math.prod(bank.shape), len(bank)
-    if n >= d:
-        sums = torch.zeros((d, d), dtype=torch.float64, device=CPU)
-        for pixels in _vectors(bank):
-            sums.addmm_((pixels - mean).T, pixels - mean)
-        values, vectors = torch.linalg.eigh(sums)
-    else:
-        images = torch.cat([pixels - mean for pixels in _vectors(bank)])
-        values, vectors = torch.linalg.eigh(images @ images.T)
-        some = values > values[-1] * 1e-14
-        values = values[some]
-        vectors = (images.T @ vectors[:, some]) / values.sqrt()
-    return values.clamp(min=0) / (n - 1), vectors
-
-
-def _vectors(bank: PatchBank) -> Iterator[Tensor]:
-    """All images as float64 vectors, (n, d), a part at a time."""
-    for pixels in bank.pieces():
-        flat = pixels.flatten(1).double()
-        yield flat / 127.5 - 1 if pixels.dtype == torch.uint8 else flat
 
 
 class PSPC(Machine):

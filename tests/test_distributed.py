@@ -271,6 +271,8 @@ def test_sharded_machine_without_a_group_is_the_machine():
     assert torch.equal(pyels.distributed.Sharded(whole).denoise(x, 0.9, 0.5), whole.denoise(x, 0.9, 0.5))
     with pytest.raises(TypeError, match=r"machine must be a pyels\.Machine, got PatchBank"):
         pyels.distributed.Sharded(bank)
+    with pytest.raises(TypeError, match="a PCALocality is not shared image by image"):
+        pyels.distributed.Sharded(pyels.PCALocality(bank))
 
 
 def check_stopped(out, of):

@@ -85,12 +85,14 @@ struct Pixels {
   const float* answers;  // (count)[L] of channel 0
 };
 
-// A, what the cotangent is to the answer's difference from the mean.
+// A, what the cotangent is to the answer's difference from the mean. R = 0: any number of channels.
+template <int R>
 PYELS_INLINE Vec along_cotangent(const SecondTask& t, const Pixels& at, std::int64_t j) {
   const std::int64_t pixels = t.height * t.width;
   const float *mean = t.mean + at.p + j, *cotangent = t.cotangent + at.p + j, *answer = at.answers + j * kLanes;
   Vec sum = Vec{} - t.shift[at.p + j];
-  for (std::int64_t c = 0; c < t.answer_channels; ++c) {
+  const std::int64_t channels = R ? R : t.answer_channels;
+  for (std::int64_t c = 0; c < channels; ++c) {
     sum += *cotangent * (load(answer) - *mean);
     mean += pixels, cotangent += pixels, answer += t.height * t.panel_width * kLanes;
   }
@@ -339,9 +341,19 @@ struct Weigh {
     in_row |= found, in_map |= found;
     const Pixels at{run.p, n, run.centres};
     const auto weight = [&](std::int64_t j) __attribute__((always_inline)) { return load(weights + j * kLanes); };
-    if (t.derivative.out)
-      for (std::int64_t j = 0; j < n; ++j)
-        store(t.derivative.map + place + j * kLanes, found ? weight(j) * along_cotangent(t, at, j) : Vec{});
+    if (t.derivative.out) {
+      const auto weigh_along = [&]<int R>() {
+        float* map = t.derivative.map + place;
+        for (std::int64_t j = 0; j < n; ++j)
+          store(map + j * kLanes, found ? weight(j) * along_cotangent<R>(t, at, j) : Vec{});
+      };
+      if (t.answer_channels == 1)
+        weigh_along.template operator()<1>();
+      else if (t.answer_channels == 3)
+        weigh_along.template operator()<3>();
+      else
+        weigh_along.template operator()<0>();
+    }
     if (found && t.variance) add_variance(t, at, weight);
     if (found && t.influence) {
       Vec sum{};
@@ -398,7 +410,7 @@ void whole_image(const Prepared& t, const Axis& row, const Axis& column) {
   DoubleVec along{};  // A of the whole image
   for_each_stretch([&](const Pixels& at, std::int64_t, std::int32_t, std::int32_t) {
     Vec sum{};
-    for (std::int64_t j = 0; j < at.count; ++j) sum += along_cotangent(t, at, j);
+    for (std::int64_t j = 0; j < at.count; ++j) sum += along_cotangent<0>(t, at, j);
     along = along + widen(sum);
   });
   const Vec value = w * narrow(along);

@@ -1,4 +1,5 @@
-"""Patch sizes that Kamb & Ganguli calibrated to their networks, and the stepping of their released code."""
+"""Published settings: patch sizes that Kamb & Ganguli calibrated to their networks, the stepping of their released
+code, and what the authors of the other denoisers ran them with."""
 
 from __future__ import annotations
 
@@ -20,6 +21,41 @@ PATCH_SIZES: dict[str, tuple[int, ...]] = {
     "mnist-resnet-zeros": (3, 3, 5, 5, 5, 7, 7, 7, 9, 9, 11, 11, 11, 11, 13, 15, 15, 15, 15, 15),
     "mnist-unet-zeros": (3, 3, 3, 5, 5, 7, 7, 7, 9, 9, 9, 11, 13, 15, 17, 21, 23, 23, 25, 27),
 }
+
+# What the authors of the other denoisers gave these on their data, arguments by name (facts read from the papers and
+# their released code). Of two thresholds in use for a data set the other is .02 (MNIST, Fashion-MNIST), .03 (CIFAR-10).
+# They step through 10 levels of the linear schedule.
+SETTINGS: dict[str, dict[str, dict[str, Any]]] = {
+    "PCALocality": {  # arXiv 2509.09672
+        "mnist": {"threshold": 0.005},
+        "fashion-mnist": {"threshold": 0.005},
+        "cifar10": {"threshold": 0.05},
+        "celeba": {"threshold": 0.02},
+    },
+    "SmoothedIS": {  # arXiv 2310.12395
+        "mnist": {"std": 1.0, "draws": 10},
+        "cifar10": {"std": 0.1, "draws": 10},
+    },
+}
+
+# Of PSPC (arXiv 2411.19339) on CIFAR-10, at the 18 levels t = 17/17 .. 0/17 of schedule edm, noisiest first: the sides
+# of its squares, where 32 is the whole image (`IS`), and the shares of a network's sensitivity that flexible windows
+# hold.
+PSPC_SIDES = (*(32,) * 7, 23, 15, 11, 7, 5, *(3,) * 6)
+PSPC_MASSES = (*(1.0,) * 7, 0.7, 0.7, 0.5, *(0.4,) * 4, *(0.3,) * 4)
+
+
+def settings(machine: str, data: str) -> dict[str, Any]:
+    """Arguments of a machine, such as
+
+        pyels.PCALocality(bank, **pyels.presets.settings("PCALocality", "cifar10"))
+
+    Raises ValueError for names that are not in `SETTINGS`.
+    """
+    for name, known in (machine, SETTINGS), (data, SETTINGS.get(machine, {})):
+        if name not in known:
+            raise ValueError(f"published settings are of {', '.join(known)}, got {name!r}")
+    return dict(SETTINGS[machine][data])
 
 
 def patch_sizes(name: str, steps: int = 20) -> list[int]:

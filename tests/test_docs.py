@@ -16,8 +16,15 @@ def test_every_public_name_is_in_the_reference():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("block", re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL))
-def test_python_of_the_readme_runs(block, monkeypatch, capsys):
+@pytest.mark.parametrize(
+    "block",
+    [
+        block
+        for page in ("README.md", "docs/denoisers.md")
+        for block in re.findall(r"```python\n(.*?)```", (ROOT / page).read_text(), re.DOTALL)
+    ],
+)
+def test_python_of_the_pages_runs(block, monkeypatch, capsys):
     """Word for word, on fewer images."""
     load = pyels.datasets.load
     monkeypatch.setattr(pyels.datasets, "load", lambda *names, **options: load(*names, **options)[:300])

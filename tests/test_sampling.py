@@ -116,6 +116,17 @@ def test_released_stepping_starts_late_and_reads_the_next_size():
     assert [level.patch_size for level in levels] == [sizes[i] for i in range(19, 0, -1)]
 
 
+def test_settings_of_other_denoisers_are_arguments(small):
+    for machine, of_data in pyels.presets.SETTINGS.items():
+        for data in of_data:
+            getattr(pyels, machine)(small, **pyels.presets.settings(machine, data))
+    assert len(pyels.presets.PSPC_SIDES) == len(pyels.presets.PSPC_MASSES) == 18
+    with pytest.raises(ValueError, match="published settings are of PCALocality, SmoothedIS, got 'IS'"):
+        pyels.presets.settings("IS", "mnist")
+    with pytest.raises(ValueError, match="of mnist, cifar10, got 'faces'"):
+        pyels.presets.settings("SmoothedIS", "faces")
+
+
 def test_presets_stretch_to_other_numbers_of_steps():
     sizes = pyels.presets.PATCH_SIZES["cifar10-resnet-zeros"]
     assert pyels.presets.patch_sizes("cifar10-resnet-zeros") == list(sizes)

@@ -180,7 +180,11 @@ def run_comparison(
     report["outside"] = {name: outside(images[name], limit) for name in contenders}
     report["doubts"] = [
         *doubts,
-        *(leaves(f"{name} leaves", images[name], limit) for name, share in report["outside"].items() if share >= SAID),
+        *(
+            leaves(f"{name} leaves", images[name], limit, name == comparison.NETWORK)
+            for name, share in report["outside"].items()
+            if share >= SAID
+        ),
     ]
     if labels is not None:
         images["labels"] = torch.tensor(labels)

@@ -158,7 +158,7 @@ def sample_command(given: Sample) -> None:
     rate = f" ({pairs:.3g} pairs, {pairs / seconds:.3g} pairs/s)" if isinstance(denoiser, Machine) else ""
     lines = [f"{given.num} samples in {seconds:.1f} s{rate}; picture: {given.out / 'samples.png'}"]
     if outside(images["samples"], limit_of(bank)) >= SAID:
-        lines.append(leaves("samples leave", images["samples"], limit_of(bank)))
+        lines.append(leaves("samples leave", images["samples"], limit_of(bank), given.network is not None))
     given.show(result, lines)
 
 

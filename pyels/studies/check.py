@@ -118,11 +118,12 @@ def outside(images: Tensor, limit: float) -> float:
     return float((images.abs() > _MARGIN * limit).double().mean())
 
 
-def leaves(what: str, images: Tensor, limit: float) -> str:
-    return (
+def leaves(what: str, images: Tensor, limit: float, of_network: bool = True) -> str:
+    said = (
         f"{what} the data's range [-{limit:g}, {limit:g}] at {outside(images, limit):.0%} of the pixels, which reach "
-        f"from {float(images.min()):.3g} to {float(images.max()):.3g}; --clip keeps them within"
+        f"from {float(images.min()):.3g} to {float(images.max()):.3g}"
     )
+    return said + "; --clip keeps them within" * of_network
 
 
 class _Probe:

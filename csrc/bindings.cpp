@@ -197,7 +197,10 @@ PYBIND11_MODULE(_core, module) {
   "Fills in mean, spread, code, norm and rest of the lists.");
 
 #if defined(PYELS_CUDA)
-  module.def("cuda_workspace", &pyels::cuda_workspace, py::arg("problem"), py::arg("options"), py::arg("device"));
+  module.def("cuda_workspace", py::overload_cast<const Problem&, const CudaOptions&, int>(&pyels::cuda_workspace),
+             py::arg("problem"), py::arg("options"), py::arg("device"));
+  module.def("cuda_workspace", py::overload_cast<const Problem&, const Second&, int>(&pyels::cuda_workspace),
+             py::arg("problem"), py::arg("second"), py::arg("device"));
 
   module.def("cuda_engine", [](const Problem& problem, CudaOptions options, Out out, std::uintptr_t workspace,
                                int device, std::uintptr_t stream) {
@@ -206,6 +209,13 @@ PYBIND11_MODULE(_core, module) {
     });
   }, py::arg("problem"), py::arg("options"), py::arg("out"), py::arg("workspace"), py::arg("device"),
   py::arg("stream"));
+
+  module.def("cuda_second", [](const Problem& problem, const Second& second, std::uintptr_t workspace, int device,
+                               std::uintptr_t stream) {
+    without_gil(problem, [&](const Problem& a) {
+      pyels::cuda_second(a, second, reinterpret_cast<void*>(workspace), device, reinterpret_cast<void*>(stream));
+    });
+  }, py::arg("problem"), py::arg("second"), py::arg("workspace"), py::arg("device"), py::arg("stream"));
 
   module.def("cuda_driver_lacks", &pyels::cuda_driver_lacks);
   module.attr("HAS_CUDA") = true;

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -107,3 +107,12 @@ class Answers:
             order = weight.argsort(dim=-1, descending=True, stable=True)[..., :top]
             merged["weight"], merged["source"] = weight.gather(-1, order), source.gather(-1, order)
         return Answers(**merged)
+
+
+_Either = TypeVar("_Either", Asked, Answers)
+
+
+def moved(one: _Either, device: torch.device) -> _Either:
+    """The same on another device."""
+    there = {name: value.to(device) if isinstance(value, Tensor) else value for name, value in vars(one).items()}
+    return type(one)(**there)

@@ -9,6 +9,7 @@
 #include "cuda/images.cuh"
 #include "cuda/maps.cuh"
 #include "cuda/products.cuh"
+#include "cuda/second.cuh"
 
 namespace pyels {
 namespace cuda {
@@ -132,16 +133,54 @@ dim3 grid(std::int64_t x, std::int64_t y, std::int64_t z) {
   return dim3(static_cast<unsigned>(x), static_cast<unsigned>(y), static_cast<unsigned>(z));
 }
 
-Task make_task(const Problem& a, const Plan& plan, void* workspace) {
+// The kernels of the second pass, for K, or for any windows (K = 0).
+void (*second_kernel(const SecondPlan& plan))(SecondTask) {
+  switch (plan.rows.window == plan.columns.window ? plan.rows.window : 0) {
+    case 3: return second_pass<3>;
+    case 5: return second_pass<5>;
+    case 7: return second_pass<7>;
+    default: return second_pass<0>;
+  }
+}
+
+Task make_task(const Problem& a, const SourceAxis& rows, const SourceAxis& columns, void* workspace) {
   Task t{};
   t.bytes = a.pixels_uint8, t.floats = a.pixels_float, t.order = a.order, t.x = a.x;
   t.unit = a.pixels_uint8 ? 1 / 127.5 : 1.0;
   t.partials = static_cast<double*>(workspace);
   t.channels = static_cast<std::int32_t>(a.channels);
   t.height = static_cast<std::int32_t>(a.height), t.width = static_cast<std::int32_t>(a.width);
-  t.full = a.full(), t.moves = plan.moves;
-  t.rows = plan.rows, t.columns = plan.columns, t.layout = plan.layout;
+  t.full = a.full(), t.rows = rows, t.columns = columns;
   return t;
+}
+
+// What the queries of a launch have: the most of one, of all together, and the most of one.
+struct Launched {
+  std::int32_t segments = 0;
+  std::int64_t partials = 0, images = 0;
+};
+// Queries b0 .. of a launch, whose windows have so many values, and pixels so many sources in an image.
+template <class Plan>
+Launched load_queries(const Problem& a, const Plan& plan, std::int64_t b0, double sources, std::int64_t window_values,
+                      Task& t) {
+  Launched all;
+  t.queries = static_cast<std::int32_t>(std::min<std::int64_t>(plan.queries, a.queries - b0));
+  for (std::int32_t i = 0; i < t.queries; ++i) {
+    const std::int64_t b = b0 + i, own = a.end[b] - a.begin[b];
+    Query& query = t.query[i];
+    query = {b,
+             a.begin[b],
+             a.end[b],
+             all.partials,
+             segments_of(a, plan, own),
+             a.alpha[b] * t.unit,
+             false,
+             weighing(a, b, std::max<double>(1.0, static_cast<double>(own)) * sources, window_values)};
+    if (a.want & want_second) query.weighing.always_exact_above = query.weighing.exact_above;
+    all.partials += query.segments;
+    all.segments = std::max(all.segments, query.segments), all.images = std::max(all.images, own);
+  }
+  return all;
 }
 
 }  // namespace
@@ -173,23 +212,10 @@ void cuda_engine(const Problem& a, const CudaOptions& options, const Out& out, v
   const std::int64_t pixel_blocks = (pixels + most_threads - 1) / most_threads;
 
   for (std::int64_t b0 = 0; b0 < a.queries; b0 += plan.queries) {
-    Task t = make_task(a, plan, workspace);
-    t.queries = static_cast<std::int32_t>(std::min<std::int64_t>(plan.queries, a.queries - b0));
-    std::int32_t segments = 0;
-    std::int64_t partials = 0, images = 0;
-    for (std::int32_t i = 0; i < t.queries; ++i) {
-      const std::int64_t b = b0 + i, own = a.end[b] - a.begin[b];
-      const std::int32_t own_segments = segments_of(a, plan, own);
-      t.query[i] = {b,
-                    a.begin[b],
-                    a.end[b],
-                    partials,
-                    own_segments,
-                    a.alpha[b] * t.unit,
-                    by_products(a, plan, b),
-                    weighing(a, b, std::max<double>(1.0, static_cast<double>(own)) * sources, window_values)};
-      partials += own_segments, segments = std::max(segments, own_segments), images = std::max(images, own);
-    }
+    Task t = make_task(a, plan.rows, plan.columns, workspace);
+    t.moves = plan.moves, t.layout = plan.layout;
+    const auto [segments, partials, images] = load_queries(a, plan, b0, sources, window_values, t);
+    for (std::int32_t i = 0; i < t.queries; ++i) t.query[i].by_products = by_products(a, plan, b0 + i);
     t.distances = t.partials + partials * plan.partial_size;
 
     // Every launch has as many channels of y as a thread holds sums of.
@@ -240,6 +266,37 @@ void cuda_engine(const Problem& a, const CudaOptions& options, const Out& out, v
         merge_all(part, done > 0);
       }
     }
+  }
+}
+
+std::int64_t cuda_workspace(const Problem& a, const Second& second, int device) {
+  const cuda::OnDevice on_device(device);
+  return cuda::make_second_plan(a, second, cuda::shared_bytes()).workspace;
+}
+
+void cuda_second(const Problem& a, const Second& second, void* workspace, int device, void* stream_) {
+  using namespace cuda;
+  const OnDevice on_device(device);
+  const auto stream = static_cast<cudaStream_t>(stream_);
+  const SecondPlan plan = make_second_plan(a, second, shared_bytes());
+  const std::int64_t pixels = a.height * a.width, window_values = a.channels * plan.rows.window * plan.columns.window;
+  const double sources = static_cast<double>(most_sources(plan.rows)) * most_sources(plan.columns);
+  const auto blocks = [](std::int64_t threads) { return (threads + most_threads - 1) / most_threads; };
+
+  for (std::int64_t b0 = 0; b0 < a.queries; b0 += plan.queries) {
+    SecondTask t{};
+    static_cast<Task&>(t) = make_task(a, plan.rows, plan.columns, workspace), t.second = second;
+    const Launched all = load_queries(a, plan, b0, sources, window_values, t);
+    t.prepared = reinterpret_cast<float*>(t.partials + all.partials * plan.values * pixels);
+    t.prepared_size = plan.prepared, t.floats = plan.floats;
+    if (!plan.shared) t.maps = t.prepared + t.queries * plan.prepared;
+    t.patch_size = static_cast<std::int32_t>(a.patch_size), t.pitch = plan.pitch;
+    t.most_segments = all.segments, t.values = static_cast<std::int32_t>(plan.values);
+    const std::int64_t most = std::max<std::int64_t>({pixels, plan.rows.window, plan.columns.window});
+    launch(prepare_second, grid(blocks(most), 1, t.queries), most_threads, 0, stream, t);
+    launch(second_kernel(plan), grid(all.segments, 1, t.queries), most_threads, plan.shared ? plan.floats * 4 : 0,
+           stream, t);
+    launch(add_segments, grid(blocks(plan.values * pixels), 1, t.queries), most_threads, 0, stream, t);
   }
 }
 

@@ -21,4 +21,9 @@ std::int64_t cuda_workspace(const Problem& problem, const CudaOptions& options, 
 void cuda_engine(const Problem& problem, const CudaOptions& options, const Out& out, void* workspace, int device,
                  void* stream);
 
+// Likewise the second pass, of squares whose places weigh alike, and of `second` what is folded, variance and
+// derivative. All of its arrays are on the device.
+std::int64_t cuda_workspace(const Problem& problem, const Second& second, int device);
+void cuda_second(const Problem& problem, const Second& second, void* workspace, int device, void* stream);
+
 }  // namespace pyels

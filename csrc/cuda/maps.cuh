@@ -151,20 +151,20 @@ __device__ void column_sums(const Rectangle& x, const Rectangle& phi, int channe
   }
 }
 
-// Sums of k neighbours in a row of these, for 8 windows side by side.
+// Sums of k neighbours, `step` apart, for 8 windows side by side.
 template <int K>
-__device__ void row_sums(const float* v, int k, float (&sums)[strip]) {
+__device__ void row_sums(const float* v, int step, int k, float (&sums)[strip]) {
   if constexpr (K > 0) {
     float term[strip + K - 1];
 #pragma unroll
-    for (int i = 0; i < strip + K - 1; ++i) term[i] = v[i];
+    for (int i = 0; i < strip + K - 1; ++i) term[i] = v[i * step];
     window_sums<K>(term, sums);
   } else {
-    float head[strip - 1], tail[strip - 1], core = v[strip - 1];
+    float head[strip - 1], tail[strip - 1], core = v[(strip - 1) * step];
 #pragma unroll
-    for (int i = 0; i < strip - 1; ++i) head[i] = v[i], tail[i] = v[k + i];
+    for (int i = 0; i < strip - 1; ++i) head[i] = v[i * step], tail[i] = v[(k + i) * step];
 #pragma unroll 4
-    for (int i = strip; i < k; ++i) core += v[i];
+    for (int i = strip; i < k; ++i) core += v[i * step];
     window_sums(head, core, tail, sums);
   }
 }
@@ -521,7 +521,7 @@ __global__ void __launch_bounds__(most_threads) maps(const __grid_constant__ Tas
                           q_column,
                           t.width};
             float distance[strip];
-            row_sums<K>(run.v, k, distance);
+            row_sums<K>(run.v, 1, k, distance);
             weigh(t, query, part, pixels, run, begin, end, distance, state);
           }
         }

@@ -89,7 +89,7 @@ Plan make_plan(const Problem& a, const CudaOptions& options, std::int64_t shared
 }
 
 bool by_products(const Problem& a, const Plan& plan, std::int64_t b) {
-  if (plan.product_shared == 0) return false;
+  if (plan.product_shared == 0 || a.want & want_second) return false;
   // Of pixels within [-1, 1] and their noise: (2 alpha |x| |phi| + |alpha phi|^2) / (2 sigma^2).
   const double alpha = a.alpha[b], sigma = a.sigma[b],
                values = static_cast<double>(a.channels) * a.patch_size * a.patch_size;
@@ -112,6 +112,34 @@ std::int32_t segments_of(const Problem& a, const Plan& plan, std::int64_t images
   // Sources of a segment are numbered in 32 bits.
   const std::int64_t pixels = a.height * a.width;
   return static_cast<std::int32_t>(std::max(segments, images * pixels / (0x7fffffff - pixels) + 1));
+}
+
+SecondPlan make_second_plan(const Problem& a, const Second& second, std::int64_t shared_bytes) {
+  SecondPlan plan{};
+  plan.rows = source_axis(a, a.height), plan.columns = source_axis(a, a.width);
+  const std::int64_t pixels = a.height * a.width;
+  plan.values =
+      a.channels * ((second.folded != nullptr) + (second.variance != nullptr) + (second.derivative != nullptr));
+  plan.pitch = (ceil_div(plan.columns.length, strip) * strip + plan.columns.window - 1) | 1;  // odd, as of Layout
+  const SecondMaps maps = second_maps(plan.rows, plan.pitch, second.derivative != nullptr);
+  plan.floats = maps.sums + plan.values * pixels;
+  plan.shared = plan.floats * 4 <= shared_bytes;
+  plan.prepared = plan.rows.window + plan.columns.window + (2 * a.channels + 1) * pixels;
+  plan.segment_size = plan.values * pixels * 8 + (plan.shared ? 0 : plan.floats * 4);
+  plan.segments =
+      static_cast<std::int32_t>(std::clamp<std::int64_t>(workspace_bytes / plan.segment_size, 1, most_segments));
+  plan.queries = static_cast<std::int32_t>(
+      std::clamp<std::int64_t>(workspace_bytes / (plan.segment_size * plan.segments), 1, most_queries));
+  std::int64_t most = 1;
+  for (std::int64_t b = 0; b < a.queries; ++b)
+    most = std::max<std::int64_t>(most, segments_of(a, plan, a.end[b] - a.begin[b]));
+  const std::int64_t queries = std::clamp<std::int64_t>(a.queries, 1, plan.queries);
+  plan.workspace = queries * (most * plan.segment_size + plan.prepared * 4);
+  return plan;
+}
+
+std::int32_t segments_of(const Problem&, const SecondPlan& plan, std::int64_t images) {
+  return static_cast<std::int32_t>(std::clamp<std::int64_t>(images * shifts_of(plan.rows), 1, plan.segments));
 }
 
 }  // namespace pyels::cuda

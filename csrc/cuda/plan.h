@@ -106,6 +106,65 @@ std::int64_t images_at_once(const Problem& a, const Plan& plan);
 // Parts of the images begin .. end - 1 of a query; depends on nothing else of the batch.
 std::int32_t segments_of(const Problem& a, const Plan& plan, std::int64_t images);
 
+// ---- The second pass
+
+// Displacement i of an axis, source less pixel, the run of pixels that have a source there, and the places that their
+// windows reach. Around an axis that wraps, each is met once, and what lies before the first pixel is the last.
+struct Shift {
+  std::int32_t by, first, count, reach_first, reach;
+  bool around;
+};
+PYELS_BOTH constexpr int shifts_of(const SourceAxis& axis) {
+  const Span& s = axis.span[0];
+  return s.meets == Meets::itself ? 1 : s.meets == Meets::around ? s.count : s.count + s.source_count - 1;
+}
+PYELS_BOTH constexpr Shift shift_of(const SourceAxis& axis, int i) {
+  const Span& s = axis.span[0];
+  const int r = axis.window / 2, n = axis.length;
+  int by = s.meets == Meets::itself ? 0 : i, first = 0, last = n;
+  if (s.meets == Meets::all) {
+    by += s.source_first - (s.first + s.count - 1);
+    if (by != 0 || axis.spans == 1) {  // else those that meet themselves alone have theirs there as well
+      first = s.first > s.source_first - by ? s.first : s.source_first - by;
+      const int end = s.first + s.count, source_end = s.source_first + s.source_count - by;
+      last = end < source_end ? end : source_end;
+    }
+  }
+  if (s.meets == Meets::around) return {by, 0, n, 0, n, true};
+  const int from = axis.wraps || first > r ? first - r : 0, to = axis.wraps || last + r < n ? last + r : n;
+  return {by, first, last - first, from, to - from, false};
+}
+
+// Where the maps of a block begin, in floats, each in rows of one pitch.
+struct SecondMaps {
+  std::int64_t differences, columns, weights, offset, rest, along, along_sums, sums;
+};
+PYELS_BOTH constexpr SecondMaps second_maps(const SourceAxis& rows, std::int64_t pitch, bool derivative) {
+  const std::int64_t map = ceil_div(rows.length, strip) * strip * pitch, tall = map + (rows.window - 1) * pitch;
+  SecondMaps at{};
+  at.columns = tall, at.weights = at.columns + map, at.offset = at.weights + map, at.rest = at.offset + map;
+  at.along = at.rest + map, at.along_sums = at.along + (derivative ? map : 0);
+  at.sums = at.along_sums + (derivative ? tall : 0);
+  return at;
+}
+
+struct SecondPlan {
+  SourceAxis rows, columns;
+  std::int32_t pitch = 0;         // of the maps of a block
+  std::int64_t floats = 0;        // of these and its sums
+  bool shared = true;             // in shared memory, else in the workspace
+  std::int64_t values = 0;        // sums of a pixel that are asked for
+  std::int64_t prepared = 0;      // floats of what is known of a query
+  std::int32_t segments = 0;      // of a query, at most
+  std::int32_t queries = 0;       // of a launch
+  std::int64_t segment_size = 0;  // bytes of the workspace
+  std::int64_t workspace = 0;     // bytes
+};
+SecondPlan make_second_plan(const Problem& a, const Second& second, std::int64_t shared_bytes);
+
+// A segment has so many images with a displacement of rows each.
+std::int32_t segments_of(const Problem& a, const SecondPlan& plan, std::int64_t images);
+
 // Images, or entries, of a segment are first_of(i) .. first_of(i + 1) - 1, counted from the first.
 PYELS_BOTH constexpr std::int64_t first_of(std::int64_t segment, std::int64_t segments, std::int64_t count) {
   return segment * count / segments;

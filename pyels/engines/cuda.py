@@ -21,12 +21,13 @@ from pyels._core import FLOAT32_REACH
 from pyels.bank import PatchBank
 from pyels.bank.selection import Selection
 from pyels.checks import CPU, checked, is_captured
-from pyels.definition import Definition
+from pyels.definition import Definition, WholeImage
 from pyels.denoiser import Query
 from pyels.engines.engine import beyond_float32
 from pyels.engines.exact import Exact, Part, chunks
-from pyels.engines.operator import evaluate
+from pyels.engines.operator import answer, evaluate
 from pyels.posterior import PartialPosterior, Want
+from pyels.second import Answers, Asked, moved
 
 OLDEST = 8, 0  # compute capability
 # Of the memory that is free on the device, what the images may take; more is left to networks and to results.
@@ -61,11 +62,12 @@ class Cuda(Exact):
                "high"     inner products of small windows (k * k * C <= 80) of a uint8 bank may be taken on tensor
                           cores: means keep to the same bound, 1e-4, but log-weights err by up to 2e-3, mostly all of a
                           pixel alike, if x = alpha * x0 + sigma * noise with x0 within [-1, 1]; where they would err by
-                          more, the same as "highest"
+                          more, and for a second pass, the same as "highest"
     device     the GPU; by default the one that torch uses in this thread
     """
 
     name: ClassVar[str] = "cuda"
+    knows: ClassVar[tuple[str, ...]] = ("second",)
     precision: str = checked(PRECISIONS[0], check_precision)
     device: torch.device = checked(None, lambda device: check_device(device))
     # The last bank of which all images were brought to the device, and there its images and their order by class.
@@ -95,6 +97,20 @@ class Cuda(Exact):
         there = replace(query, x=query.x.to(self.device))
         return super().evaluate(definition, bank, selection, there, want).to(query.x.device)
 
+    def answer(
+        self, definition: Definition, bank: PatchBank, selection: Selection, query: Query, asked: Asked
+    ) -> Answers:
+        if isinstance(definition.window, WholeImage) or asked.influence or asked.top:
+            raise ValueError(
+                "engine 'cuda' has folds, variances and derivatives of squares, but no influence or sources, and nothing "
+                "of the kind for whole images; use engine='cpu'"
+            )
+        if is_captured(query.x):
+            raise RuntimeError("a CUDA graph cannot capture folds, variances and derivatives; leave the graph out")
+        there = replace(query, x=query.x.to(self.device))
+        answers = super().answer(definition, bank, selection, there, moved(asked, self.device))
+        return moved(answers, query.x.device)
+
     def evaluate_part(
         self,
         definition: Definition,
@@ -106,6 +122,17 @@ class Cuda(Exact):
     ) -> PartialPosterior:
         options = {"tensor_cores": self.precision == "high"}
         return evaluate("cuda", options, definition, images, selection, query, want)
+
+    def answer_part(
+        self,
+        definition: Definition,
+        images: Tensor,
+        selection: Selection,
+        query: Query,
+        asked: Asked,
+        responses: Tensor | None = None,
+    ) -> Answers:
+        return answer("cuda", {}, definition, images, selection, query, asked)
 
     def parts(self, bank: PatchBank, selection: Selection) -> Generator[Part, None, None]:
         if not bank.streamed:

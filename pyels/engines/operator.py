@@ -69,7 +69,8 @@ def answer(
     arrays, task = _task(engine, options, definition, query, responses)
     all_given = {"log_sum": asked.log_sum, "mean": asked.mean, "cotangent": asked.cotangent, "pixel": asked.pixels}
     all_given["fold_taps"] = definition.fold_taps if asked.fold else None
-    second = {name: tensor.contiguous() for name, tensor in all_given.items() if tensor is not None}
+    given = {name: tensor for name, tensor in all_given.items() if tensor is not None}
+    second = {name: tensor.to(query.x.device).contiguous() for name, tensor in given.items()}
     wanted = {"folded": asked.fold, "variance": asked.variance, "derivative": asked.cotangent is not None}
     wanted |= {"influence": asked.influence, "heaviest": asked.top > 0, "heaviest_source": asked.top > 0}
     task.update(second=list(second), top=asked.top, wanted=[name for name, is_wanted in wanted.items() if is_wanted])
@@ -144,11 +145,12 @@ def _partial_posterior(
         given = [one for one in (options, lists) if one is not None]
         getattr(_core, f"{told['engine']}_engine")(problem, *given, to)
     elif x.numel():
-        _launch(problem, options, (images, order, x), out, to)
+        _launch(_core.cuda_engine, problem, (options, to), (images, order, x))
     return out
 
 
 @torch.library.impl(_library, "second_pass", "CPU")
+@torch.library.impl(_library, "second_pass", "CUDA")
 def _second_pass(
     images: Tensor,
     order: Tensor,
@@ -158,7 +160,7 @@ def _second_pass(
     alpha: Tensor,
     sigma: Tensor,
     arrays: Sequence[Tensor],
-    second: Sequence[Tensor],  # those that the task names, (B, H, W) or (B, R, H, W) float64 or (P,) int64
+    second: Sequence[Tensor],  # those that the task names, (B, H, W), (B, R, H, W) or (k,) float64 or (P,) int64
     task: str,  # JSON, as `answer` makes it
 ) -> list[Tensor]:
     """What the task wants of struct Second; other arguments as of `partial_posterior`."""
@@ -170,7 +172,10 @@ def _second_pass(
     _filled(struct, {"top": told["top"], "pixels": len(given["pixel"]) if "pixel" in given else 0})
     problem = _problem(images, order, begin, end, x, alpha, sigma, arrays, told)
     options = _options(told)
-    getattr(_core, f"{told['engine']}_second")(problem, *([] if options is None else [options]), struct)
+    if not x.is_cuda:
+        getattr(_core, f"{told['engine']}_second")(problem, *([] if options is None else [options]), struct)
+    elif x.numel():
+        _launch(_core.cuda_second, problem, (struct,), (images, order, x, *second))
     return out
 
 
@@ -260,16 +265,16 @@ def _lists(tensors: Mapping[str, Tensor]) -> Any:
     return _filled(_core.Lists(), {**addresses, **counts})
 
 
-def _launch(problem: Any, options: Any, tensors: tuple[Tensor, ...], out: list[Tensor], to: Any) -> None:
-    """Engine "cuda": of a problem that points to these tensors, among others."""
-    device = out[0].get_device()
+def _launch(work: Any, problem: Any, told: tuple[Any, ...], tensors: tuple[Tensor, ...]) -> None:
+    """Engine "cuda": of a problem that, with what else is told, points to these tensors, among others."""
+    device = tensors[0].get_device()
     with torch.cuda.device(device):
         stream = torch.cuda.current_stream()
         for tensor in tensors:  # made on another stream, perhaps, and not to be reused before this is done
             tensor.record_stream(stream)
         # From torch's allocator, which hands memory out again in the order of the stream.
-        workspace = out[0].new_empty(_core.cuda_workspace(problem, options, device), dtype=torch.uint8)
-        _core.cuda_engine(problem, options, to, workspace.data_ptr(), device, stream.cuda_stream)
+        workspace = tensors[0].new_empty(_core.cuda_workspace(problem, told[0], device), dtype=torch.uint8)
+        work(problem, *told, workspace.data_ptr(), device, stream.cuda_stream)
 
 
 def _filled(struct: Any, values: Mapping[str, Any]) -> Any:

@@ -3,6 +3,8 @@
 // (emulated/cuda_runtime.h).
 #include <cuda_runtime.h>
 
+#include <memory>
+
 #include "cuda/plan.h"
 #include "exact.h"
 
@@ -41,28 +43,47 @@ class OnDevice {
   std::size_t n_;
 };
 
+// A problem whose arrays are on the host, with those of the bank and the queries on the device.
+struct There {
+  OnDevice<std::uint8_t> bytes;
+  OnDevice<float> floats;
+  OnDevice<std::int64_t> order;
+  OnDevice<float> x;
+  Problem problem;
+
+  explicit There(const Problem& a)
+      : bytes(a.pixels_uint8, a.pixels_uint8 ? values(a) : 0),
+        floats(a.pixels_float, a.pixels_float ? values(a) : 0),
+        order(a.order, a.order ? ordered(a) : 0),
+        x(a.x, static_cast<std::size_t>(a.queries * a.channels * a.height * a.width)),
+        problem(a) {
+    (a.pixels_uint8 ? void(problem.pixels_uint8 = bytes.get()) : void(problem.pixels_float = floats.get()));
+    problem.order = a.order ? order.get() : nullptr, problem.x = x.get();
+  }
+
+ private:
+  static std::size_t ordered(const Problem& a) {
+    return static_cast<std::size_t>(a.queries > 0 ? *std::max_element(a.end, a.end + a.queries) : 0);
+  }
+  static std::size_t values(const Problem& a) {
+    std::size_t images = a.order ? 0 : ordered(a);
+    for (std::size_t i = 0; a.order && i < ordered(a); ++i)
+      images = std::max(images, static_cast<std::size_t>(a.order[i]) + 1);
+    return images * static_cast<std::size_t>(a.channels * a.height * a.width);
+  }
+};
+
 // As an engine whose arrays are all on the host, and that writes into a sink.
 void on_device(const Problem& a, const pyels::CudaOptions& options, pyels::Sink& sink) {
-  const auto size = [](std::int64_t n) { return static_cast<std::size_t>(n); };
+  const There there(a);
   const std::int64_t pixels = a.height * a.width;
-  std::int64_t images = 0, ordered = 0;
-  for (std::int64_t b = 0; b < a.queries; ++b) ordered = std::max(ordered, a.end[b]);
-  for (std::int64_t i = 0; i < ordered; ++i) images = std::max(images, (a.order ? a.order[i] : i) + 1);
-  const std::size_t values = size(images * a.channels * pixels);
-  const OnDevice<std::uint8_t> bytes(a.pixels_uint8, a.pixels_uint8 ? values : 0);
-  const OnDevice<float> floats(a.pixels_float, a.pixels_float ? values : 0);
-  const OnDevice<std::int64_t> order(a.order, a.order ? size(ordered) : 0);
-  const OnDevice<float> x(a.x, size(a.queries * a.channels * pixels));
-  const std::size_t all = size(a.queries * pixels), extra = a.full() ? all : 0;
-  const OnDevice<double> m(all), s(all), y(all * size(a.channels)), e(extra), top(extra);
+  const auto all = static_cast<std::size_t>(a.queries * pixels), extra = a.full() ? all : 0;
+  const OnDevice<double> m(all), s(all), y(all * static_cast<std::size_t>(a.channels)), e(extra), top(extra);
   const OnDevice<std::int64_t> source(extra);
-  Problem there = a;
-  (a.pixels_uint8 ? void(there.pixels_uint8 = bytes.get()) : void(there.pixels_float = floats.get()));
-  there.order = a.order ? order.get() : nullptr, there.x = x.get();
-  const OnDevice<std::uint8_t> workspace(size(pyels::cuda_workspace(there, options, 0)));
+  const OnDevice<std::uint8_t> workspace(static_cast<std::size_t>(pyels::cuda_workspace(there.problem, options, 0)));
   const pyels::Out out{
       .m = m.get(), .s = s.get(), .y = y.get(), .e = e.get(), .top = top.get(), .source = source.get()};
-  pyels::cuda_engine(there, options, out, workspace.get(), 0, nullptr);
+  pyels::cuda_engine(there.problem, options, out, workspace.get(), 0, nullptr);
   check_cuda(cudaDeviceSynchronize());
   for (std::int64_t b = 0; b < a.queries; ++b) {
     Partial partial(pixels, a.channels, a.full());
@@ -81,6 +102,201 @@ Bounds tensor_core_bounds{{"tensor cores: mean", 1e-4},                     // 3
                           {"tensor cores: source weight", 2e-4},            // 5.7e-5
                           {"tensor cores: log-evidence", 3e-4},             // 6.6e-5
                           {"tensor cores: log-evidence, not full", 3e-4}};  // 6.6e-5
+
+// ---- The second pass ---------------------------------------------------------------------------------------------
+
+// What it is told, and what it answers.
+struct SecondPass {
+  std::vector<double> log_sum, mean, cotangent, taps, folded, variance, derivative;
+
+  SecondPass(const Case& work, std::uint64_t seed) {
+    const std::size_t values = work.x.size();
+    Random random(seed);
+    log_sum.resize(work.alpha.size() * static_cast<std::size_t>(work.shape.pixels())), mean.resize(values);
+    for (std::size_t i = 0; i < values; ++i) cotangent.push_back(random.normal());
+    for (std::int64_t i = 0; i < work.k; ++i) taps.push_back(seed % 2 ? 1.0 : 0.2 + random.uniform());
+    clear();
+  }
+  void clear() {
+    for (std::vector<double>* answer : {&folded, &variance, &derivative}) answer->assign(mean.size(), 0.0);
+  }
+
+  // By what an engine finds in the first pass.
+  SecondPass& after(const Engine& engine, Problem a) {
+    a.want = pyels::want_mean | pyels::want_second;
+    const std::vector<Partial> first = run(engine, a);
+    const std::int64_t pixels = a.height * a.width, values = a.channels * pixels;
+    for (std::int64_t i = 0; i < a.queries * values; ++i) {
+      const Partial& of = first[i / values];
+      const std::int64_t p = i % pixels;
+      mean[i] = of.y[i % values] / of.s[p], log_sum[i / values * pixels + p] = of.m[p] + std::log(of.s[p]);
+    }
+    return *this;
+  }
+
+  pyels::Second second() {
+    pyels::Second s;
+    s.log_sum = log_sum.data(), s.mean = mean.data(), s.cotangent = cotangent.data(), s.fold_taps = taps.data();
+    s.folded = folded.data(), s.variance = variance.data(), s.derivative = derivative.data();
+    return s;
+  }
+
+  void on_device(const Problem& a) { on_device(a, second()); }
+  // Of `s` what is not null.
+  static void on_device(const Problem& a, const pyels::Second& s) {
+    const There there(a);
+    const auto values = static_cast<std::size_t>(a.queries * a.channels * a.height * a.width);
+    const OnDevice<double> log_sum(s.log_sum, values / static_cast<std::size_t>(a.channels)),
+        mean(s.mean, s.mean ? values : 0), cotangent(s.cotangent, s.cotangent ? values : 0),
+        taps(s.fold_taps, static_cast<std::size_t>(a.patch_size));
+    pyels::Second to;
+    to.log_sum = log_sum.get(), to.mean = mean.get(), to.cotangent = cotangent.get(), to.fold_taps = taps.get();
+    std::vector<std::unique_ptr<OnDevice<double>>> answers;
+    for (const auto answer : {&pyels::Second::folded, &pyels::Second::variance, &pyels::Second::derivative})
+      if (s.*answer)
+        answers.push_back(std::make_unique<OnDevice<double>>(s.*answer, values)), to.*answer = answers.back()->get();
+    const OnDevice<std::uint8_t> workspace(static_cast<std::size_t>(pyels::cuda_workspace(there.problem, to, 0)));
+    pyels::cuda_second(there.problem, to, workspace.get(), 0, nullptr);
+    check_cuda(cudaDeviceSynchronize());
+    for (const auto answer : {&pyels::Second::folded, &pyels::Second::variance, &pyels::Second::derivative})
+      if (s.*answer) check_cuda(cudaMemcpy(s.*answer, to.*answer, values * sizeof(double), cudaMemcpyDeviceToHost));
+  }
+};
+
+Bounded folded_bound{"second pass: folded", 1e-4}, variance_bound{"second pass: variance", 1e-4},
+    derivative_bound{"second pass: derivative", 1e-4};
+
+double worst(const std::vector<double>& a, const std::vector<double>& b) {
+  double most = 0;
+  for (std::size_t i = 0; i < a.size(); ++i) {
+    const double error = std::abs(a[i] - b[i]);
+    most = std::isfinite(error) ? std::max(most, error) : HUGE_VAL;
+  }
+  return most;
+}
+
+// Both passes, and the second one alone, told what the oracle found.
+void compare_second(const Case& work, std::uint64_t seed) {
+  const Problem a = work.problem();
+  context = work.text() + " sigma=" + std::to_string(work.sigma[0]);
+  SecondPass oracle(work, seed);
+  oracle.after(reference_engine, a);
+  pyels::reference_second(a, oracle.second());
+  const std::int64_t r = work.k / 2, height = work.shape.height, width = work.shape.width;
+  const auto cover = [&](std::int64_t n, std::int64_t z) {
+    double sum = 0;
+    for (std::int64_t i = 0; i < work.k; ++i)
+      if (const std::int64_t p = z + r - i; work.machine.wraps() || (p >= 0 && p < n)) sum += oracle.taps[i];
+    return sum;
+  };
+  double largest = 1e-3;
+  for (const double v : oracle.derivative) largest = std::max(largest, std::abs(v));
+  const double steepest = 0.03 * work.alpha[0] / (work.sigma[0] * work.sigma[0]);
+  for (const bool told : {false, true}) {
+    SecondPass ours(work, seed);
+    told ? void((ours.log_sum = oracle.log_sum, ours.mean = oracle.mean)) : void(ours.after(cuda_engine, a));
+    ours.on_device(a);
+    for (std::size_t i = 0; i < ours.folded.size(); ++i) {
+      const std::int64_t z = static_cast<std::int64_t>(i) % (height * width);
+      folded_bound.see(std::abs(ours.folded[i] - oracle.folded[i]) /
+                       (cover(height, z / width) * cover(width, z % width)));
+    }
+    variance_bound.see(worst(ours.variance, oracle.variance));
+    // Where the posterior is all but one source the derivative is all but nothing, and what the first pass rounds of
+    // the mean is what is left.
+    derivative_bound.see(worst(ours.derivative, oracle.derivative) / (told ? largest : std::max(largest, steepest)));
+  }
+}
+
+void second_pass_of_every_window() {
+  const double sigmas[] = {0.05, 0.7, 0.2, 0.95, 0.4, 0.99, 0.02};
+  std::uint64_t number = 0;
+  for (const Machine& machine : machines)
+    for (const std::int64_t k : {1, 3, 5, 7, 9, 11, 17, 25}) {
+      if (machine.whole_image() || (machine.wraps() && k > (large ? 17 : 11))) continue;
+      for (const std::int64_t channels : {1, 3}) {
+        ++number;
+        Shape shape{channels, number % 4 < 2 ? 9 : 6, number % 4 < 2 ? 10 : 17};
+        if (machine.wraps() && k > 5) shape = {channels, k + static_cast<std::int64_t>(number % 3), k + 2};
+        if (!large && k > 3 && channels == 1 + 2 * static_cast<std::int64_t>(k / 2 % 2)) continue;
+        Case work(machine, shape, k > 9 ? 2 : large ? 5 : 3, k, {level(sigmas[number % 7])}, 40, number);
+        if (number % 3 == 0) work.to_float();
+        compare_second(work, number);
+      }
+    }
+}
+
+void second_pass_at_extreme_noise() {
+  std::uint64_t number = 0;
+  for (const Machine& machine : machines)
+    for (const double sigma : {1e-3, 1e-2, 10.0, 1e3, 1e20}) {
+      if (machine.whole_image()) continue;
+      ++number;
+      const std::int64_t k = number % 3 ? 3 : 7;
+      Case work(machine, {1 + 2 * static_cast<std::int64_t>(number % 2), 7, 8}, 4, k, {level(sigma), {0.0, sigma}},
+                number % 4 < 2 ? 40 : 0, number);
+      for (float& v : work.x) v = std::clamp(v, -1e6f, 1e6f);
+      compare_second(work, number);
+    }
+}
+
+// More queries than a launch has, of classes, each of which is what it is alone; parts of a bank add up, and what is not
+// asked for changes nothing.
+void second_pass_of_batches_and_parts() {
+  std::vector<Level> levels;
+  for (int b = 0; b < pyels::cuda::most_queries + 3; ++b) levels.push_back(level((b + 1) / 40.0));
+  for (const Machine& machine : machines) {
+    if (machine.whole_image()) continue;
+    const Case work = Case(machine, {1, 4, 5}, 5, 3, levels).with_classes(2);
+    compare_second(work, 1);
+    const Problem a = work.problem();
+    SecondPass together(work, 2);
+    together.after(cuda_engine, a).on_device(a);
+    const std::int64_t pixels = work.shape.pixels();
+    for (const std::int64_t b : {std::int64_t{0}, std::int64_t{17}, std::ssize(levels) - 1}) {
+      SecondPass alone = together;
+      alone.clear();
+      const Problem one = only(a, b);
+      pyels::Second s = alone.second(), folds;
+      s.log_sum += b * pixels, s.mean += b * pixels, s.cotangent += b * pixels;
+      SecondPass::on_device(one, s);
+      for (const auto& [mine, all] : {std::pair{&alone.folded, &together.folded},
+                                      {&alone.variance, &together.variance},
+                                      {&alone.derivative, &together.derivative}})
+        check(std::equal(mine->begin(), mine->begin() + pixels, all->begin() + b * pixels), "a query alone is another");
+      folds.log_sum = s.log_sum, folds.fold_taps = s.fold_taps, folds.folded = alone.derivative.data();
+      std::fill(alone.derivative.begin(), alone.derivative.end(), 0.0);
+      SecondPass::on_device(one, folds);
+      check(alone.derivative == alone.folded, "a fold alone is another");
+    }
+    SecondPass parts = together;
+    parts.clear();
+    for (const bool second_half : {false, true}) {
+      Case part = work;
+      for (std::size_t b = 0; b < levels.size(); ++b)
+        (second_half ? part.begin : part.end)[b] = (work.begin[b] + work.end[b]) / 2;
+      parts.on_device(part.problem());
+    }
+    check(worst(parts.folded, together.folded) < 1e-5 && worst(parts.variance, together.variance) < 1e-5,
+          "the parts do not add up");
+  }
+}
+
+// A pixel without a window answers nothing.
+void second_pass_without_windows() {
+  const Case work(machines[4], {1, 6, 7}, 5, 3, {level(0.5)});
+  context = work.text();
+  SecondPass some(work, 1);
+  some.after(reference_engine, work.problem());
+  for (std::size_t p = 0; p < some.log_sum.size(); ++p)
+    if (p % 7 != 3) some.log_sum[p] = HUGE_VAL;
+  some.on_device(work.problem());
+  check(some.folded[0] == 0 && some.folded[2] != 0 && some.variance[0] == 0 && some.variance[3] > 0 &&
+            some.derivative[0] == 0,
+        "an answer from nowhere");
+}
+
+// ---- The first ---------------------------------------------------------------------------------------------------
 
 // Images of several tiles, more channels than a thread holds, more queries than a launch: few patches, many places.
 void several_tiles_channels_and_launches() {
@@ -149,6 +365,10 @@ void little_shared_memory() {
         check(pyels::cuda::make_plan(work.problem(), {}, emulated::shared_bytes).method == pyels::cuda::Method::direct,
               "not the kernel without shared memory");
       compare_with_oracle(work);
+      if (machine.whole_image()) continue;
+      check(!pyels::cuda::make_second_plan(work.problem(), SecondPass(work, 1).second(), 9472).shared,
+            "maps in shared memory that is not there");
+      compare_second(work, 1);
     }
   emulated::shared_bytes = 227 * 1024;
 }
@@ -292,6 +512,10 @@ int main(int count, char** arguments) {
             {"parts of a bank merge to the whole", parts_of_a_bank_merge_to_the_whole},
             {"several tiles, channels and launches", several_tiles_channels_and_launches},
             {"exponents are raised", exponents_are_raised},
+            {"second pass of every window", second_pass_of_every_window},
+            {"second pass at extreme noise", second_pass_at_extreme_noise},
+            {"second pass of batches and parts", second_pass_of_batches_and_parts},
+            {"second pass without windows", second_pass_without_windows},
 #if defined(PYELS_EMULATED)
             {"little shared memory", little_shared_memory},
             {"errors of the device are thrown", errors_of_the_device_are_thrown},
@@ -302,5 +526,9 @@ int main(int count, char** arguments) {
           "more images than distances are kept", more_images_than_distances_are_kept, true
         }
       },
-      [] { exact_bounds.report(), tensor_core_bounds.report(); });
+      [] {
+        exact_bounds.report(), tensor_core_bounds.report();
+        for (const Bounded& seen : {folded_bound, variance_bound, derivative_bound})
+          std::printf("%s: worst error %.1e, bound %.0e\n", seen.what, seen.worst, seen.bound);
+      });
 }

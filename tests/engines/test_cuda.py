@@ -126,7 +126,9 @@ def pretended_gpu(monkeypatch):
     monkeypatch.setattr(cuda, "default_device", lambda: torch.device("cpu"))
     monkeypatch.setattr(cuda, "CHUNK_BYTES", 5 * 72)  # five images of 1x9x8
     monkeypatch.setattr(cuda, "fits", lambda images, device: False)
-    monkeypatch.setattr(cuda, "evaluate", lambda *given: operator.evaluate("cpu", {"threads": 1}, *given[2:]))
+    for work in ("evaluate", "answer"):
+        here = getattr(operator, work)
+        monkeypatch.setattr(cuda, work, lambda *given, here=here: here("cpu", {"threads": 1}, *given[2:]))
 
 
 @pytest.mark.parametrize("with_labels", [False, True])
@@ -151,13 +153,57 @@ def test_streamed_bank_goes_to_the_device_part_by_part(pretended_gpu, tmp_path):
     torch.testing.assert_close(there, pyels.ELS(bank, 3).denoise(x, 0.6, 0.8), rtol=0, atol=1e-6)
 
 
+SECOND = {
+    "fold": pyels.Definition(pyels.Square(3), fold=pyels.Fold(0.5)),
+    "inside": pyels.Definition(pyels.Square(3, inside=True), "same_position", fold="uniform"),
+    "els": pyels.Definition(pyels.Square(3), "interior"),
+    "ls": pyels.Definition(pyels.Square(9), "same_position"),
+}
+
+
+def answers(bank, definition, engine, x, labels=None):
+    """The mean, and without a fold its variance and the derivative."""
+    machine, leaf = pyels.Machine(bank, definition, engine), x.clone().requires_grad_()
+    mean = machine.denoise(leaf, 0.6, 0.8, labels)
+    told = [mean.detach()]
+    if definition.fold is None:
+        (mean * torch.linspace(-1, 1, mean.numel(), device=mean.device).reshape(mean.shape)).sum().backward()
+        told += [machine.posterior(x, 0.6, 0.8, labels).variance, leaf.grad]
+    return told
+
+
+@pytest.mark.parametrize("name", SECOND)
+def test_folds_variances_and_derivatives_of_a_bank_in_parts(pretended_gpu, small, name):
+    x, labels = noisy(small, 0.6, 0.8, batch=3), torch.tensor([2, 0, 2])
+    for given in (None, labels):
+        there, here = (answers(small, SECOND[name], engine, x, given) for engine in ("cuda", "cpu"))
+        for ours, expected in zip(there, here, strict=True):
+            torch.testing.assert_close(ours, expected, rtol=0, atol=2e-6)
+
+
+def test_what_the_second_pass_lacks_is_said(pretended_gpu, small):
+    x = noisy(small, 0.6, 0.8)
+    whole, square = pyels.IS(small, engine="cuda"), pyels.ELS(small, 3, engine="cuda")
+    for asked in (whole.posterior(x, 0.6, 0.8).__getattribute__, None):
+        with pytest.raises(ValueError, match="folds, variances and derivatives of squares.*use engine='cpu'"):
+            asked("variance") if asked else square.influence(x, 0.6, 0.8)
+    with pytest.raises(ValueError, match="no influence or sources.*use engine='cpu'"):
+        square.sources(x, 0.6, 0.8)
+    for definition, why in (
+        (pyels.Definition(pyels.Gaussian(1.0, 3), fold="uniform"), "takes windows"),
+        (pyels.Definition(pyels.Square(3), fold="uniform", mirror=True), "mirror images"),
+    ):
+        with pytest.raises(ValueError, match=f"engine 'cuda' .*{why}"):
+            pyels.Machine(small, definition, "cuda")
+
+
 def test_parts_are_copied_before_their_buffers_are_used_again(pretended_gpu):
     images = torch.arange(23, dtype=torch.uint8).reshape(23, 1, 1, 1).expand(23, 1, 9, 8).contiguous()
     ended = []
 
     def parts():
         try:
-            yield from cuda.chunks(images, range(2, 23))
+            yield from cuda.chunks(images, range(2, 23), cuda.CHUNK_BYTES)
         finally:
             ended.append(True)
 
@@ -176,7 +222,7 @@ def test_parts_are_copied_before_their_buffers_are_used_again(pretended_gpu):
 def test_chosen_images_in_parts():
     images = torch.arange(9, dtype=torch.float32).reshape(9, 1, 1, 1)
     which = torch.tensor([1, 4, 8])
-    [(numbers, pixels)] = cuda.chunks(images, which)
+    [(numbers, pixels)] = cuda.chunks(images, which, cuda.CHUNK_BYTES)
     assert numbers.tolist() == [1, 4, 8]
     assert pixels.flatten().tolist() == [1, 4, 8]
 

@@ -51,7 +51,7 @@ class Block {
 
   void run(int threads, std::size_t shared_bytes, const std::function<void()>& kernel) {
     shared.assign(shared_bytes / sizeof(double) + 1, std::nan(""));  // nobody may count on zeros
-    kernel_ = &kernel, count_ = threads;
+    kernel_ = &kernel, count_ = threads, any_[0] = any_[1] = -1;
     while (static_cast<int>(threads_.size()) < threads) {
       threads_.push_back(std::make_unique<Thread>());
       threads_.back()->stack = std::make_unique<char[]>(stack_bytes);
@@ -74,6 +74,14 @@ class Block {
   void wait() {
     ++threads_[current_]->waits;
     leave();
+  }
+
+  // The same, and whether it holds for any of those that wait.
+  bool any(bool holds) {
+    const int at = threads_[current_]->waits;  // nobody is further than the next one
+    if (holds) any_[at % 2] = at;
+    wait();
+    return any_[at % 2] == at;
   }
 
   double exchange(double value, int with) {
@@ -146,7 +154,7 @@ class Block {
 
   static void begin();
 
-  int current_ = 0, count_ = 0, least_waits_ = 0;
+  int current_ = 0, count_ = 0, least_waits_ = 0, any_[2];
   jmp_buf scheduler_;
   const std::function<void()>* kernel_ = nullptr;
   std::vector<std::unique_ptr<Thread>> threads_;
@@ -162,6 +170,7 @@ inline void Block::begin() {
 }  // namespace emulated
 
 inline void __syncthreads() { emulated::block.wait(); }
+inline bool __syncthreads_or(bool holds) { return emulated::block.any(holds); }
 inline void __syncwarp() { emulated::block.wait_for_warp(); }
 inline std::uint32_t __float_as_uint(float x) {
   std::uint32_t bits;

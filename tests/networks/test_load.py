@@ -2,6 +2,7 @@
 
 import json
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -66,6 +67,52 @@ def test_files_that_hold_something_else(tmp_path, capsys, text, message):
     assert run_program("compare", "--network", f"{tmp_path / 'mine.py'}:build", "--out", tmp_path / "out") == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("pyels: error: ")
+
+
+FAILING = """import pyels
+class Own(pyels.Denoiser):
+    def estimate(self, query):
+        {what}
+def call(x, t):
+    {what}
+wrapped = pyels.NetworkDenoiser(call)
+"""
+
+
+OPTIONS = {"check": [], "calibrate": ["--out", "out"], "compare": ["--patch-sizes", 3, "--steps", 1, "--out", "out"]}
+
+
+@pytest.mark.parametrize("command", OPTIONS)
+@pytest.mark.parametrize(
+    ("what", "message"),
+    [
+        ("return {}['conv1']", "KeyError: 'conv1'"),
+        ("raise RuntimeError('shapes')", "RuntimeError: shapes"),
+        ("raise type('Odd', (Exception,), {})('text')", "Odd: text"),
+        ("return open('/no/such.json')", "FileNotFoundError: [Errno 2] No such file or directory: '/no/such.json'"),
+    ],
+)
+def test_networks_that_fail_end_a_command_in_one_line_that_names_theirs(
+    tmp_path, monkeypatch, capsys, command, what, message
+):
+    monkeypatch.chdir(tmp_path)
+    make_bank(4, (1, 8, 8)).save("bank.npz")
+    Path("mine.py").write_text(FAILING.replace("{what}", what))
+    for name, line in (("Own", 4), ("wrapped", 6)):
+        given = ["--network", f"mine.py:{name}", "--dataset", "bank.npz", *OPTIONS[command]]
+        assert run_program(command, *given) == 2
+        said = capsys.readouterr().err.splitlines()[-1]
+        assert said.startswith("pyels: error: ")
+        assert message in said
+        assert f"({tmp_path / 'mine.py'}:{line})" in said
+
+
+@pytest.mark.parametrize(("what", "status"), [("raise KeyboardInterrupt", 130), ("raise SystemExit(7)", 7)])
+def test_networks_that_end_the_program_do(tmp_path, what, status):
+    make_bank(4, (1, 8, 8)).save(tmp_path / "bank.npz")
+    (tmp_path / "mine.py").write_text(FAILING.replace("{what}", what))
+    given = ["--network", f"{tmp_path / 'mine.py'}:Own", "--dataset", tmp_path / "bank.npz"]
+    assert run_program("check", *given) == status
 
 
 def test_a_folder_does_not_shadow_the_standard_library(tmp_path):

@@ -40,28 +40,28 @@ def test_a_network_may_answer_from_the_same_memory_at_every_call():
 @pytest.mark.parametrize("steps", [10, 1000, 4000])
 @pytest.mark.parametrize("convert", [lambda t: t.long(), lambda t: t.round().long(), lambda t: t.int()])
 def test_every_step_arrives_however_it_is_converted(steps, convert):
-    seen = []
-    schedule = Discrete(torch.linspace(0.9999, 1e-4, steps).double().numpy())
-    for timesteps, function in (
-        (None, lambda x, t: (seen.append(int(convert(steps * t - 1)[0])), x)[1]),
-        (steps, lambda x, t: (seen.append(int(t[0])), x)[1]),
-    ):
-        seen.clear()
-        network = NetworkDenoiser(function, schedule=schedule, timesteps=timesteps)
-        some = range(1, steps + 1, max(1, steps // 500))
-        for j in some:
-            alpha, sigma = schedule.alpha(j / steps), schedule.sigma(j / steps)
-            rounded = (torch.tensor([level] * 2, dtype=torch.float32) for level in (alpha, sigma))
-            network.denoise(X, *((alpha, sigma) if j % 2 else rounded))
-        assert seen == [j - 1 for j in some]
+    schedule, some = (
+        Discrete(torch.linspace(0.9999, 1e-4, steps).double().numpy()),
+        range(1, steps + 1, 1 + steps // 600),
+    )
+    x, levels = torch.zeros(len(some), 1, 2, 2), levels_of(schedule, [j / steps for j in some])
+    for timesteps in (None, steps):
+        for alpha, sigma in (levels, levels.float()):
+            seen = []
+            network = NetworkDenoiser(lambda x, t: (seen.append(t), x)[1], schedule=schedule, timesteps=timesteps)  # noqa: B023
+            network.denoise(x, alpha, sigma)
+            assert (seen[0] if timesteps else convert(steps * seen[0] - 1)).tolist() == [j - 1 for j in some]
+
+
+def levels_of(schedule, times):
+    """alpha and sigma (2, T) at times (T,)."""
+    return torch.tensor([[f(t) for t in times] for f in (schedule.alpha, schedule.sigma)], dtype=torch.float64)
 
 
 def test_times_along_schedules_without_steps_are_never_below():
     seen = []
-    schedule = make_schedule("cosine")
-    network = NetworkDenoiser(lambda x, t: (seen.append(int(1000 * t[0])), x)[1], schedule="cosine")
-    for j in range(1, 1000):
-        network.denoise(X, schedule.alpha(j / 1000), schedule.sigma(j / 1000))
+    network = NetworkDenoiser(lambda x, t: (seen.extend(int(1000 * time) for time in t), x)[1], schedule="cosine")
+    network.denoise(torch.zeros(999, 1, 2, 2), *levels_of(make_schedule("cosine"), [j / 1000 for j in range(1, 1000)]))
     assert seen == list(range(1, 1000))
 
 

@@ -309,7 +309,7 @@ print(status("VmHWM") - before)
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
 @pytest.mark.parametrize("dtype", [np.uint8, np.float32])
 def test_resident_memory_stays_within_the_limit(tmp_path, dtype):
-    total, limit, engine = 192 << 20, 24 << 20, 40 << 20
+    total, limit, engine = 96 << 20, 16 << 20, 40 << 20
     shape = (total // 64**2 // np.dtype(dtype).itemsize, 1, 64, 64)
     if dtype == np.uint8:  # with labels and checksums
         bank = pyels.PatchBank(np.zeros(shape, dtype), np.arange(shape[0]) % 2)

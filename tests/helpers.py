@@ -1,5 +1,7 @@
 """What several tests need."""
 
+import os
+
 import numpy as np
 import pytest
 import torch
@@ -12,6 +14,9 @@ COSINE = make_schedule("cosine")
 TIMES = [i / 20 for i in (1, 2, 4, 7, 10, 13, 16, 19, 20)]
 ALPHAS = torch.tensor([COSINE.alpha(t) for t in TIMES], dtype=torch.float64)
 SIGMAS = torch.tensor([COSINE.sigma(t) for t in TIMES], dtype=torch.float64)
+
+# Of the places at which a run may be killed, every so many are tried; `.ci/run large` tries all.
+KILLED_AT_EVERY = 1 if os.environ.get("PYELS_LARGE") else 4
 
 # What engines may be off the oracle. Worst seen: mean 1.9e-5, entropy 4.4e-5, source_weight 1.7e-5, log_evidence 7e-6.
 BOUNDS = {"mean": 1e-4, "entropy": 2e-4, "source_weight": 1e-4, "log_evidence": 3e-5}

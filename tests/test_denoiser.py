@@ -204,3 +204,38 @@ def test_results_are_the_same_whether_x_could_have_a_derivative_or_not(small):
             with off():
                 assert torch.equal(f(x), expected)
                 assert not f(x).requires_grad
+
+
+def test_a_denoiser_or_a_callback_that_works_in_place_leaves_the_sampler_its_image():
+    class InPlace(pyels.Denoiser):
+        def estimate(self, query):
+            return query.x.mul_(0.5)
+
+    class Careful(pyels.Denoiser):
+        def estimate(self, query):
+            return query.x * 0.5
+
+    def spoil(step):
+        step.to.zero_()
+
+    expected = pyels.sample(Careful(), X, 3, "flow")
+    assert torch.equal(pyels.sample(InPlace(), X, 3, "flow"), expected)
+    assert torch.equal(pyels.sample(Careful(), X, 3, "flow", callback=spoil), expected)
+
+
+def test_an_estimate_of_ones_own_may_work_in_place_and_is_checked():
+    class InPlace(pyels.Denoiser):
+        def estimate(self, query):
+            return query.x.mul_(0.5)
+
+    class OneForAll(pyels.Denoiser):
+        def estimate(self, query):
+            return query.x[:1]
+
+    x = X.clone()
+    torch.testing.assert_close(InPlace().denoise(x, 0.6, 0.8), 0.5 * X)
+    torch.testing.assert_close(x, X)
+    with pytest.raises(ValueError, match=r"estimate of OneForAll gave shape \(1, .*, but the images are \(2, "):
+        OneForAll().denoise(X, 0.6, 0.8)
+    with pytest.raises(ValueError, match="a InPlace cannot be moved there"):
+        InPlace().to("cuda")

@@ -36,12 +36,18 @@ std::vector<Isa> runnable_isas() {
   const bool v2 = __builtin_cpu_supports("sse4.2") && __builtin_cpu_supports("popcnt");
   const bool v3 = v2 && __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
                   __builtin_cpu_supports("bmi") && __builtin_cpu_supports("bmi2") && f16c && lzcnt && movbe;
-  const bool v4 = v3 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-                  __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq") &&
-                  __builtin_cpu_supports("avx512cd");
+  [[maybe_unused]] const bool v4 = v3 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+                                   __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq") &&
+                                   __builtin_cpu_supports("avx512cd");
+#if defined(PYELS_HAS_x86_64_v4)
   if (v4) isas.push_back({&x86_64_v4::kernel, &x86_64_v4::second, &x86_64_v4::scan, &x86_64_v4::sums});
+#endif
+#if defined(PYELS_HAS_x86_64_v3)
   if (v3) isas.push_back({&x86_64_v3::kernel, &x86_64_v3::second, &x86_64_v3::scan, &x86_64_v3::sums});
+#endif
+#if defined(PYELS_HAS_x86_64_v2)
   if (v2) isas.push_back({&x86_64_v2::kernel, &x86_64_v2::second, &x86_64_v2::scan, &x86_64_v2::sums});
+#endif
 #else
   isas.push_back({&generic::kernel, &generic::second, &generic::scan, &generic::sums});
 #endif

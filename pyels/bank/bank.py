@@ -255,14 +255,18 @@ class PatchBank:
         self.check_unchanged(after=True)
         return chosen
 
-    def stream(self, which: range | Tensor | None = None) -> Generator[tuple[Tensor, Tensor], None, None]:
+    def stream(
+        self, which: range | Tensor | None = None, patience: float = 60.0
+    ) -> Generator[tuple[Tensor, Tensor], None, None]:
         """All images of a streamed bank, or those of the given numbers (n,), a part at a time and in this order.
 
         Yields their numbers, (n,) int64, and pixels as stored, (n, C, H, W), which are overwritten by the next part's.
+        Other threads that need the bank wait until the end; in one that has waited while the caller was busy with a
+        single part for more than `patience` seconds, as it is where it waits for that thread, ValueError is raised.
         """
         if self._file is None or self._images is not None:
             raise ValueError("this bank is not streamed; use bank.images")
-        yield from self._file.stream(range(len(self)) if which is None else which)
+        yield from self._file.stream(range(len(self)) if which is None else which, patience)
 
     def verify(self) -> bool:
         """Read the whole file and compare every image with the checksum that `save` wrote.

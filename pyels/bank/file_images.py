@@ -7,9 +7,11 @@ the process with SIGBUS where a read can still say what is missing.
 from __future__ import annotations
 
 import io
+import math
 import os
 import re
 import threading
+import time
 import zlib
 from collections.abc import Generator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -29,6 +31,7 @@ Pixels = np.ndarray[Any, Any]
 DTYPES = {np.dtype(np.uint8): torch.uint8, np.dtype(np.float32): torch.float32}
 # Long enough that the fixed costs of a call to the engine do not matter, short enough to be read ahead in time.
 CHUNK_BYTES = 1 << 25
+_LOOK = 0.5  # seconds from look to look of who waits for a turn
 _UNITS = {
     "": 1,
     "k": 1000,
@@ -68,14 +71,15 @@ def check_complete(path: Path, shape: Sequence[int], itemsize: int, held: int) -
 
 
 class _Turn:
-    """Whose turn it is to use the buffers of a streamed bank. Others wait; but the thread that has it, and a forked
-    child of its process, would wait for ever."""
+    """Whose turn it is to use the buffers of a streamed bank. Others wait; but the thread that has it, threads that it
+    waits for, and a forked child of its process would wait for ever."""
 
     def __init__(self) -> None:
         self._renew()
 
     def _renew(self) -> None:
         self.process, self._lock, self._thread = os.getpid(), threading.Lock(), 0
+        self.until = math.inf  # when the others have waited enough
         self.buffers: list[Tensor] = []
 
     @contextmanager
@@ -87,12 +91,20 @@ class _Turn:
                 f"{path}: this thread is in the middle of streaming the bank, and another part of it, or a machine, "
                 "would need the memory of the part at hand; collect what is needed first, or load the bank twice"
             )
-        with self._lock:
-            self._thread = threading.get_ident()
-            try:
-                yield self.buffers
-            finally:
-                self._thread = 0
+        lock = self._lock
+        while not lock.acquire(timeout=_LOOK):
+            if time.monotonic() > self.until:
+                raise BankFileError(
+                    f"{path}: another thread is in the middle of streaming the bank and keeps to one part of it, as if "
+                    "it waited for this thread; let it collect what is needed first, load the bank twice, or give "
+                    "bank.stream more patience"
+                )
+        self._thread = threading.get_ident()
+        try:
+            yield self.buffers
+        finally:
+            self._thread, self.until = 0, math.inf
+            lock.release()
 
 
 class FileImages:
@@ -156,12 +168,13 @@ class FileImages:
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state, _turn=_Turn())
 
-    def stream(self, which: range | Tensor) -> Generator[tuple[Tensor, Tensor], None, None]:
+    def stream(self, which: range | Tensor, patience: float = math.inf) -> Generator[tuple[Tensor, Tensor], None, None]:
         """The chosen images in turn, as (n,) int64 numbers and (n, C, H, W) pixels, which the next ones overwrite.
 
         Reads ahead in a thread of its own while the caller works on what it was given. The two buffers together stay
-        within the memory limit; whoever else streams from this file meanwhile waits. Closing the iterator ends it.
-        Raises BankFileError where the same thread streams already, or in a forked child that goes on with it.
+        within the memory limit; whoever else streams from this file meanwhile waits, for `patience` seconds while the
+        caller keeps one part. Closing the iterator ends it. Raises BankFileError where that is over, where the same
+        thread streams already, and in a forked child that goes on with it.
         """
         assert self.memory_limit is not None
         length = max(1, min(self.memory_limit // 2, CHUNK_BYTES) // self._image_bytes)
@@ -185,7 +198,9 @@ class FileImages:
                 ready = ahead.result()
                 if i + 1 < len(parts):
                     ahead = reader.submit(read, i + 1)
+                self._turn.until = time.monotonic() + patience
                 yield ready
+                self._turn.until = math.inf
 
     def read(self, which: Tensor) -> Tensor:
         """The chosen images, in memory of their own."""

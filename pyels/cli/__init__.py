@@ -63,18 +63,30 @@ def main(arguments: Sequence[str] | None = None) -> None:
         sys.exit(2)
     except click.ClickException as error:
         _fail(error.format_message())
-    except (ValueError, TypeError, OSError, ImportError, MemoryError) as error:
-        from pyels.cli.progress import GO_ON
-        from pyels.distributed import Lost
-
-        _fail(f"{error}; {GO_ON}" if isinstance(error, Lost) else str(error) or type(error).__name__)
     except (click.Abort, KeyboardInterrupt):
         _report("pyels: interrupted; repeat the command (of train: with --resume) to go on where it was")
         sys.exit(INTERRUPTED)
-    except RuntimeError as error:  # after Abort, which is one too
-        if "memory" not in str(error) and "allocat" not in str(error):
+    except Exception as error:
+        if (why := _why(error)) is None:
             raise
-        _fail(f"out of memory: {str(error).splitlines()[0]}")  # torch says so in its own way
+        _fail(why)
+
+
+def _why(error: Exception) -> str | None:
+    """What went wrong, where it is the user's to mend."""
+    from pyels.cli.progress import GO_ON
+    from pyels.distributed import Lost
+    from pyels.networks.adapters import in_words, line_of_own
+
+    if isinstance(error, Lost):
+        return f"{error}; {GO_ON}"
+    if line_of_own(error):
+        return in_words(error)
+    if isinstance(error, (ValueError, TypeError, OSError, ImportError, MemoryError)):
+        return str(error) or type(error).__name__
+    if isinstance(error, RuntimeError) and ("memory" in str(error) or "allocat" in str(error)):
+        return f"out of memory: {str(error).splitlines()[0]}"  # torch says so in its own way
+    return None
 
 
 def _fail(message: str) -> None:

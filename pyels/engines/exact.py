@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import abstractmethod
 from collections.abc import Generator
 from contextlib import closing
@@ -90,7 +91,7 @@ class Exact(Engine):
             bank.check_selected(selection)
             yield bank.images, selection, None
             return
-        with closing(bank.stream(selection.images())) as parts:
+        with closing(bank.stream(selection.images(), math.inf)) as parts:
             for numbers, images in parts:
                 yield images, selection.among(numbers), numbers
 

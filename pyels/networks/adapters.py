@@ -6,6 +6,7 @@ import functools
 import inspect
 import math
 from collections.abc import Callable
+from traceback import walk_tb
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -19,6 +20,7 @@ from pyels.networks.network import Network
 from pyels.networks.prediction import PREDICTIONS, x0_from
 from pyels.schedules import Discrete, Schedule, make_schedule
 
+OWN = "_pyels_network_"  # how names of modules begin that `load` makes of files
 _BISECTIONS = 60
 _ANGLE_SLACK = 1e-4  # radians beyond a schedule's ends that count as the end: cosine ends at sigma = 80.2, edm at 80
 _TIME_SLACK = 1e-9  # relative: what bisection leaves
@@ -278,7 +280,15 @@ def in_words(error: Exception) -> str:
         return (
             "it asks for a CUDA device, but torch is built without CUDA here: leave it on the CPU (map_location='cpu')"
         )
-    return f"{type(error).__name__}: {error}"
+    place = line_of_own(error)
+    return f"{type(error).__name__}: {error}" + (f" ({place})" if place else "")
+
+
+def line_of_own(error: Exception) -> str:
+    """FILE.py:LINE, the last in a file that holds a network, which `load` imported, on the way to what was raised."""
+    frames = walk_tb(error.__traceback__)
+    way = [f"{f.f_code.co_filename}:{line}" for f, line in frames if str(f.f_globals.get("__name__")).startswith(OWN)]
+    return way[-1] if way else ""
 
 
 def _column(levels: Tensor | list[float]) -> Tensor:

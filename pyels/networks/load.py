@@ -17,7 +17,7 @@ from pyels.checks import warn
 from pyels.denoiser import Denoiser
 from pyels.files import TensorFile, path_of
 from pyels.networks import NETWORKS
-from pyels.networks.adapters import NetworkDenoiser, from_diffusers, from_pyels, in_words
+from pyels.networks.adapters import OWN, NetworkDenoiser, from_diffusers, from_pyels, in_words
 from pyels.networks.identity import checksum
 from pyels.networks.network import HEADER, Network
 from pyels.records import parse_record, read_record, short
@@ -145,7 +145,7 @@ def _class_name(file: Path) -> str:
 def _load_python(path: Path, name: str) -> Denoiser:
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file")
-    spec = importlib.util.spec_from_file_location(f"_pyels_network_{path.stem}", path)
+    spec = importlib.util.spec_from_file_location(OWN + path.stem, path)
     if spec is None or spec.loader is None:
         raise ValueError(f"{path}: cannot be imported")
     module = importlib.util.module_from_spec(spec)

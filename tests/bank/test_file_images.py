@@ -6,8 +6,10 @@ import pickle
 import subprocess
 import sys
 import threading
+import time
 import zipfile
 import zlib
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 
 import numpy as np
@@ -17,6 +19,7 @@ from helpers import MACHINES, make_bank, noisy, run_program
 
 import pyels
 from pyels.bank import file_images
+from pyels.engines import Cpu
 
 SHAPE = (1, 9, 8)
 IMAGE = 9 * 8
@@ -159,6 +162,33 @@ def test_a_machine_within_a_stream_is_refused(tmp_path):
     machine.denoise(x, 0.8, 0.6)
 
 
+def test_a_thread_that_is_waited_for_within_a_stream_is_told(tmp_path, monkeypatch):
+    monkeypatch.setattr(file_images, "_LOOK", 0.01)
+    bank = saved(tmp_path)
+    streamed = pyels.PatchBank.load(tmp_path / "bank.npz", memory_limit=4 * IMAGE)
+    machine, x = pyels.IS(streamed[:9]), noisy(bank, 0.8, 0.6)
+    with ThreadPoolExecutor(1) as other:
+        for _ in streamed.stream(patience=0):
+            with pytest.raises(ValueError, match=r"bank\.npz: another thread is in the middle of streaming the bank"):
+                other.submit(machine.denoise, x, 0.8, 0.6).result(60)
+        other.submit(machine.denoise, x, 0.8, 0.6).result(60)
+
+
+def test_a_machine_is_waited_for_however_long_it_takes(tmp_path, monkeypatch):
+    bank, at_once = saved(tmp_path), Cpu.evaluate_part
+
+    def slowly(*given):
+        time.sleep(0.05)
+        return at_once(*given)
+
+    monkeypatch.setattr(file_images, "_LOOK", 0.01)
+    monkeypatch.setattr(Cpu, "evaluate_part", slowly)
+    machine = pyels.IS(pyels.PatchBank.load(tmp_path / "bank.npz", memory_limit=4 * IMAGE))
+    with ThreadPoolExecutor(2) as both:
+        first, second = (both.submit(machine.denoise, noisy(bank, 0.8, 0.6), 0.8, 0.6) for _ in range(2))
+        assert torch.equal(first.result(60), second.result(60))
+
+
 FORKS = """
 import os, sys, threading, torch, pyels
 bank = pyels.PatchBank.load(sys.argv[1], memory_limit=int(sys.argv[2]))
@@ -279,7 +309,7 @@ print(status("VmHWM") - before)
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
 @pytest.mark.parametrize("dtype", [np.uint8, np.float32])
 def test_resident_memory_stays_within_the_limit(tmp_path, dtype):
-    total, limit, engine = 192 << 20, 24 << 20, 40 << 20
+    total, limit, engine = 96 << 20, 16 << 20, 40 << 20
     shape = (total // 64**2 // np.dtype(dtype).itemsize, 1, 64, 64)
     if dtype == np.uint8:  # with labels and checksums
         bank = pyels.PatchBank(np.zeros(shape, dtype), np.arange(shape[0]) % 2)

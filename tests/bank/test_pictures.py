@@ -2,6 +2,7 @@
 
 import json
 import os
+import tracemalloc
 import zipfile
 
 import numpy as np
@@ -9,6 +10,7 @@ import pytest
 from PIL import Image
 
 from pyels import datasets
+from pyels.bank import pictures
 
 
 def write_image(path, size=(8, 6), value=100, mode="RGB"):
@@ -196,6 +198,24 @@ def test_numbered_folders_with_a_list_of_labels(tmp_path, packed):
         archive.write_bytes(archive.read_bytes()[:-9])
         with pytest.raises(ValueError, match=r"edm\.zip: not a readable zip"):
             load(archive)
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_a_list_of_labels_that_is_too_large_is_not_read_whole(tmp_path, monkeypatch, packed):
+    monkeypatch.setattr(pictures, "_LARGEST_LIST", 1 << 16)
+    folder, archive = folder_of(tmp_path / "edm", "00000/a.png"), tmp_path / "edm.zip"
+    with open(folder / "dataset.json", "wb") as file:
+        file.truncate(1 << 26)
+    with zipfile.ZipFile(archive, "w", zipfile.ZIP_DEFLATED) as file:
+        for name in ("00000/a.png", "dataset.json"):
+            file.write(folder / name, name)
+    tracemalloc.start()
+    try:
+        with pytest.raises(ValueError, match=r"dataset\.json: no list of .* \(larger than 65536 bytes\)"):
+            load(archive if packed else folder)
+        assert tracemalloc.get_traced_memory()[1] < 1 << 22
+    finally:
+        tracemalloc.stop()
 
 
 def test_limit_is_spread_over_the_classes(tmp_path):

@@ -24,7 +24,7 @@ def posteriors(kind, bank, k, x, alpha, sigma, labels=None):
 
 
 @pytest.mark.parametrize("kind", MACHINES)
-@pytest.mark.parametrize("shape", [(1, 16, 16), (3, 11, 14), (4, 13, 7)], ids=str)
+@pytest.mark.parametrize("shape", [(1, 8, 16), (3, 9, 11), (4, 13, 7)], ids=str)
 def test_every_field_matches_oracle_at_all_noise_levels(kind, shape):
     bank = make_bank(17, shape, dtype=torch.float32 if shape[0] == 4 else torch.uint8)
     x = noisy(bank, ALPHAS, SIGMAS, batch=len(TIMES))
@@ -75,9 +75,10 @@ def test_real_images_batch_of_16_with_mixed_labels(fashion, kind):
     alpha = torch.tensor([COSINE.alpha(t) for t in times])
     sigma = torch.tensor([COSINE.sigma(t) for t in times])
     x = noisy(bank, alpha, sigma, batch=16)
-    ours, oracle = posteriors(kind, bank, 7, x, alpha, sigma, labels)
+    some = slice(None, None, 4)  # the oracle takes seconds for each
+    ours, oracle = posteriors(kind, bank, 7, x[some], alpha[some], sigma[some], labels[some])
     check(ours, oracle)
-    assert (bank.labels[ours.source[..., 0]] == labels[:, None, None]).all()
+    assert (bank.labels[ours.source[..., 0]] == labels[some, None, None]).all()
     # Batch composition does not matter, to the last bit.
     together = MACHINES[kind](bank, 7).denoise(x, alpha, sigma, labels)
     for b in range(16):

@@ -148,7 +148,7 @@ def converge(machine, seed):
 def test_theorem_converged_samples_consist_of_closest_patches(fashion, kind, k):
     """Section 4 of the paper: as sigma goes to zero, every pixel of the sample equals the centre of the patch of S(p)
     that is closest to the sample's own window around the pixel."""
-    bank = fashion[:40]
+    bank = fashion[:20]
     converged = (converge(MACHINES[kind](bank, k), seed) for seed in range(10))
     x = next((x for x in converged if x is not None), None)
     assert x is not None, "no sample converged"

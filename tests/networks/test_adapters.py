@@ -1,14 +1,13 @@
 """Networks of every kind denoise alike when they know the same."""
 
-import json
 import math
 
 import pytest
 import torch
-from helpers import make_bank, noisy, save_random_diffusers_pipeline
+from helpers import make_bank, noisy
 
 import pyels
-from pyels.adapters import NetworkDenoiser, from_edm, from_pyels, load
+from pyels.adapters import NetworkDenoiser, from_edm, from_pyels
 from pyels.networks.adapters import NotDifferentiable
 
 LEVELS = [(0.99, 0.1), (0.6, 0.8), (0.05, 0.9987492177719089), (3.0, 4.0)]
@@ -140,74 +139,3 @@ def test_bad_arguments():
         NetworkDenoiser("net.pt")
     with pytest.raises(TypeError, match="from_pyels"):
         NetworkDenoiser(pyels.ResNet(width=4, depth=1))
-
-
-PYTHON = """
-import pyels
-network = pyels.NetworkDenoiser(lambda x, t, labels: 0 * x, "x0")
-def build():
-    return network
-def wrong():
-    return 3
-def broken():
-    return undefined
-"""
-
-
-def test_load_finds_files_folders_and_python(tmp_path):
-    network = pyels.ResNet(width=4, depth=1)
-    network.save(tmp_path / "network.safetensors", {"training": {"data": {"dataset": "here"}}})
-    for source in (tmp_path, tmp_path / "network.safetensors"):
-        denoiser, record = load(source)
-        assert isinstance(denoiser, NetworkDenoiser)
-        assert record["training"]["data"]["dataset"] == "here"
-        assert len(record["crc32"]) == 8
-    (tmp_path / "mine.py").write_text(PYTHON)
-    for name in ("network", "build"):
-        denoiser, record = load(f"{tmp_path / 'mine.py'}:{name}")
-        assert float(denoiser.denoise(torch.ones(1, 1, 4, 4), 0.6, 0.8).abs().max()) == 0
-    for source, message in (
-        (f"{tmp_path / 'mine.py'}:wrong", "gave int; it must be or return a pyels.Denoiser"),
-        (f"{tmp_path / 'mine.py'}:nothing", "nothing of the name 'nothing' in it"),
-        (f"{tmp_path / 'mine.py'}:broken", r"mine\.py: NameError: name 'undefined'"),
-        (tmp_path / "mine.py", r"mine\.py:NAME"),
-    ):
-        with pytest.raises(ValueError, match=message):
-            load(source)
-    (tmp_path / "empty").mkdir()
-    for source in (f"{tmp_path / 'gone.py'}:x", tmp_path / "empty", tmp_path / "gone.safetensors"):
-        with pytest.raises(FileNotFoundError, match=r"gone|empty"):
-            load(source)
-
-
-def test_pickles_are_not_read(tmp_path):
-    torch.save(pyels.ResNet(width=4, depth=1).state_dict(), tmp_path / "network.safetensors")
-    with pytest.raises(ValueError, match="damaged safetensors file"):
-        load(tmp_path)
-
-
-@pytest.mark.needs(package="diffusers")
-@pytest.mark.filterwarnings("ignore")  # what other packages warn of at import is theirs
-@pytest.mark.parametrize("prediction", ["epsilon", "v_prediction", "sample"])
-def test_diffusers_pipeline(tmp_path, prediction):
-    unet, scheduler = save_random_diffusers_pipeline(
-        tmp_path / "model", size=16, num_class_embeds=4, prediction_type=prediction
-    )
-    denoiser, _ = load(tmp_path / "model")
-    assert denoiser.num_classes == 4
-
-    # At a timestep of its own, the estimate is diffusers' own.
-    x, labels, timestep = torch.randn(2, 1, 16, 16), torch.tensor([0, 3]), 420
-    alpha_bar = float(scheduler.alphas_cumprod[timestep].double())
-    alpha, sigma = alpha_bar**0.5, (1 - alpha_bar) ** 0.5
-    with torch.no_grad():
-        out = unet(x, timestep, class_labels=labels).sample
-        expected = scheduler.step(out, timestep, x, generator=torch.Generator().manual_seed(0))
-        clipped = denoiser.denoise(x, alpha, sigma, labels).clamp(-1, 1)  # as the scheduler does
-    torch.testing.assert_close(clipped, expected.pred_original_sample, atol=2e-4, rtol=0)
-
-    index = json.loads((tmp_path / "model" / "model_index.json").read_text())
-    index["unet"] = ["diffusers", "UNet2DConditionModel"]
-    (tmp_path / "model" / "model_index.json").write_text(json.dumps(index))
-    with pytest.raises(ValueError, match="needed is a pipeline of a UNet2DModel"):
-        load(tmp_path / "model")

@@ -1,17 +1,12 @@
 """What networks of other people are like: each of their conventions gives the same estimate, or is refused in words."""
 
-import functools
-import subprocess
-import sys
-
 import pytest
 import torch
-from helpers import make_bank, noisy, save_random_diffusers_pipeline
+from helpers import noisy
 from torch import nn
 
 import pyels
-from pyels.adapters import NetworkDenoiser, NoiseLevel, from_diffusers, from_edm, load
-from pyels.networks.identity import checksum
+from pyels.adapters import NetworkDenoiser, NoiseLevel, from_edm
 from pyels.schedules import Discrete, make_schedule
 
 X = torch.randn(2, 1, 8, 8, generator=torch.Generator().manual_seed(0))
@@ -42,48 +37,31 @@ def test_a_network_may_answer_from_the_same_memory_at_every_call():
     assert torch.equal(first, kept)
 
 
-def test_a_denoiser_or_a_callback_that_works_in_place_leaves_the_sampler_its_image():
-    class InPlace(pyels.Denoiser):
-        def estimate(self, query):
-            return query.x.mul_(0.5)
-
-    class Careful(pyels.Denoiser):
-        def estimate(self, query):
-            return query.x * 0.5
-
-    def spoil(step):
-        step.to.zero_()
-
-    expected = pyels.sample(Careful(), X, 3, "flow")
-    assert torch.equal(pyels.sample(InPlace(), X, 3, "flow"), expected)
-    assert torch.equal(pyels.sample(Careful(), X, 3, "flow", callback=spoil), expected)
-
-
 @pytest.mark.parametrize("steps", [10, 1000, 4000])
 @pytest.mark.parametrize("convert", [lambda t: t.long(), lambda t: t.round().long(), lambda t: t.int()])
 def test_every_step_arrives_however_it_is_converted(steps, convert):
-    seen = []
-    schedule = Discrete(torch.linspace(0.9999, 1e-4, steps).double().numpy())
-    for timesteps, function in (
-        (None, lambda x, t: (seen.append(int(convert(steps * t - 1)[0])), x)[1]),
-        (steps, lambda x, t: (seen.append(int(t[0])), x)[1]),
-    ):
-        seen.clear()
-        network = NetworkDenoiser(function, schedule=schedule, timesteps=timesteps)
-        some = range(1, steps + 1, max(1, steps // 500))
-        for j in some:
-            alpha, sigma = schedule.alpha(j / steps), schedule.sigma(j / steps)
-            rounded = (torch.tensor([level] * 2, dtype=torch.float32) for level in (alpha, sigma))
-            network.denoise(X, *((alpha, sigma) if j % 2 else rounded))
-        assert seen == [j - 1 for j in some]
+    schedule, some = (
+        Discrete(torch.linspace(0.9999, 1e-4, steps).double().numpy()),
+        range(1, steps + 1, 1 + steps // 600),
+    )
+    x, levels = torch.zeros(len(some), 1, 2, 2), levels_of(schedule, [j / steps for j in some])
+    for timesteps in (None, steps):
+        for alpha, sigma in (levels, levels.float()):
+            seen = []
+            network = NetworkDenoiser(lambda x, t: (seen.append(t), x)[1], schedule=schedule, timesteps=timesteps)  # noqa: B023
+            network.denoise(x, alpha, sigma)
+            assert (seen[0] if timesteps else convert(steps * seen[0] - 1)).tolist() == [j - 1 for j in some]
+
+
+def levels_of(schedule, times):
+    """alpha and sigma (2, T) at times (T,)."""
+    return torch.tensor([[f(t) for t in times] for f in (schedule.alpha, schedule.sigma)], dtype=torch.float64)
 
 
 def test_times_along_schedules_without_steps_are_never_below():
     seen = []
-    schedule = make_schedule("cosine")
-    network = NetworkDenoiser(lambda x, t: (seen.append(int(1000 * t[0])), x)[1], schedule="cosine")
-    for j in range(1, 1000):
-        network.denoise(X, schedule.alpha(j / 1000), schedule.sigma(j / 1000))
+    network = NetworkDenoiser(lambda x, t: (seen.extend(int(1000 * time) for time in t), x)[1], schedule="cosine")
+    network.denoise(torch.zeros(999, 1, 2, 2), *levels_of(make_schedule("cosine"), [j / 1000 for j in range(1, 1000)]))
     assert seen == list(range(1, 1000))
 
 
@@ -167,79 +145,6 @@ def test_learned_variances_are_left_out():
     assert torch.equal(plain, twice)
 
 
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
-def test_weights_of_any_precision(dtype):
-    torch.manual_seed(0)
-    module = nn.Conv2d(1, 1, 3, padding=1).to(dtype)
-    expected = module.double()(X.double()).float().detach() if dtype == torch.float64 else None
-    module = module.to(dtype)
-    found = NetworkDenoiser(module, "x0").denoise(X, 0.6, 0.8)
-    if expected is not None:
-        assert found.shape == expected.shape
-    assert module.weight.dtype == dtype  # nobody's weights are changed
-    with pytest.raises(ValueError, match=r"given float32 images: convert it with network\.float\(\)"):
-        NetworkDenoiser(lambda x, t, labels: module(x), "x0").denoise(X, 0.6, 0.8)
-
-
-class Holder:
-    def __init__(self, net):
-        self.net = net
-
-    def __call__(self, x, t, labels):
-        return self.net(x)
-
-    def method(self, x, t, labels):
-        return self.net(x)
-
-
-HOLDERS = {
-    "closure": lambda net: lambda x, t, labels: net(x),
-    "default": lambda net: lambda x, t, net=net: net(x),
-    "partial": lambda net: functools.partial(lambda net, x, t, labels: net(x), net),
-    "object": Holder,
-    "method": lambda net: Holder(net).method,
-    "nested": lambda net: (lambda inner: lambda x, t, labels: inner(x))(lambda x: net(x)),
-    "attribute": lambda net: (lambda held: lambda x, t, labels: held.net(x))(Holder(net)),
-    "list": lambda net: (lambda nets: lambda x, t, labels: nets[0](x))([net]),
-}
-
-
-@pytest.mark.parametrize("how", HOLDERS)
-@pytest.mark.parametrize("layer", [nn.Dropout(0.3), nn.BatchNorm2d(1), nn.BatchNorm2d(1, track_running_stats=False)])
-def test_layers_in_training_mode_are_refused_wherever_they_are(how, layer):
-    net = nn.Sequential(nn.Conv2d(1, 1, 3, padding=1), layer).train()
-    network = NetworkDenoiser(HOLDERS[how](net), "x0")
-    with pytest.raises(ValueError, match=rf"{type(layer).__name__} in training mode.*call network\.eval\(\)"):
-        network.denoise(X, 0.6, 0.8)
-    net.eval()
-    if getattr(layer, "track_running_stats", True):
-        assert torch.equal(network.denoise(X, 0.6, 0.8), network.denoise(X, 0.6, 0.8))
-
-
-class Trainer(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.net = nn.Sequential(nn.Conv2d(1, 1, 3, padding=1), nn.Dropout(0.5))
-        self.averaged = nn.Sequential(nn.Conv2d(1, 1, 3, padding=1), nn.Dropout(0.5)).eval()
-
-    def step(self, x):
-        return self.averaged(x)
-
-
-def test_layers_that_are_not_used_may_be_in_training():
-    trainer = Trainer()
-    for function in (trainer.step, lambda x: trainer.averaged(x)):
-        NetworkDenoiser(function, "x0").denoise(X, 0.6, 0.8)
-    with pytest.raises(ValueError, match="Dropout in training mode"):
-        NetworkDenoiser(lambda x: trainer.net(x), "x0").denoise(X, 0.6, 0.8)
-
-
-def test_modules_are_put_into_evaluation_mode():
-    net = nn.Sequential(nn.Conv2d(1, 1, 3, padding=1), nn.Dropout(0.5))
-    network = NetworkDenoiser(net, "x0")
-    assert torch.equal(network.denoise(X, 0.6, 0.8), network.denoise(X, 0.6, 0.8))
-
-
 def test_v_where_the_variance_is_not_preserved_is_said():
     for schedule in ("flow", "edm", NoiseLevel()):
         with pytest.warns(UserWarning, match="for the eps - x0 of flow matching, say predicts='velocity'"):
@@ -296,29 +201,6 @@ def test_bad_pixel_ranges(pixels):
         NetworkDenoiser(lambda x: x, pixel_range=pixels)
 
 
-def test_guidance_of_networks_and_machines(small):
-    x, labels = noisy(small, 0.6, 0.8, batch=3), torch.tensor([0, 1, 2])
-    machine = pyels.LS(small, 3)
-    none, label = machine.eps(x, 0.6, 0.8), machine.eps(x, 0.6, 0.8, labels)
-    for scale in (0, 1, 2.5):
-        guided = pyels.Guided(machine, scale)
-        torch.testing.assert_close(guided.eps(x, 0.6, 0.8, labels), none + scale * (label - none), atol=1e-5, rtol=0)
-    assert pyels.sample(pyels.Guided(pyels.ELS(small), 2), x, 2, patch_sizes=[3, 5], labels=labels).shape == x.shape
-    network = NetworkDenoiser(lambda x, t, y: y[:, None, None, None] * 0.1 + 0 * x, "x0", null_label=4, clip=0.5)
-    found = pyels.Guided(network, 3).denoise(x, 0.6, 0.8, labels)
-    expected = (0.4 + 3 * (0.1 * labels - 0.4)).clamp(-0.5, 0.5)  # clipped once, in the end
-    torch.testing.assert_close(found, expected[:, None, None, None].expand_as(x))
-    with pytest.raises(ValueError, match="guidance needs the class of every image"):
-        pyels.Guided(machine, 2).denoise(x, 0.6, 0.8)
-    with pytest.raises(ValueError, match="give NetworkDenoiser a null_label"):
-        pyels.Guided(NetworkDenoiser(lambda x, t, y: x, num_classes=3), 2)
-    with pytest.raises(TypeError, match="denoiser must be a machine"):
-        pyels.Guided(small, 2)
-    for scale in (float("nan"), "2"):
-        with pytest.raises((TypeError, ValueError), match=r"scale must be (finite|a number)"):
-            pyels.Guided(machine, scale)
-
-
 def test_devices_are_checked_before_they_are_used():
     if not torch.cuda.is_available():
         for make in (
@@ -367,271 +249,7 @@ def test_zero_terminal_snr():
     torch.testing.assert_close(found, X)
 
 
-# ---- diffusers -----------------------------------------------------------------------------------------------------
-
-needs_diffusers = pytest.mark.needs(package="diffusers")
-quiet = pytest.mark.filterwarnings("ignore")  # what other packages warn of at import is theirs
-
-
-def unet_of(**options):
-    import diffusers
-
-    torch.manual_seed(0)
-    blocks = {"down_block_types": ("DownBlock2D",) * 2, "up_block_types": ("UpBlock2D",) * 2}
-    small = {"sample_size": 8, "in_channels": 1, "out_channels": 1, "block_out_channels": (8, 8), "norm_num_groups": 4}
-    return diffusers.UNet2DModel(**{**small, **blocks, "layers_per_block": 1, **options}).eval()
-
-
-DDPM = {
-    "learned variance": ({"out_channels": 2}, {"variance_type": "learned_range"}),
-    "zero terminal SNR": ({}, {"rescale_betas_zero_snr": True, "prediction_type": "v_prediction"}),
-    "classes as sinusoids": ({"class_embed_type": "timestep"}, {}),
-    "learned times": ({"time_embedding_type": "learned", "num_train_timesteps": 1000}, {}),
-    "Fourier times": ({"time_embedding_type": "fourier"}, {}),
-    "half": ({"half": torch.bfloat16}, {}),
-    "wide clipping": ({}, {"clip_sample_range": 2.0}),
-    "no clipping": ({}, {"clip_sample": False}),
-    "squared cosine": ({}, {"beta_schedule": "squaredcos_cap_v2"}),
-}
-
-
-@needs_diffusers
-@quiet
-@pytest.mark.parametrize("kind", DDPM)
-def test_what_diffusers_runs_is_the_same_estimate(kind):
-    import diffusers
-
-    network, scheduler = DDPM[kind]
-    network = dict(network)
-    half = network.pop("half", None)
-    unet, scheduler = unet_of(**network), diffusers.DDPMScheduler(**scheduler)
-    labels = torch.tensor([0, 1]) if network.get("class_embed_type") else None
-    for timestep in (1, 250, 420, 998):
-        with torch.no_grad():
-            out = unet(X, timestep, class_labels=labels).sample
-        step = scheduler.step(out, timestep, X, generator=torch.Generator().manual_seed(0))
-        a = float(scheduler.alphas_cumprod[timestep].double())
-        found = from_diffusers(unet.to(half) if half else unet, scheduler).denoise(X, a**0.5, (1 - a) ** 0.5, labels)
-        bound = 0.3 if half else 2e-3  # of weights that were rounded
-        torch.testing.assert_close(found, step.pred_original_sample, atol=bound, rtol=0)
-        unet = unet.float()
-
-
-@needs_diffusers
-@quiet
-@pytest.mark.parametrize("inverted", [False, True])
-def test_flow_matching_of_diffusers(inverted):
-    import diffusers
-
-    unet, scheduler = unet_of(), diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0, invert_sigmas=inverted)
-    sigma = 0.6
-    told = 1 - sigma if inverted else sigma
-    with torch.no_grad():
-        out = unet(X, torch.tensor([1000 * told] * 2)).sample
-    x0 = X - sigma * (-out if inverted else out)  # dx / dsigma = noise - image
-    found = from_diffusers(unet, scheduler).denoise(X, 1 - sigma, sigma)
-    torch.testing.assert_close(found, x0, atol=1e-4, rtol=0)
-
-
-@needs_diffusers
-@quiet
-def test_scores_of_diffusers():
-    import diffusers
-
-    unet, sigma = unet_of(), 0.6
-    z = (X + 1) / 2  # its pixels lie in [0, 1]
-    with torch.no_grad():
-        score = unet(z, torch.tensor([sigma / 2] * 2)).sample
-    found = from_diffusers(unet, diffusers.ScoreSdeVeScheduler()).denoise(X, 1.0, sigma)
-    torch.testing.assert_close(found, 2 * (z + (sigma / 2) ** 2 * score) - 1, atol=1e-5, rtol=0)
-
-
-@needs_diffusers
-@quiet
-@pytest.mark.parametrize("prediction", ["epsilon", "v_prediction"])
-def test_edm_of_diffusers(prediction):
-    import diffusers
-
-    unet, sigma = unet_of(), 0.7
-    scheduler = diffusers.EDMEulerScheduler(prediction_type=prediction)
-    x = X * 1.3
-    with torch.no_grad():
-        out = unet(scheduler.precondition_inputs(x, sigma), scheduler.precondition_noise(torch.tensor([sigma] * 2)))
-    expected = scheduler.precondition_outputs(x, out.sample, sigma)
-    torch.testing.assert_close(from_diffusers(unet, scheduler).denoise(x, 1.0, sigma), expected, atol=1e-4, rtol=0)
-
-
-@needs_diffusers
-@quiet
-def test_schedulers_that_cannot_be_kept_to_are_refused_in_words():
-    import diffusers
-
-    with pytest.raises(ValueError, match="takes embeddings for labels"):
-        from_diffusers(unet_of(class_embed_type="identity"), diffusers.DDPMScheduler())
-    continuous = diffusers.EulerDiscreteScheduler(timestep_type="continuous", prediction_type="v_prediction")
-    with pytest.raises(ValueError, match="needed is a scheduler with alphas_cumprod and discrete timesteps"):
-        from_diffusers(unet_of(), continuous)
-    with pytest.warns(UserWarning, match="dynamic thresholding is not applied"):
-        from_diffusers(unet_of(), diffusers.DDPMScheduler(thresholding=True))
-
-
-@needs_diffusers
-@quiet
-def test_every_folder_that_holds_a_model(tmp_path):
-    unet, scheduler = save_random_diffusers_pipeline(tmp_path / "pipeline", size=8, prediction_type="sample")
-    unet.save_pretrained(tmp_path / "flat")
-    scheduler.save_pretrained(tmp_path / "flat")
-    unet.save_pretrained(tmp_path / "alone")
-    expected = load(tmp_path / "pipeline")[0].denoise(X, 0.6, 0.8)
-    for folder in ("pipeline/unet", "flat"):
-        denoiser, record = load(tmp_path / folder)
-        assert torch.equal(denoiser.denoise(X, 0.6, 0.8), expected)
-        assert len(record["crc32"]) == 8
-        assert denoiser.clip == 1
-        assert denoiser.size == (8, 8)
-    with pytest.warns(UserWarning, match=r"does not say with which scheduler.*DDPMScheduler\(\) is assumed"):
-        assert load(tmp_path / "alone")[0].predicts == "eps"
-    before = load(tmp_path / "flat")[1]["crc32"]
-    with torch.no_grad():
-        next(unet.parameters()).add_(1)
-    unet.save_pretrained(tmp_path / "flat")
-    assert load(tmp_path / "flat")[1]["crc32"] != before
-
-
-class OfTwo(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.scale = nn.Parameter(torch.tensor(0.5))
-
-    def forward(self, x, t):
-        return self.scale * x
-
-
-@pytest.mark.filterwarnings("ignore")  # torch.jit is deprecated
-@pytest.mark.parametrize(
-    "wrap",
-    [
-        torch.optim.swa_utils.AveragedModel,
-        nn.DataParallel,
-        functools.partial,
-        torch.jit.script,
-        lambda net: torch.jit.trace(net, (X, torch.zeros(2))),
-    ],
-    ids=["average", "parallel", "partial", "script", "trace"],
-)
-def test_wrapped_networks_are_given_what_they_take(wrap):
-    expected = NetworkDenoiser(OfTwo(), "x0", "flow").denoise(X, 0.4, 0.6)
-    torch.testing.assert_close(NetworkDenoiser(wrap(OfTwo()), "x0", "flow").denoise(X, 0.4, 0.6), expected)
-
-
-@pytest.mark.filterwarnings("ignore")
-def test_compiled_networks_have_their_weights_in_their_checksum():
-    networks = [torch.jit.script(OfTwo()) for _ in range(2)]
-    with torch.no_grad():
-        networks[1].scale.mul_(2)
-    first, second = (checksum(NetworkDenoiser(network, "x0", "flow")) for network in networks)
-    assert first != second
-
-
-def test_an_estimate_of_ones_own_may_work_in_place_and_is_checked():
-    class InPlace(pyels.Denoiser):
-        def estimate(self, query):
-            return query.x.mul_(0.5)
-
-    class OneForAll(pyels.Denoiser):
-        def estimate(self, query):
-            return query.x[:1]
-
-    x = X.clone()
-    torch.testing.assert_close(InPlace().denoise(x, 0.6, 0.8), 0.5 * X)
-    torch.testing.assert_close(x, X)
-    with pytest.raises(ValueError, match=r"estimate of OneForAll gave shape \(1, .*, but the images are \(2, "):
-        OneForAll().denoise(X, 0.6, 0.8)
-    with pytest.raises(ValueError, match="a InPlace cannot be moved there"):
-        InPlace().to("cuda")
-
-
-# ---- files ---------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("name", ["model.pt", "model.pth", "model.ckpt", "pytorch_model.bin", "model.pkl"])
-def test_pickles_are_refused_as_what_they_are(tmp_path, name):
-    torch.save(nn.Conv2d(1, 1, 3).state_dict(), tmp_path / name)
-    with pytest.raises(ValueError, match=r"are pickles, which run code when they are read.*FILE\.py:NAME"):
-        load(tmp_path / name)
-
-
-def test_bare_modules_are_told_how_to_be_wrapped(tmp_path):
-    (tmp_path / "mine.py").write_text(
-        "import torch\nclass Net(torch.nn.Conv2d):\n  def __init__(self): super().__init__(1, 1, 3)\n"
-        "net = Net()\ndef build(): return net\n"
-        "def cuda(): raise AssertionError('Torch not compiled with CUDA enabled')\n"
-    )
-    for name in ("net", "Net", "build"):
-        with pytest.raises(ValueError, match=r"gave .*Net; .* pyels\.NetworkDenoiser\(network, predicts="):
-            load(f"{tmp_path / 'mine.py'}:{name}")
-    with pytest.raises(ValueError, match="torch is built without CUDA here"):
-        load(f"{tmp_path / 'mine.py'}:cuda")
-
-
 def test_edm_denoisers_keep_their_conventions():
     network = from_edm(lambda x, sigma: x / (1 + sigma[:, None, None, None]), pixel_range=(0, 1), clip=1.0)
     assert network.pixel_range == (0, 1)
     assert float(network.denoise(9 * X, 1.0, 0.1).abs().max()) == 1
-
-
-def test_a_process_that_asks_for_a_device_that_is_not_there_ends_in_one_line(tmp_path):
-    if torch.cuda.is_available():
-        pytest.skip("there is one")
-    make_bank(4, (1, 8, 8)).save(tmp_path / "bank.npz")
-    (tmp_path / "mine.py").write_text("import pyels\nnet = pyels.NetworkDenoiser(lambda x: x)\n")
-    for command in ("check", "calibrate", "compare", "sample"):
-        out = () if command == "check" else ("--out", tmp_path / "out")
-        ended = subprocess.run(
-            [
-                sys.executable,
-                "-m",
-                "pyels",
-                command,
-                "--network",
-                f"{tmp_path / 'mine.py'}:net",
-                "--device",
-                "cuda",
-                "--dataset",
-                tmp_path / "bank.npz",
-                *out,
-            ],
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-        assert ended.returncode == 2
-        (line,) = ended.stderr.strip().splitlines()
-        assert line.startswith("pyels: error: device must be cpu or cuda")
-
-
-@needs_diffusers
-@quiet
-def test_folders_of_diffusers_in_every_layout(tmp_path):
-    import diffusers
-
-    unet, scheduler = unet_of(), diffusers.DDPMScheduler(prediction_type="v_prediction")
-    unet.half().save_pretrained(tmp_path / "parts" / "unet", variant="fp16")
-    scheduler.save_pretrained(tmp_path / "parts" / "scheduler")
-    for folder in (tmp_path / "parts", tmp_path / "parts" / "unet"):
-        assert load(folder)[0].predicts == "v"
-    config = tmp_path / "parts" / "unet" / "config.json"
-    whole = config.read_text()
-    config.write_text(whole.replace('"layers_per_block": 1', '"layers_per_block": 2'))
-    with pytest.raises(ValueError, match=r"config\.json and the weights do not belong together"):
-        load(tmp_path / "parts")
-    for damaged in ("[]", "{}", '{"_class_name": null}'):
-        config.write_text(damaged)
-        with pytest.raises(ValueError, match=r"config\.json: not a configuration of diffusers"):
-            load(tmp_path / "parts")
-
-
-@pytest.mark.parametrize("path", ["", "~nobody-of-this-name/network"])
-def test_paths_that_are_none(path):
-    with pytest.raises((ValueError, FileNotFoundError), match=r"must not be empty|no such file|no network"):
-        load(path)

@@ -1,4 +1,4 @@
-"""Commands that are killed before every single one of their changes to the file system, and repeated.
+"""Commands that are killed before their changes to the file system, and repeated.
 
 The same results come out, and nothing is left behind. One process loads the package; every run is a fork of it.
 """
@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers import make_bank
+from helpers import KILLED_AT_EVERY, make_bank
 
 import pyels
 from pyels.engines import index
@@ -85,7 +85,7 @@ def check(tmp_path, run, again):
     whole = tmp_path / "whole"
     run(whole)  # here, so that all that the first call loads is there in every fork
     expected = contents(whole)
-    for change in range(1, 1000):
+    for change in range(1, 1000, KILLED_AT_EVERY):
         out = tmp_path / f"killed-{change}"
         code = ended(partial(killed_before, change, partial(run, out), out))
         assert code in (0, -9)

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers import make_bank, run_program
+from helpers import KILLED_AT_EVERY, make_bank, run_program
 from safetensors.torch import save_file
 
 import pyels
@@ -148,12 +148,12 @@ def ended(process):
     return os.waitstatus_to_exitcode(os.waitpid(process, 0)[1])
 
 torch.set_num_threads(1)
-folder = Path(sys.argv[1])
+folder, every = Path(sys.argv[1]), int(sys.argv[2])
 """
 
 AT_ONCE = """
 codes = []
-for trial in range(80):
+for trial in range(25):
     out = folder / str(trial)
     read, write = os.pipe()
 
@@ -176,7 +176,7 @@ CHANGES = {"open", "os.mkdir", "os.rename", "os.remove", "os.rmdir", "os.truncat
 kills = 0
 for visited in (False, True):
     for end in ("kill", "interrupt"):
-        for last in range(1, 1000):
+        for last in range(1, 1000, every):
             out = folder / f"{visited}-{end}-{last}"
 
             def work():
@@ -211,7 +211,7 @@ for visited in (False, True):
             if code == 0:
                 break
             kills += 1
-assert kills > 100, kills
+assert kills * every > 100, kills
 """
 
 
@@ -220,7 +220,10 @@ assert kills > 100, kills
 def test_many_processes(tmp_path, script):
     """Two that start in the same moment in a new folder; one that is ended before each of its changes to the disk."""
     ended = subprocess.run(
-        [sys.executable, "-c", STUDY + script, str(tmp_path)], capture_output=True, text=True, check=False
+        [sys.executable, "-c", STUDY + script, str(tmp_path), str(KILLED_AT_EVERY)],
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert (ended.returncode, ended.stdout) == (0, ""), ended.stdout + ended.stderr
 
@@ -455,7 +458,7 @@ def test_training_ended_while_it_writes(sample, tmp_path, end):
 
 def test_killed_run_goes_on_and_gives_the_same_bits(tmp_path):
     """Killed outright in the middle; the finished samples are kept, and the rest comes out as if nothing happened."""
-    options = ["sample", "--limit", "300", "--num", "6", "--steps", "10", "--patch-size", "7", "--boundary", "interior"]
+    options = ["sample", "--limit", "100", "--num", "6", "--steps", "10", "--patch-size", "7", "--boundary", "interior"]
     assert run_program(*options, "--out", tmp_path / "whole") == 0
     out = tmp_path / "killed"
     process = subprocess.Popen([sys.executable, "-m", "pyels", *options, "--out", str(out)], stderr=subprocess.DEVNULL)

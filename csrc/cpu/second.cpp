@@ -224,17 +224,47 @@ void spread_row_of(const SecondTask& t, const Spread& spread, const Summing& sum
   summing.along(t.k_columns, spread.column_taps, spread.map, reached(t, outputs, t.k_columns, t.width), sums);
 }
 
-// Adds rows to a running sum, and puts each step into a row of `out`; `step` rows further on in both each time.
-void running_sums(const float* const* rows, std::int32_t count, std::int32_t step, std::int64_t columns, float* running,
-                  float* out, std::int64_t row_size) {
-  for (std::int64_t j = 0; j < columns * kLanes; j += kLanes) {
-    Vec sum = load(running + j);
-    for (std::int32_t u = 0; u < count; ++u) {
-      sum += load(rows[u * step] + j);
-      store(out + u * step * row_size + j, sum);
+// A few rows of places, of which `first` to before `last` are on the image: where column 0 of each is in the answer, and
+// its first place in a panel.
+struct Rows {
+  std::int32_t count, first, last;
+  std::int64_t z[kernel_band], image[kernel_band];
+};
+
+// Of n columns of places from j on, where the answer's are from z on: adds rows of the map to a running sum, and each
+// time the sum, times what the image has there, to the answer.
+template <bool centred, int n>
+PYELS_INLINE void run_and_meet(const SecondTask& t, const Spread& spread, const float* const* rows, std::int32_t step,
+                               const Rows& at, std::int64_t j, std::int64_t z, float* running) {
+  const std::int64_t pixels = t.height * t.width, image_size = t.height * t.panel_width * kLanes;
+  Vec sum[n];
+  for (int i = 0; i < n; ++i) sum[i] = load(running + (j + i) * kLanes);
+  for (std::int32_t u = 0; u < at.count; ++u) {
+    const float* row = rows[u * step] + j * kLanes;
+    for (int i = 0; i < n; ++i) sum[i] += load(row + i * kLanes);
+    if (u < at.first || u >= at.last) continue;
+    const float* image = spread.image + at.image[u] + j * kLanes;
+    const float* centre = centred ? spread.centre + at.z[u] + z : nullptr;
+    float* out = spread.out + (at.z[u] + z) * kLanes;
+    for (std::int64_t c = 0; c < spread.channels; ++c) {
+      for (int i = 0; i < n; ++i) {
+        Vec value = load(image + i * kLanes);
+        if (centred) value -= centre[i];
+        store(out + i * kLanes, load(out + i * kLanes) + sum[i] * value);
+      }
+      image += image_size, out += pixels * kLanes;
+      if (centred) centre += pixels;
     }
-    store(running + j, sum);
   }
+  for (int i = 0; i < n; ++i) store(running + (j + i) * kLanes, sum[i]);
+}
+
+template <bool centred>
+void run_and_meet(const SecondTask& t, const Spread& spread, const float* const* rows, std::int32_t step,
+                  const Rows& at, std::int64_t j, std::int64_t z, std::int64_t count, float* running) {
+  std::int64_t i = 0;
+  for (; i + 4 <= count; i += 4) run_and_meet<centred, 4>(t, spread, rows, step, at, j + i, z + i, running);
+  for (; i < count; ++i) run_and_meet<centred, 1>(t, spread, rows, step, at, j + i, z + i, running);
 }
 
 // When all rows are summed: over rows, and to the answer.
@@ -256,20 +286,22 @@ void spread_map(const SecondTask& t, const Spread& spread, const Summing& summin
   std::int32_t first_row, first_column;
   const std::int32_t last_row = clip(row, rows, t.height, first_row);
   const std::int32_t last_column = clip(column, columns, t.width, first_column);
-  // Rows i .. i + count - 1 of sums are in the band.
-  const auto meet = [&](std::int32_t i, std::int32_t count) {
-    for (std::int32_t u = i < first_row ? first_row - i : 0; u < least(count, last_row - i); ++u) {
-      const std::int32_t z_row = t.wraps ? wrapped(row.query + i + u, t.height) : row.query + i + u;
-      const std::int64_t image = map_row(t, row.query + i + u, row.source + i + u, column).phi - t.panel;
-      for (std::int32_t j = first_column, n; j < last_column; j += n) {
-        const std::int32_t z = t.wraps ? wrapped(column.query + j, t.width) : column.query + j;
-        n = least(last_column - j, static_cast<std::int32_t>(t.width) - z);
-        const float* sums = spread.band + u * row_size + j * kLanes;
-        if (spread.centre)
-          meet_image<true>(t, spread, n, sums, image + j * kLanes, z_row * t.width + z);
-        else
-          meet_image<false>(t, spread, n, sums, image + j * kLanes, z_row * t.width + z);
-      }
+  const auto rows_at = [&](std::int32_t i, std::int32_t count, std::int32_t step) {
+    Rows at{count, count, 0, {}, {}};
+    for (std::int32_t u = 0; u < count; ++u, i += step) {
+      if (i < first_row || i >= last_row) continue;
+      at.first = least(at.first, u), at.last = u + 1;
+      at.z[u] = (t.wraps ? wrapped(row.query + i, t.height) : row.query + i) * t.width;
+      at.image[u] = map_row(t, row.query + i, row.source + i, column).phi - t.panel;
+    }
+    return at;
+  };
+  // body(column, where it is in the answer, columns) for columns that lie side by side there.
+  const auto for_columns = [&](auto body) {
+    for (std::int32_t j = first_column, n; j < last_column; j += n) {
+      const std::int32_t z = t.wraps ? wrapped(column.query + j, t.width) : column.query + j;
+      n = least(last_column - j, static_cast<std::int32_t>(t.width) - z);
+      body(j, z, n);
     }
   };
   const auto all_nothing = [&](std::int32_t i, std::int32_t count) {
@@ -285,32 +317,43 @@ void spread_map(const SecondTask& t, const Spread& spread, const Summing& summin
                                                                 : from > row.outputs ? from
                                                                                      : row.outputs;
   float* running = spread.band + kernel_band * row_size;
-  const auto clear = [&] {
-    for (std::int64_t j = 0; j < columns * kLanes; ++j) running[j] = 0.0f;
+  const auto run = [&](std::int32_t i, std::int32_t count, std::int32_t step, const float* const* sums) {
+    const Rows at = rows_at(i, count, step);
+    for_columns([&](std::int64_t j, std::int64_t z, std::int64_t n) {
+      if (spread.centre)
+        run_and_meet<true>(t, spread, sums, step, at, j, z, n, running);
+      else
+        run_and_meet<false>(t, spread, sums, step, at, j, z, n, running);
+    });
   };
-  clear();
+  __builtin_memset(running, 0, static_cast<std::size_t>(row_size) * sizeof(float));
   bool nothing = true;
   for (std::int32_t i = 0, count; i < from; i += count) {
     count = least(kernel_band, from - i);
     nothing &= all_nothing(k - 1 + i, count);
-    if (nothing) continue;
-    running_sums(sums_at + k - 1 + i, count, 1, columns, running, spread.band, row_size);
-    meet(i, count);
+    if (!nothing) run(i, count, 1, sums_at + k - 1 + i);
   }
   for (std::int32_t i = from, count; i < to; i += count) {
     count = least(summing.band, to - i);
     if (all_nothing(i, count + k - 1)) continue;
     summing.over(sums_at + i, k, spread.row_taps, columns, spread.band, row_size);
-    meet(i, count);
+    const Rows at = rows_at(i, count, 1);
+    for_columns([&](std::int64_t j, std::int64_t z, std::int64_t n) {
+      for (std::int32_t u = at.first; u < at.last; ++u) {
+        const float* sums = spread.band + u * row_size + j * kLanes;
+        if (spread.centre)
+          meet_image<true>(t, spread, n, sums, at.image[u] + j * kLanes, at.z[u] + z);
+        else
+          meet_image<false>(t, spread, n, sums, at.image[u] + j * kLanes, at.z[u] + z);
+      }
+    });
   }
-  clear();
+  __builtin_memset(running, 0, static_cast<std::size_t>(row_size) * sizeof(float));
   nothing = true;
   for (std::int32_t end = rows, count; end > to; end -= count) {
     count = least(kernel_band, end - to);
     nothing &= all_nothing(end - count, count);
-    if (nothing) continue;
-    running_sums(sums_at + end - 1, count, -1, columns, running, spread.band + (count - 1) * row_size, row_size);
-    meet(end - count, count);
+    if (!nothing) run(end - 1, count, -1, sums_at + end - 1);
   }
 }
 

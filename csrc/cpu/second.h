@@ -15,7 +15,7 @@ struct Spread {
   const float *row_taps, *column_taps;  // weights of a window's places, the last first; null: all 1
   float* map;                           // a row of the map, between what windows reach over
   float* sums;                          // (1 + H, spread_row(...))[L]: zeros, and the sums along each row of the map
-  float* band;                          // (kernel_band + 1, spread_row(...))[L] sums of those over rows
+  float* band;            // (kernel_band + 1, spread_row(...))[L] sums of those over rows, and a running one
   const float** sums_at;  // (spread_map_rows(...)) where the sums of a row are, from that before the first
 };
 static constexpr std::int64_t spread_row(std::int64_t width, std::int64_t k_columns) {

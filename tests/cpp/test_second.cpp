@@ -286,7 +286,7 @@ void every_answer() {
       if (machine.whole_image() && k > 3) continue;
       if (machine.wraps() && !machine.whole_image() && k > 11 && !large) continue;
       for (const std::int64_t channels : {1, 3}) {
-        ++number;
+        if (++number * 7 / 3 % 2 && !large) continue;
         std::pair<std::int64_t, std::int64_t> size{6, 9};
         if (machine.wraps() && !machine.whole_image()) size = number % 2 ? std::pair{k, k + 3} : std::pair{k + 2, k};
         const bool plain = number % 4 < 2;
@@ -304,7 +304,7 @@ void extreme_noise_levels() {
   for (const Machine& machine : machines)
     for (const double sigma : {1e-3, 1e-2, 10.0, 1e3})
       for (const bool plain : {true, false}) {
-        ++number;
+        if (++number * 7 / 3 % 2 && !large) continue;
         const Case work(machine, {1 + 2 * static_cast<std::int64_t>(number % 2), 7, 10}, 5, number % 3 ? 3 : 7,
                         {level(sigma), {0.0, sigma}}, number % 4 < 2 ? 40 : 0, number);
         compare_with_definition(Work(work, number, !plain, !plain, 0));

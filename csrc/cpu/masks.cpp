@@ -176,7 +176,10 @@ struct Plan {
   std::int64_t blocks(std::int64_t b) const { return (images(b) + block - 1) / block; }
   std::int64_t max_segments() const { return std::clamp<std::int64_t>(partials_bytes / partial_bytes, 8, 64); }
   // None so short that to merge it, and to find its first weights, takes longer than its sums.
-  std::int64_t segments(std::int64_t b) const { return std::clamp<std::int64_t>(images(b) / 250, 1, max_segments()); }
+  std::int64_t segments(std::int64_t b) const {
+    const std::int64_t few = std::min<std::int64_t>(images(b) / 64, 4);
+    return std::clamp<std::int64_t>(std::max(few, images(b) / 250), 1, max_segments());
+  }
   std::int64_t queries_in_group() const {
     return std::clamp<std::int64_t>(partials_bytes / (max_segments() * partial_bytes), 1, 64);
   }

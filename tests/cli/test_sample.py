@@ -9,7 +9,9 @@ import torch
 from helpers import run_program as run
 
 import pyels
+from pyels.cli.settings import LOCAL
 from pyels.files import read_tensors
+from pyels.machines import MACHINES
 
 
 def sample_arguments(bank_file, out, *more):
@@ -36,6 +38,17 @@ def test_sample_writes_what_repeats_it(bank_file, tmp_path, capsys):
     noise = torch.randn((1, 8, 8), generator=torch.Generator().manual_seed(6))
     assert torch.equal(tensors["noise"][1], noise)
     assert (tmp_path / "a" / "samples.png").read_bytes()[:4] == b"\x89PNG"
+
+
+@pytest.mark.parametrize("machine", MACHINES)
+def test_every_machine_draws(bank_file, tmp_path, capsys, machine):
+    sizes = ("--patch-size", 3) if machine in LOCAL else ()
+    options = ("--num", 1, "--steps", 2, "--labels", "1", "--out", tmp_path / "o", "--json")
+    assert run("sample", "--dataset", bank_file, "--machine", machine, *options, *sizes) == 0
+    record = json.loads(capsys.readouterr().out)
+    assert record["boundary"] == ("zeros" if machine in ("els", "asels") else None)
+    assert record.get("engine") == (None if machine == "wiener" else "cpu")
+    assert torch.isfinite(read_tensors(tmp_path / "o" / "samples.safetensors")["samples"]).all()
 
 
 @pytest.mark.parametrize(

@@ -281,6 +281,14 @@ def test_bad_input_is_one_line_and_leaves_nothing(trained, tmp_path, capsys, ext
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
+def test_all_machines_are_compared(trained, tmp_path, capsys):
+    assert run_program(*compare_arguments(trained, tmp_path / "out", "--machines", ",".join(MACHINES), "--num", 1)) == 0
+    report = json.loads((tmp_path / "out" / "report.json").read_text())
+    assert list(report["median"]) == list(MACHINES)
+    assert json.loads((tmp_path / "out" / "run.json").read_text())["engine"] == "cpu"
+
+
 def test_what_a_network_was_trained_on_is_what_it_is_compared_with(trained, tmp_path, capsys):
     bank_file, net = tmp_path / "bank.npz", tmp_path / "net"
     make_bank(30, (1, 16, 16), labels=[0, 1, 2] * 10).save(bank_file)

@@ -180,8 +180,7 @@ void add_answers(const Problem& a, const Second& to, std::int64_t b, std::vector
       }
       if (!to.folded || !answers) return;
       const double r = a.window == Window::square ? to.fold_taps[o.row] * to.fold_taps[o.column] : 1.0;
-      for (std::int64_t c = 0; c < channels; ++c)
-        to.folded[at(channels, c, z)] += r * w * response(a, image, c, at_q);
+      for (std::int64_t c = 0; c < channels; ++c) to.folded[at(channels, c, z)] += r * w * response(a, image, c, at_q);
     });
   });
 }
@@ -191,9 +190,8 @@ void add_answers(const Problem& a, const Second& to, std::int64_t b, std::vector
 void reference_engine(const Problem& a, Sink& sink) {
   for (std::int64_t b = 0; b < a.queries; ++b) {
     Partial total(a.height * a.width, a.answer_channels(), a.full());
-    for_pairs(a, b, [&](std::int64_t p, std::int64_t image, Place q, double log_w) {
-      add(a, total, p, log_w, image, q);
-    });
+    for_pairs(a, b,
+              [&](std::int64_t p, std::int64_t image, Place q, double log_w) { add(a, total, p, log_w, image, q); });
     sink.take(b, total);
   }
 }

@@ -16,6 +16,7 @@ from pyels.machines.machine import Machine
 
 SHARES = 20, 10  # least and most are N/20 and N/10, as its authors have them
 MOST_AVERAGES = 16  # along a side
+ROUNDING = 1e-3  # more than squared distances in float32 are off
 
 
 class Golden(Composite):
@@ -102,9 +103,11 @@ class Golden(Composite):
 
 
 def _nearest(images: Tensor, x: Tensor, alpha: float, count: int) -> Tensor:
-    """Which of images (n, d) are the nearest to x (d,), nearest first; differences in float64, as near ones decide."""
-    distances = (x - alpha * images.double()).square().sum(1)
-    return distances.sort(stable=True).indices[:count]
+    """Which of images (n, d) are the nearest to x (d,), nearest first: in float64 those that may be by float32."""
+    rough = torch.sub(x.float(), images, alpha=alpha).square_().sum(1)
+    near = (rough <= rough.kthvalue(count).values * (1 + ROUNDING)).nonzero()[:, 0]
+    distances = (x - alpha * images[near].double()).square().sum(1)
+    return near[distances.sort(stable=True).indices[:count]]
 
 
 def _largest_divisor(side: int) -> int:

@@ -503,32 +503,30 @@ int main(int count, char** arguments) {
     context += ", tensor cores", bounds = &tensor_core_bounds;
     body(with_tensor_cores);
   };
-  return run_tests(
-      count, arguments,
-      {
-        {"bank sizes and classes", bank_sizes_and_classes}, {"every source counts once", every_source_counts_once},
-            {"every window size", every_window_size}, {"extreme noise", extreme_noise},
-            {"the lowest image is the source", the_lowest_image_is_the_source},
-            {"parts of a bank merge to the whole", parts_of_a_bank_merge_to_the_whole},
-            {"several tiles, channels and launches", several_tiles_channels_and_launches},
-            {"exponents are raised", exponents_are_raised},
-            {"second pass of every window", second_pass_of_every_window},
-            {"second pass at extreme noise", second_pass_at_extreme_noise},
-            {"second pass of batches and parts", second_pass_of_batches_and_parts},
-            {"second pass without windows", second_pass_without_windows},
+  return run_tests(count, arguments,
+                   {{"bank sizes and classes", bank_sizes_and_classes},
+                    {"every source counts once", every_source_counts_once},
+                    {"every window size", every_window_size},
+                    {"extreme noise", extreme_noise},
+                    {"the lowest image is the source", the_lowest_image_is_the_source},
+                    {"parts of a bank merge to the whole", parts_of_a_bank_merge_to_the_whole},
+                    {"several tiles, channels and launches", several_tiles_channels_and_launches},
+                    {"exponents are raised", exponents_are_raised},
+                    {"second pass of every window", second_pass_of_every_window},
+                    {"second pass at extreme noise", second_pass_at_extreme_noise},
+                    {"second pass of batches and parts", second_pass_of_batches_and_parts},
+                    {"second pass without windows", second_pass_without_windows},
 #if defined(PYELS_EMULATED)
-            {"little shared memory", little_shared_memory},
-            {"errors of the device are thrown", errors_of_the_device_are_thrown},
+                    {"little shared memory", little_shared_memory},
+                    {"errors of the device are thrown", errors_of_the_device_are_thrown},
 #endif
-            {"plans keep within bounds", plans_keep_within_bounds},
-            {"tensor cores are chosen", tensor_cores_are_chosen},
-            {"tensor cores at their limit", tensor_cores_at_their_limit}, {
-          "more images than distances are kept", more_images_than_distances_are_kept, true
-        }
-      },
-      [] {
-        exact_bounds.report(), tensor_core_bounds.report();
-        for (const Bounded& seen : {folded_bound, variance_bound, derivative_bound})
-          std::printf("%s: worst error %.1e, bound %.0e\n", seen.what, seen.worst, seen.bound);
-      });
+                    {"plans keep within bounds", plans_keep_within_bounds},
+                    {"tensor cores are chosen", tensor_cores_are_chosen},
+                    {"tensor cores at their limit", tensor_cores_at_their_limit},
+                    {"more images than distances are kept", more_images_than_distances_are_kept, true}},
+                   [] {
+                     exact_bounds.report(), tensor_core_bounds.report();
+                     for (const Bounded& seen : {folded_bound, variance_bound, derivative_bound})
+                       std::printf("%s: worst error %.1e, bound %.0e\n", seen.what, seen.worst, seen.bound);
+                   });
 }

@@ -1,9 +1,5 @@
 // The second pass of the CPU engine, and what the first one knows beyond squares whose places weigh alike, against a
 // definition in double precision that shares nothing with any engine.
-#include <atomic>
-#include <cstring>
-#include <optional>
-
 #include "checks.h"
 #include "exact.h"
 
@@ -141,7 +137,7 @@ Answers definition(const Work& work) {
     const float* x = a.x + b * a.channels * pixels;
     const double nats = 0.5 / (a.sigma[b] * a.sigma[b]);
     const auto precision = [&](std::int64_t c, std::int64_t z, std::int64_t i, std::int64_t j) {
-      return (a.precision && a.sigma ? a.precision[(b * a.channels + c) * pixels + z] : 1.0) *
+      return (a.precision ? a.precision[(b * a.channels + c) * pixels + z] : 1.0) *
              (a.taps && !whole ? a.taps[i] * a.taps[j] : 1.0);
     };
     for (std::int64_t p = 0; p < pixels; ++p) {
@@ -234,7 +230,6 @@ void compare(const Work& work, const Answers& ours, const Answers& oracle, bool 
     for (std::size_t i = 0; i < ours.folded.size(); ++i)
       folded_bound.see(std::abs(ours.folded[i] - oracle.folded[i]) / std::max(oracle.cover[i], 1e-3));
   variance_bound.see(worst(ours.variance, oracle.variance));
-  // Of a posterior that is one image throughout nothing is left but rounding.
   // Where the posterior is all but one source the derivative is all but nothing, and what the first pass rounds of the
   // mean is what is left: 6e-8 of the cotangent, by alpha / sigma^2.
   const double steepest = work.base.alpha[0] / (work.base.sigma[0] * work.base.sigma[0]);

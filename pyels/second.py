@@ -114,5 +114,7 @@ _Either = TypeVar("_Either", Asked, Answers)
 
 def moved(one: _Either, device: torch.device) -> _Either:
     """The same on another device."""
-    there = {name: value.to(device) if isinstance(value, Tensor) else value for name, value in vars(one).items()}
+    there: dict[str, Any] = {
+        name: value.to(device) if isinstance(value, Tensor) else value for name, value in vars(one).items()
+    }
     return type(one)(**there)

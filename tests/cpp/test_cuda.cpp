@@ -240,8 +240,8 @@ void second_pass_at_extreme_noise() {
     }
 }
 
-// More queries than a launch has, of classes, each of which is what it is alone; parts of a bank add up, and what is not
-// asked for changes nothing.
+// More queries than a launch has, of classes, each of which is what it is alone; parts of a bank add up, and what is
+// not asked for changes nothing.
 void second_pass_of_batches_and_parts() {
   std::vector<Level> levels;
   for (int b = 0; b < pyels::cuda::most_queries + 3; ++b) levels.push_back(level((b + 1) / 40.0));
@@ -441,6 +441,10 @@ void tensor_cores_are_chosen() {
         if (floats) work.to_float();
         context = work.text();
         const Problem a = work.problem(false);
+        Problem before_second = a;
+        before_second.want |= pyels::want_second;
+        check(!by_products(before_second, make_plan(a, {.tensor_cores = true}, 99 * 1024), 3),
+              "used before a second pass");
         for (const bool asked : {false, true}) {
           const Plan plan = make_plan(a, {.tensor_cores = asked}, 99 * 1024);
           const bool everywhere = !machine.whole_image() && machine.sources != pyels::Sources::same_position;

@@ -30,6 +30,6 @@ float run(std::int64_t rounds, float factor, float term) {
 
 }  // namespace
 
-extern const FmaLoop fma_loop{PYELS_ISA_TEXT, kVectors * kLanes, run};
+extern const FmaLoop fma_loop{PYELS_ISA_TEXT, kVectors* kLanes, run};
 
 }  // namespace pyels_benchmarks::PYELS_ISA_NAME

@@ -33,7 +33,7 @@ class Bound {
 
   // A field, as a number: pointers are addresses.
   template <class T>
-  Bound& field(const char* name, T Struct::* member) {
+  Bound& field(const char* name, T Struct::*member) {
     if constexpr (std::is_pointer_v<T>)
       class_.def_property(
           name, [=](const Struct& s) { return reinterpret_cast<std::uintptr_t>(s.*member); },

@@ -42,7 +42,7 @@ void on_bus_error(int, siginfo_t* info, void*) {
 bool guard_mapped(std::uintptr_t address, std::uintptr_t bytes) {
   const std::lock_guard<std::mutex> lock(changing);
   static const bool installed = [] {
-    struct sigaction action{};
+    struct sigaction action {};
     action.sa_sigaction = on_bus_error;
     action.sa_flags = SA_SIGINFO;
     return sigaction(SIGBUS, &action, &before) == 0;

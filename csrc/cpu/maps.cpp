@@ -216,8 +216,8 @@ struct Weigh {
   template <int K, int band_rows, int band_columns, int C>
   static void squares(const KernelTask& t, const Axis& row, const Axis& column) {
     for_each_run<K, band_rows, band_columns, C, full>(
-        t, row, column,
-        [&](const Run& run, std::int64_t n) __attribute__((always_inline)) { weigh_run<C, full>(t, run, n); });
+        t, row,
+        column, [&](const Run& run, std::int64_t n) __attribute__((always_inline)) { weigh_run<C, full>(t, run, n); });
   }
 
   static Displacement<Task> choose(const KernelTask& t) {

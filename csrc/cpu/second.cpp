@@ -439,7 +439,8 @@ void whole_image(const Prepared& t, const Axis& row, const Axis& column) {
   if (t.influence) add_influence(t, static_cast<double>(pixels) * widen(w));
   if (t.variance)
     for_each_stretch([&](const Pixels& at, std::int64_t, std::int32_t, std::int32_t) {
-      add_variance(t, at, [&](std::int64_t) __attribute__((always_inline)) { return w; });
+      add_variance(
+          t, at, [&](std::int64_t) __attribute__((always_inline)) { return w; });
     });
   if (t.noted)
     for_each_stretch([&](const Pixels& at, std::int64_t, std::int32_t q_row, std::int32_t q) {

@@ -210,7 +210,7 @@ class Worker {
 void deliver(const Problem& a, const Second& second, std::int64_t b, std::span<Answers> parts,
              const std::vector<std::int64_t>& chosen) {
   const double answer_unit = a.others_answer() ? (a.responses_uint8 ? 1 / 127.5 : 1.0) : a.pixels_uint8 ? 1 / 127.5 : 1;
-  const auto add = [&](std::vector<double> Answers::* answer, double* to, auto factor) {
+  const auto add = [&](std::vector<double> Answers::*answer, double* to, auto factor) {
     const auto n = static_cast<std::int64_t>((parts[0].*answer).size());
     for (std::int64_t i = 0; i < n; ++i) {
       double sum = 0.0;

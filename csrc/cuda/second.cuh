@@ -1,11 +1,12 @@
 // The second pass. For a displacement the weights W = w / (sum of all w) are a map over the pixels, as the squared
-// distances are, and an answer by windows is sums over windows of such a map, times what the image has there. A block has
-// a segment of the images, each with every displacement of rows, and the maps of one displacement after the other:
+// distances are, and an answer by windows is sums over windows of such a map, times what the image has there. A block
+// has a segment of the images, each with every displacement of rows, and the maps of one displacement after the other:
 //
-//     squared differences -> sums over k rows -> and over k columns: distances -> W -> sums over k columns, and over k rows
+//     squared differences -> over k rows -> and columns: distances -> W -> sums over k columns -> and rows
 //
-// each step by all of its threads. Sums over displacements are float32 for about 128 terms, then double in the segment's
-// part of the workspace, and those of the segments are added in the order of the bank. Logarithms are to base 2.
+// each step by all of its threads. Sums over displacements are float32 for about 128 terms, then double in the
+// segment's part of the workspace, and those of the segments are added in the order of the bank. Logarithms are to
+// base 2.
 #pragma once
 
 #include "cuda/maps.cuh"
@@ -180,7 +181,7 @@ struct Block {
     });
   }
 
-  // log2 W of pixel (row, column), of which the sums over rows begin at v, in double.
+  // log2 W of pixel (row, column), whose sums over rows begin at v, in double.
   __device__ double far_weight(const Displaced& d, int row, int column, const float* v, float distance) const {
     double wide = 0.0;
     if (distance > query.weighing.exact_above) {
@@ -230,7 +231,7 @@ struct Block {
     return found;
   }
 
-  // What the pixels' own sources answer, and the weights beside those of the pixels: none, or around an axis its others.
+  // What the pixels' own sources answer, and the weights beside those of the pixels: none, or around an axis others.
   __device__ void answer_pixels(const Displaced& d) const {
     const Shift& across = d.columns;
     const int r = t.columns.window / 2, margin = across.first - across.reach_first + r;
@@ -270,8 +271,8 @@ struct Block {
     });
   }
 
-  // And of these over rows, times what the image has there less `centre`. Of W A, whose sum is nothing, images may be less
-  // by anything: the nearer to them, the fewer digits are lost.
+  // And of these over rows, times what the image has there less `centre`. Where the sum of the map over all sources is
+  // nothing that may be anything: the nearer to images, the fewer digits are lost.
   template <int K>
   __device__ void meet_image(const Displaced& d, const float* map, const float* taps, const float* centre,
                              float* to) const {

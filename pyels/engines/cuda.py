@@ -102,8 +102,8 @@ class Cuda(Exact):
     ) -> Answers:
         if isinstance(definition.window, WholeImage) or asked.influence or asked.top:
             raise ValueError(
-                "engine 'cuda' has folds, variances and derivatives of squares, but no influence or sources, and nothing "
-                "of the kind for whole images; use engine='cpu'"
+                "engine 'cuda' has folds, variances and derivatives of squares, but no influence and no sources, and "
+                "nothing of the kind for whole images; use engine='cpu'"
             )
         if is_captured(query.x):
             raise RuntimeError("a CUDA graph cannot capture folds, variances and derivatives; leave the graph out")

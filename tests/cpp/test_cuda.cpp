@@ -240,8 +240,8 @@ void second_pass_at_extreme_noise() {
     }
 }
 
-// More queries than a launch has, of classes, each of which is what it is alone; parts of a bank add up, and what is not
-// asked for changes nothing.
+// More queries than a launch has, of classes, each of which is what it is alone; parts of a bank add up, and what is
+// not asked for changes nothing.
 void second_pass_of_batches_and_parts() {
   std::vector<Level> levels;
   for (int b = 0; b < pyels::cuda::most_queries + 3; ++b) levels.push_back(level((b + 1) / 40.0));
@@ -441,6 +441,10 @@ void tensor_cores_are_chosen() {
         if (floats) work.to_float();
         context = work.text();
         const Problem a = work.problem(false);
+        Problem before_second = a;
+        before_second.want |= pyels::want_second;
+        check(!by_products(before_second, make_plan(a, {.tensor_cores = true}, 99 * 1024), 3),
+              "used before a second pass");
         for (const bool asked : {false, true}) {
           const Plan plan = make_plan(a, {.tensor_cores = asked}, 99 * 1024);
           const bool everywhere = !machine.whole_image() && machine.sources != pyels::Sources::same_position;
@@ -503,30 +507,32 @@ int main(int count, char** arguments) {
     context += ", tensor cores", bounds = &tensor_core_bounds;
     body(with_tensor_cores);
   };
-  return run_tests(count, arguments,
-                   {{"bank sizes and classes", bank_sizes_and_classes},
-                    {"every source counts once", every_source_counts_once},
-                    {"every window size", every_window_size},
-                    {"extreme noise", extreme_noise},
-                    {"the lowest image is the source", the_lowest_image_is_the_source},
-                    {"parts of a bank merge to the whole", parts_of_a_bank_merge_to_the_whole},
-                    {"several tiles, channels and launches", several_tiles_channels_and_launches},
-                    {"exponents are raised", exponents_are_raised},
-                    {"second pass of every window", second_pass_of_every_window},
-                    {"second pass at extreme noise", second_pass_at_extreme_noise},
-                    {"second pass of batches and parts", second_pass_of_batches_and_parts},
-                    {"second pass without windows", second_pass_without_windows},
+  return run_tests(
+      count, arguments,
+      {
+        {"bank sizes and classes", bank_sizes_and_classes}, {"every source counts once", every_source_counts_once},
+            {"every window size", every_window_size}, {"extreme noise", extreme_noise},
+            {"the lowest image is the source", the_lowest_image_is_the_source},
+            {"parts of a bank merge to the whole", parts_of_a_bank_merge_to_the_whole},
+            {"several tiles, channels and launches", several_tiles_channels_and_launches},
+            {"exponents are raised", exponents_are_raised},
+            {"second pass of every window", second_pass_of_every_window},
+            {"second pass at extreme noise", second_pass_at_extreme_noise},
+            {"second pass of batches and parts", second_pass_of_batches_and_parts},
+            {"second pass without windows", second_pass_without_windows},
 #if defined(PYELS_EMULATED)
-                    {"little shared memory", little_shared_memory},
-                    {"errors of the device are thrown", errors_of_the_device_are_thrown},
+            {"little shared memory", little_shared_memory},
+            {"errors of the device are thrown", errors_of_the_device_are_thrown},
 #endif
-                    {"plans keep within bounds", plans_keep_within_bounds},
-                    {"tensor cores are chosen", tensor_cores_are_chosen},
-                    {"tensor cores at their limit", tensor_cores_at_their_limit},
-                    {"more images than distances are kept", more_images_than_distances_are_kept, true}},
-                   [] {
-                     exact_bounds.report(), tensor_core_bounds.report();
-                     for (const Bounded& seen : {folded_bound, variance_bound, derivative_bound})
-                       std::printf("%s: worst error %.1e, bound %.0e\n", seen.what, seen.worst, seen.bound);
-                   });
+            {"plans keep within bounds", plans_keep_within_bounds},
+            {"tensor cores are chosen", tensor_cores_are_chosen},
+            {"tensor cores at their limit", tensor_cores_at_their_limit}, {
+          "more images than distances are kept", more_images_than_distances_are_kept, true
+        }
+      },
+      [] {
+        exact_bounds.report(), tensor_core_bounds.report();
+        for (const Bounded& seen : {folded_bound, variance_bound, derivative_bound})
+          std::printf("%s: worst error %.1e, bound %.0e\n", seen.what, seen.worst, seen.bound);
+      });
 }

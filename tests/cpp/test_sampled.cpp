@@ -94,8 +94,11 @@ struct Index {
 };
 
 std::vector<Partial> search(const Index& index, const Problem& problem, double tolerance, int threads = 1) {
-  return run([&](const Problem& a, pyels::Sink& sink) { sampled_engine(a, {threads, tolerance}, index.lists, sink); },
-             problem);
+  return run(
+      [&](const Problem& a, pyels::Sink& sink) {
+        sampled_engine(a, {threads, tolerance}, index.lists, sink);
+      },
+      problem);
 }
 
 // Where windows have no lists there is nothing to estimate: the border of a case with zeros.

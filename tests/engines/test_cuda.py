@@ -184,11 +184,15 @@ def test_folds_variances_and_derivatives_of_a_bank_in_parts(pretended_gpu, small
 def test_what_the_second_pass_lacks_is_said(pretended_gpu, small):
     x = noisy(small, 0.6, 0.8)
     whole, square = pyels.IS(small, engine="cuda"), pyels.ELS(small, 3, engine="cuda")
-    for asked in (whole.posterior(x, 0.6, 0.8).__getattribute__, None):
-        with pytest.raises(ValueError, match="folds, variances and derivatives of squares.*use engine='cpu'"):
-            asked("variance") if asked else square.influence(x, 0.6, 0.8)
-    with pytest.raises(ValueError, match="no influence or sources.*use engine='cpu'"):
-        square.sources(x, 0.6, 0.8)
+    leaf = x.clone().requires_grad_()
+    for ask in (
+        lambda: whole.posterior(x, 0.6, 0.8).variance,
+        lambda: whole.denoise(leaf, 0.6, 0.8).sum().backward(),
+        lambda: square.influence(x, 0.6, 0.8),
+        lambda: square.sources(x, 0.6, 0.8),
+    ):
+        with pytest.raises(ValueError, match=r"derivatives of squares, but no influence and no sources.*engine='cpu'"):
+            ask()
     for definition, why in (
         (pyels.Definition(pyels.Gaussian(1.0, 3), fold="uniform"), "takes windows"),
         (pyels.Definition(pyels.Square(3), fold="uniform", mirror=True), "mirror images"),
@@ -293,6 +297,17 @@ def test_parts_give_what_the_whole_gives(monkeypatch, kind):
     parts = MACHINES[kind](bank, 3, engine="cuda").posterior(x, 0.8, 0.6, labels)
     torch.testing.assert_close(parts.mean, whole.mean, rtol=0, atol=1e-5)
     assert torch.equal(parts.source, whole.source)
+
+
+@gpu
+@pytest.mark.parametrize("name", SECOND)
+def test_second_pass_matches_the_oracle(small, name):
+    x, labels = noisy(small, 0.6, 0.8, batch=3), torch.tensor([2, 0, 2])
+    expected = answers(small, SECOND[name], "reference", x, labels)
+    for bank, given in ((small, x), (small.to("cuda"), x.cuda())):
+        for ours, oracle in zip(answers(bank, SECOND[name], "cuda", given, labels), expected, strict=True):
+            assert ours.device == given.device
+            assert float((ours.cpu() - oracle).abs().max()) < 1e-4 * max(1.0, float(oracle.abs().max()))
 
 
 @gpu

@@ -181,9 +181,9 @@ def _circular(images: _Centred) -> Moments:
     _, height, width = images.bank.shape
     spectrum: Any = 0
     for part in images:
-        seen = torch.fft.rfft2(part, norm="ortho").permute(2, 3, 1, 0)
-        spectrum = spectrum + seen @ seen.mH
-    places = height * width
+        seen = torch.fft.rfft2(part, norm="ortho")
+        spectrum = spectrum + (seen[:, :, None] * seen[:, None].conj()).sum(0)
+    places, spectrum = height * width, spectrum.permute(2, 3, 0, 1)
     values, vectors = torch.linalg.eigh(spectrum * places / max(1, len(images) * places - 1))
     return Moments(images.mean, values.clamp(min=0)[..., None, :], vectors)
 

@@ -162,7 +162,7 @@ struct SecondPlan {
 };
 SecondPlan make_second_plan(const Problem& a, const Second& second, std::int64_t shared_bytes);
 
-// A segment has so many images with a displacement of rows each.
+// Parts of the images of a query, each of which has all displacements of rows; as above.
 std::int32_t segments_of(const Problem& a, const SecondPlan& plan, std::int64_t images);
 
 // Images, or entries, of a segment are first_of(i) .. first_of(i + 1) - 1, counted from the first.

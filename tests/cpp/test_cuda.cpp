@@ -430,6 +430,38 @@ void plans_keep_within_bounds() {
     check(make_plan(usual.problem(), {}, shared).method == Method::maps, "a usual size is not worked off by maps");
 }
 
+// The displacements of an axis are all of its pairs, once, and windows reach no further than maps have room for.
+void plans_of_the_second_pass() {
+  using namespace pyels::cuda;
+  for (const Machine& machine : machines)
+    for (const std::int64_t side : {1, 5, 28, 200})
+      for (const std::int64_t k : {1, 3, 7, 17, 31, 101}) {
+        if (machine.whole_image() || (machine.wraps() && k > side)) continue;
+        Case work(machine, {1, 1, 1}, 1, k, std::vector<Level>(20, level(0.5)));
+        work.end.assign(20, 1'000'000);
+        Problem a = work.problem();
+        a.channels = 3, a.height = side, a.width = side + 3;
+        context = work.text() + " side " + std::to_string(side);
+        double some = 0;
+        pyels::Second second;
+        second.folded = second.derivative = &some;
+        const SecondPlan plan = make_second_plan(a, second, 99 * 1024);
+        check(plan.workspace <= 2 * workspace_bytes + 2 * plan.segment_size, "a large workspace");
+        check(plan.shared == (plan.floats * 4 <= 99 * 1024) && (side > 28 || k > 31 || plan.shared), "shared memory");
+        for (const pyels::SourceAxis& axis : {plan.rows, plan.columns}) {
+          std::int64_t pairs = 0, expected = 0;
+          for (int i = 0; i < axis.spans; ++i) expected += std::int64_t{axis.span[i].count} * sources_of(axis.span[i]);
+          for (int i = 0; i < shifts_of(axis); ++i) {
+            const Shift shift = shift_of(axis, i);
+            pairs += shift.count;
+            check(shift.count >= 1 && shift.reach >= shift.count && shift.reach <= axis.length, "a displacement");
+            check(shift.first - axis.window / 2 <= shift.reach_first, "windows reach further back");
+          }
+          check(pairs == expected, "pairs");
+        }
+      }
+}
+
 // Tensor cores are used where they are exact enough, and may be faster.
 void tensor_cores_are_chosen() {
   using namespace pyels::cuda;
@@ -525,6 +557,7 @@ int main(int count, char** arguments) {
             {"errors of the device are thrown", errors_of_the_device_are_thrown},
 #endif
             {"plans keep within bounds", plans_keep_within_bounds},
+            {"plans of the second pass", plans_of_the_second_pass},
             {"tensor cores are chosen", tensor_cores_are_chosen},
             {"tensor cores at their limit", tensor_cores_at_their_limit}, {
           "more images than distances are kept", more_images_than_distances_are_kept, true

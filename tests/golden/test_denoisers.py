@@ -5,6 +5,7 @@ and `entropy{i}`, all float64; `top` are the heaviest sources of `pixel`, as ima
 """
 
 import json
+import os
 
 import numpy as np
 import pytest
@@ -58,12 +59,10 @@ def denoiser_of(case, golden, bank, engine):
 @pytest.mark.parametrize("number", range(CASES))
 def test_case_agrees(golden, number, engine, bound):
     case = json.loads(str(golden["meta"][number]))
+    if engine == "reference" and case["t"] not in (0.3, 0.9) and not os.environ.get("PYELS_LARGE"):
+        pytest.skip("one level of two takes the slow engine half a minute: PYELS_LARGE=1 runs all")
     bank = pyels.PatchBank(golden[f"bank_{case['data']}"])
-    try:
-        machine = denoiser_of(case, golden, bank, engine)
-    except ValueError as refused:
-        assert engine == "cpu"
-        pytest.skip(f"{refused}")
+    machine = denoiser_of(case, golden, bank, engine)
     x = torch.from_numpy(golden[case["x"]])[None].requires_grad_("vjp" + str(number) in golden)
     levels = case["alpha"], case["sigma"]
 

@@ -268,7 +268,7 @@ def test_a_network_draws_samples(mine, tmp_path, capsys):
         (("--patch-size", 3), "networks have no windows"),
         (("--machine", "is"), "--machine is for machines: leave it out, or --network"),
         (("--engine", "cpu"), "--engine is for machines"),
-        (("--shard", "bank"), "a network draws with --shard seeds"),
+        (("--shard", "bank"), "--shard bank is for machines of one definition; others draw with --shard seeds"),
     ):
         assert run_program("sample", *mine("good"), *more, "--out", tmp_path / "no") == 2
         assert message in capsys.readouterr().err

@@ -148,7 +148,7 @@ void errors_are_as_stated() {
     });
   }
   std::printf("  %lld of %lld missed\n", static_cast<long long>(missed), static_cast<long long>(estimated));
-  check(estimated > 500, "little was estimated");
+  check(estimated > 400, "little was estimated");  // by one instruction set, and more by several
   check(missed <= 0.07 * static_cast<double>(estimated), "too many");
 }
 

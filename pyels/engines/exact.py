@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from abc import abstractmethod
 from collections.abc import Generator
 from contextlib import closing
 from dataclasses import dataclass
@@ -29,7 +28,8 @@ Part = tuple[Tensor, Selection, Tensor | None]
 
 @dataclass(eq=False)
 class Exact(Engine):
-    """What exact engines have in common. Each says how a part of a bank is evaluated, and may say how parts come."""
+    """What exact engines have in common: a part of a bank is evaluated by the compiled engine of their name. Each may
+    say with which options, and how parts come."""
 
     def evaluate(
         self, definition: Definition, bank: PatchBank, selection: Selection, query: Query, want: Want
@@ -60,7 +60,10 @@ class Exact(Engine):
             total = self.answer_part(definition, *self._nothing(definition, bank, selection, query, asked))
         return total
 
-    @abstractmethod
+    def compiled_options(self) -> dict[str, Any]:
+        """The fields of the compiled engine's struct of options, by name."""
+        return {}
+
     def evaluate_part(
         self,
         definition: Definition,
@@ -71,6 +74,7 @@ class Exact(Engine):
         responses: Tensor | None = None,
     ) -> PartialPosterior:
         """That of images (n, C, H, W) which are where the engine works, and of responses (n, R, H, W)."""
+        return evaluate(self.name, self.compiled_options(), definition, images, selection, query, want, responses)
 
     def answer_part(
         self,
@@ -81,8 +85,8 @@ class Exact(Engine):
         asked: Asked,
         responses: Tensor | None = None,
     ) -> Answers:
-        """Likewise; of engines that know a second pass."""
-        raise self.no_second_pass()
+        """Likewise."""
+        return answer(self.name, self.compiled_options(), definition, images, selection, query, asked, responses)
 
     def parts(self, bank: PatchBank, selection: Selection) -> Generator[Part, None, None]:
         """The selected images: at once, or where the bank is streamed one part after the other, each valid until the
@@ -149,27 +153,8 @@ class Cpu(Exact):
     knows: ClassVar[tuple[str, ...]] = ("mirror", "responses", "precision", "second")
     threads: int = checked(None, threads_or_all)
 
-    def evaluate_part(
-        self,
-        definition: Definition,
-        images: Tensor,
-        selection: Selection,
-        query: Query,
-        want: Want,
-        responses: Tensor | None = None,
-    ) -> PartialPosterior:
-        return evaluate("cpu", {"threads": self.threads}, definition, images, selection, query, want, responses)
-
-    def answer_part(
-        self,
-        definition: Definition,
-        images: Tensor,
-        selection: Selection,
-        query: Query,
-        asked: Asked,
-        responses: Tensor | None = None,
-    ) -> Answers:
-        return answer("cpu", {"threads": self.threads}, definition, images, selection, query, asked, responses)
+    def compiled_options(self) -> dict[str, Any]:
+        return {"threads": self.threads}
 
 
 @dataclass(eq=False)
@@ -180,25 +165,3 @@ class Reference(Exact):
     windows: ClassVar[tuple[type, ...]] = (WholeImage, Square, Gaussian, Masks)
     knows: ClassVar[tuple[str, ...]] = ("mirror", "responses", "precision", "second")
     dtype: ClassVar[torch.dtype] = torch.float64
-
-    def evaluate_part(
-        self,
-        definition: Definition,
-        images: Tensor,
-        selection: Selection,
-        query: Query,
-        want: Want,
-        responses: Tensor | None = None,
-    ) -> PartialPosterior:
-        return evaluate("reference", {}, definition, images, selection, query, want, responses)
-
-    def answer_part(
-        self,
-        definition: Definition,
-        images: Tensor,
-        selection: Selection,
-        query: Query,
-        asked: Asked,
-        responses: Tensor | None = None,
-    ) -> Answers:
-        return answer("reference", {}, definition, images, selection, query, asked, responses)

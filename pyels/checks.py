@@ -147,7 +147,7 @@ def check_labels(labels: Any, batch: int) -> Tensor | None:
     return classes.to(torch.int64).contiguous()
 
 
-def check_patch_size(k: int | None, height: int, width: int, wraps: bool) -> int:
+def check_patch_size(k: int | None, height: int = 1, width: int = 1, wraps: bool = False) -> int:
     """k as an odd positive int that the boundary allows."""
     if k is None:
         raise ValueError("patch_size is missing: give it to the machine or to the call (an odd number of pixels)")
@@ -172,6 +172,20 @@ def check_number(name: str, value: Any) -> float:
         return numbers_of(value).item()
     except (TypeError, ValueError, RuntimeError):
         raise TypeError(f"{name} must be a number, got {type(value).__name__}") from None
+
+
+def check_share(name: str, value: Any) -> float:
+    number = check_number(name, value)
+    if not 0 <= number <= 1:
+        raise ValueError(f"{name} must lie in [0, 1], got {value}")
+    return float(number)
+
+
+def check_width(width: Any) -> float:
+    number = check_number("width", width)
+    if not 0 < number < float("inf"):
+        raise ValueError(f"width of a Gaussian window must be positive and finite, got {width}")
+    return float(number)
 
 
 def check_count(name: str, value: Any) -> int:

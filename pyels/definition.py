@@ -23,7 +23,7 @@ from torch import Tensor
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from pyels.bank.bank import PatchBank
-from pyels.checks import CPU, check_number, check_patch_size
+from pyels.checks import CPU, check_number, check_patch_size, check_width
 
 
 class Sources(Enum):
@@ -63,6 +63,8 @@ def said(of: Any) -> str:
 class WholeImage:
     """The whole image is compared: one weight for an image, shared by all pixels."""
 
+    parameter = None
+
 
 @dataclass(frozen=True)
 class Square:
@@ -76,6 +78,7 @@ class Square:
 
     k: int | None = None
     inside: bool = False
+    parameter = "patch_size"
     __repr__ = said
 
     def taps(self, k: int) -> Tensor:
@@ -97,14 +100,15 @@ class Gaussian:
     width: float
     k: int | None = None
     inside = False
+    parameter = "width"
 
     def __post_init__(self) -> None:
-        width = check_number("width", self.width)
-        if not 0 < width < float("inf"):
-            raise ValueError(f"width of a Gaussian window must be positive and finite, got {self.width}")
-        object.__setattr__(self, "width", float(width))
+        object.__setattr__(self, "width", check_width(self.width))
         if self.k is None:
-            object.__setattr__(self, "k", 2 * math.ceil(3 * width) + 1)
+            object.__setattr__(self, "k", 2 * math.ceil(3 * self.width) + 1)
+
+    def of(self, width: float) -> Gaussian:
+        return Gaussian(width)
 
     def taps(self, k: int) -> Tensor:
         """As of `Square`."""
@@ -120,15 +124,24 @@ class Masks:
 
     Parameters
     ----------
-    weights  (H*W, H, W) or (H*W, C, H, W), not negative, for output pixel p = row * W + column; or a function of
-             (alpha, sigma) that returns such
+    weights    (H*W, H, W) or (H*W, C, H, W), not negative, for output pixel p = row * W + column; or a function of
+               (alpha, sigma) that returns such
+    parameter  "threshold" or "mass": such a field of the query is a third argument of the function
+    setting    of it, where a query says none
     """
 
-    weights: Tensor | Callable[[float, float], Tensor] = field(repr=False)
+    weights: Tensor | Callable[..., Tensor] = field(repr=False)
+    parameter: str | None = None
+    setting: float | None = None
+    __repr__ = said
+
+    def of(self, value: float) -> Masks:
+        return replace(self, setting=value)
 
     def at(self, alpha: float, sigma: float, shape: Sequence[int]) -> Tensor:
         """The weights at one noise level, (H*W, C, H, W) float64, for images (C, H, W)."""
-        weights = self.weights(alpha, sigma) if callable(self.weights) else self.weights
+        further = () if self.parameter is None else (self.setting,)
+        weights = self.weights(alpha, sigma, *further) if callable(self.weights) else self.weights
         given = weights if isinstance(weights, Tensor) else torch.as_tensor(weights, device=CPU)
         weights = given.detach().to("cpu", torch.float64)
         channels, height, width = shape
@@ -266,7 +279,7 @@ class Definition:
     def size(self) -> int:
         """k; 1, which has no meaning, where windows have none. Raises ValueError where it is not said yet."""
         if isinstance(self.window, Sized) and self.window.k is None:
-            check_patch_size(None, 1, 1, False)
+            check_patch_size(None)
         return self.patch_size or 1
 
     def of_size(self, k: int | None, height: int, width: int) -> Definition:

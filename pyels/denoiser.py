@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, TypeVar, cast
 
 import torch
@@ -19,8 +20,11 @@ from pyels.checks import (
     check_images,
     check_labels,
     check_level,
+    check_patch_size,
     check_precision,
+    check_share,
     check_tolerance,
+    check_width,
     checked,
     checks_of,
 )
@@ -50,7 +54,10 @@ class Query:
     alpha       (B,) float64 signal levels >= 0, in CPU memory
     sigma       (B,) float64 noise levels > 0, in CPU memory
     labels      (B,) int64 classes of the images, in CPU memory; None: of any class
-    patch_size  window size in pixels; None: the denoiser has none
+    patch_size  window size in pixels; None: as the denoiser has it, or it has none; likewise, of those that have it,
+    threshold   of windows that follow the data, in [0, 1]
+    width       of Gaussian windows in pixels
+    mass        share of a network's sensitivity that a window holds, in [0, 1]
     tolerance   a wish: how far the mean of a pixel may be from the exact one (half a 95% interval) for its search to
                 end, instead of the engine's own; engine "sampled" alone takes notice, the others are exact
     selection   a wish: which images of a machine's bank count (see `PatchBank.select`), instead of those of the labels
@@ -62,7 +69,10 @@ class Query:
     alpha: Tensor
     sigma: Tensor
     labels: Tensor | None = None
-    patch_size: int | None = None
+    patch_size: int | None = checked(None, check_patch_size)
+    threshold: float | None = checked(None, partial(check_share, "threshold"))
+    width: float | None = checked(None, check_width)
+    mass: float | None = checked(None, partial(check_share, "mass"))
     tolerance: float | None = checked(None, check_tolerance)
     selection: Selection | None = checked(None, check_selection)
     precision: Tensor | None = checked(None, check_precision)
@@ -192,16 +202,17 @@ class Denoiser:
 
     Attributes
     ----------
-    device  where it works: x may be there, or in CPU memory, and the estimate is where x is
-    wishes  the fields of a `Query` beyond its images, levels, labels and patch size that it takes notice of
-    sized   whether a query may say how large its windows are
-    clip    largest |x0_hat| of `denoise` and all that follows from it, or None; `estimate` is not clipped
+    device     where it works: x may be there, or in CPU memory, and the estimate is where x is
+    parameter  the field of a `Query` that is calibrated, and may change from step to step: "patch_size", "threshold",
+               "width" or "mass"; None: there is none
+    wishes     the other fields, beyond images, levels and labels, that it takes notice of
+    clip       largest |x0_hat| of `denoise` and all that follows from it, or None; `estimate` is not clipped
     """
 
     device = CPU
     clip: float | None = None
+    parameter: str | None = None
     wishes: tuple[str, ...] = ()
-    sized = False
 
     def estimate(self, query: Query) -> Tensor:
         """The estimate x0_hat (B, C, H, W) float32, where query.x is."""
@@ -224,9 +235,16 @@ class Denoiser:
         if torch.device(device) != torch.device(self.device):
             raise ValueError(f"device {device} was asked for, but a {type(self).__name__} cannot be moved there")
 
-    def check_size(self, patch_size: int | None) -> int:
-        """The patch size as an int, if this denoiser can take it; raises TypeError or ValueError if it cannot."""
-        raise ValueError(f"patch_size {patch_size} was given, but {type(self).__name__} has none; leave it out")
+    def check_wish(self, name: str, value: Any) -> Any:
+        """A value, or None, for a field of a query, if this denoiser can take it; raises TypeError or ValueError if it
+        cannot."""
+        taken = [one for one in (*self.wishes, self.parameter) if one is not None]
+        if name == "patch_size" not in taken and value is not None:
+            raise ValueError(f"patch_size {value} was given, but {type(self).__name__} has none; leave it out")
+        if name not in (*taken, "patch_size"):
+            allowed = ", ".join(one for one in taken if one != "patch_size") or "none"
+            raise TypeError(f"{type(self).__name__} has no argument {name!r}; beyond patch_size it has {allowed}")
+        return None if value is None else _WISHES[name](value)
 
     def check_images(self, x: Tensor) -> Tensor:
         """x as the denoiser takes it; raises TypeError or ValueError if it cannot."""
@@ -248,17 +266,12 @@ class Denoiser:
                 raise RuntimeError(_NO_DERIVATIVE)
         x = self.check_images(x).clone()  # an estimate of one's own may work in place
         batch = len(x)
-        for name in wishes:
-            if name not in self.wishes:
-                allowed = ", ".join(self.wishes) or "none"
-                raise TypeError(f"{type(self).__name__} has no argument {name!r}; beyond patch_size it has {allowed}")
         return Query(
             x,
             check_level("alpha", alpha, batch),
             check_level("sigma", sigma, batch),
             check_labels(labels, batch),
-            None if patch_size is None else self.check_size(patch_size),
-            **{name: None if value is None else _WISHES[name](value) for name, value in wishes.items()},
+            **{name: self.check_wish(name, value) for name, value in {"patch_size": patch_size, **wishes}.items()},
         )
 
     def denoise(
@@ -280,7 +293,8 @@ class Denoiser:
         labels      (B,) integers, likewise, classes of the images: a machine restricts each query to the bank images of
                     its class, a class-conditional network is told. None: all images
         patch_size  odd window size in pixels, instead of the machine's own; networks have none
-        wishes      further fields of `Query`, by name, such as tolerance=0.03 to a machine with engine "sampled"
+        wishes      further fields of `Query`, by name, such as tolerance=0.03 to a machine with engine "sampled", or
+                    threshold=0.05 to `PCALocality`
 
         Returns
         -------
@@ -351,7 +365,7 @@ class Composite(Denoiser):
         if not isinstance(denoiser, Denoiser):
             raise TypeError(f"denoiser must be a machine or another pyels.Denoiser, got {type(denoiser).__name__}")
         self.denoiser, self.device, self.clip = denoiser, denoiser.device, denoiser.clip
-        self.wishes, self.sized = denoiser.wishes, denoiser.sized
+        self.wishes, self.parameter = denoiser.wishes, denoiser.parameter
 
     def estimate(self, query: Query) -> Tensor:
         return self.estimate_and_pullback(query)[0]
@@ -366,8 +380,8 @@ class Composite(Denoiser):
         self.denoiser.to(device)
         self.device = self.denoiser.device
 
-    def check_size(self, patch_size: int | None) -> int:
-        return self.denoiser.check_size(patch_size)
+    def check_wish(self, name: str, value: Any) -> Any:
+        return self.denoiser.check_wish(name, super().check_wish(name, value))
 
     def check_images(self, x: Tensor) -> Tensor:
         return self.denoiser.check_images(x)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -19,12 +19,16 @@ Estimate = Callable[[Tensor, "Level"], Tensor]
 
 @dataclass(frozen=True)
 class Level:
-    """One noise level on the way: its time, alpha, sigma, and the machine's patch size there."""
+    """One noise level on the way: its time, alpha, sigma, and what else the denoiser is told there, by name."""
 
     t: float
     alpha: float
     sigma: float
-    patch_size: int | None = None
+    told: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def patch_size(self) -> int | None:
+        return self.told.get("patch_size")
 
 
 @dataclass(frozen=True)
@@ -127,6 +131,7 @@ def sample(
     callback: Callable[[Step], Any] | None = None,
     eta: float = 0.0,
     generator: torch.Generator | None = None,
+    per_step: Mapping[str, Sequence[Any]] | None = None,
 ) -> Tensor:
     """Draw samples from noise with a machine or a network.
 
@@ -145,6 +150,7 @@ def sample(
     callback     called with a `Step` after every step; an exception in it ends the sampling
     eta          DDIM only: 0 is deterministic, 1 is ancestral sampling
     generator    source of the noise that eta > 0 adds; give a seeded one for the same picture every time
+    per_step     what else `denoise` is told at each time, as patch_sizes: {"threshold": [.02, .02, .05]}
 
     Returns
     -------
@@ -159,11 +165,10 @@ def sample(
         raise TypeError(f"denoiser must be a machine or another pyels.Denoiser, got {type(denoiser).__name__}")
     underived(denoiser.check_images)(noise)  # refuses torch.vmap in words
     labels = check_labels(labels, len(noise))
-    if patch_sizes is not None:  # all of them now, not each at its step
-        if np.ndim(patch_sizes) != 1:
-            raise TypeError(f"patch_sizes must be a sequence with one size for each step, got {patch_sizes!r}")
-        patch_sizes = [denoiser.check_size(k) for k in patch_sizes]
-    levels = noise_levels(steps, make_schedule(schedule), patch_sizes)
+    levels = [
+        replace(level, told={name: denoiser.check_wish(name, value) for name, value in level.told.items()})
+        for level in noise_levels(steps, make_schedule(schedule), patch_sizes, per_step)
+    ]  # all of them now, not each at its step
     if solver not in SOLVERS:
         raise ValueError(f"solver must be one of {', '.join(SOLVERS)}, got {solver!r}")
     eta = check_number("eta", eta)
@@ -173,7 +178,7 @@ def sample(
         raise ValueError(f"eta is an option of solver 'ddim', but solver is {solver!r}")
 
     def estimate(x: Tensor, level: Level) -> Tensor:
-        x0 = denoiser.denoise(x.clone(), level.alpha, level.sigma, labels=labels, patch_size=level.patch_size)
+        x0 = denoiser.denoise(x.clone(), level.alpha, level.sigma, labels=labels, **level.told)
         return x0.to(x.dtype)
 
     def on_step(step: Step) -> None:
@@ -188,7 +193,12 @@ def sample(
     return ddim(estimate, x, levels, on_step, eta, generator)
 
 
-def noise_levels(steps: int | Levels, schedule: Schedule, patch_sizes: Sequence[int] | None = None) -> list[Level]:
+def noise_levels(
+    steps: int | Levels,
+    schedule: Schedule,
+    patch_sizes: Sequence[int] | None = None,
+    per_step: Mapping[str, Sequence[Any]] | None = None,
+) -> list[Level]:
     """The noise levels of `sample`, noisiest first; arguments as there."""
     try:
         given = numbers_of(steps)
@@ -205,15 +215,19 @@ def noise_levels(steps: int | Levels, schedule: Schedule, patch_sizes: Sequence[
         times = sorted(map(float, given.tolist()))
         if not all(0 < t <= 1 for t in times):
             raise ValueError(f"times must lie in (0, 1], got {given.tolist()}")
-    if patch_sizes is not None and len(patch_sizes) != len(times):
-        raise ValueError(f"patch_sizes has {len(patch_sizes)} entries for {len(times)} steps; give one for each")
-    sizes: Sequence[int | None] = [None] * len(times) if patch_sizes is None else patch_sizes
+    told = {**(per_step or {}), **({} if patch_sizes is None else {"patch_size": patch_sizes})}
+    for name, values in told.items():
+        what = "patch_sizes" if name == "patch_size" else f"per_step[{name!r}]"
+        if np.ndim(values) != 1:
+            raise TypeError(f"{what} must be a sequence with one value for each step, got {values!r}")
+        if len(values) != len(times):
+            raise ValueError(f"{what} has {len(values)} entries for {len(times)} steps; give one for each")
     levels = []
-    for t, size in zip(times, sizes, strict=True):
+    for i, t in enumerate(times):
         alpha, sigma = float(schedule.alpha(t)), float(schedule.sigma(t))
         if not sigma > 0 or not alpha >= 0:
             raise ValueError(
                 f"the schedule gives alpha {alpha}, sigma {sigma} at t = {t:g}; allowed: alpha >= 0, sigma > 0"
             )
-        levels.append(Level(t, alpha, sigma, size))
+        levels.append(Level(t, alpha, sigma, {name: values[i] for name, values in told.items()}))
     return levels[::-1]

@@ -174,7 +174,7 @@ def posteriors():
     with pytest.raises(ValueError, match="label 7: no images of this class"):
         pyels.distributed.Sharded(pyels.LS(bank, 3)).denoise(noisy(bank, 0.9, 0.5), 0.9, 0.5, torch.tensor([7]))
     with pytest.raises(ValueError, match="patch_size must be odd"):
-        pyels.distributed.Sharded(pyels.LS(bank, 3)).check_size(4)
+        pyels.distributed.Sharded(pyels.LS(bank, 3)).check_wish("patch_size", 4)
     x = noisy(bank, 0.9, 0.5, seed=pyels.distributed.rank())
     with pytest.raises(ValueError, match="the processes passed different queries"):
         pyels.distributed.Sharded(pyels.LS(bank, 3)).denoise(x, 0.9, 0.5)

@@ -107,6 +107,27 @@ def test_samples_of_a_batch_are_those_drawn_alone(small):
         assert torch.equal(together[i], alone[0])
 
 
+def test_steps_may_say_a_threshold(small):
+    machine, noise, seen = pyels.PCALocality(small), torch.randn(2, 1, 9, 8), []
+    drawn = pyels.sample(machine, noise, 2, per_step={"threshold": [0.3, 0.1]}, callback=seen.append)
+    assert [step.level.told for step in seen] == [{"threshold": 0.1}, {"threshold": 0.3}]
+    for step in seen:
+        of_step = pyels.PCALocality(small, **step.level.told)
+        assert torch.equal(of_step.denoise(step.x, step.level.alpha, step.level.sigma), step.x0)
+    assert torch.equal(seen[-1].to, drawn)
+    sizes = pyels.sample(pyels.ELS(small), noise, 2, patch_sizes=[3, 5])
+    assert torch.equal(pyels.sample(pyels.ELS(small), noise, 2, per_step={"patch_size": [3, 5]}), sizes)
+    for wrong, what in [
+        ({"threshold": [0.1]}, r"per_step\['threshold'\] has 1 entries for 2 steps"),
+        ({"threshold": 0.1}, r"per_step\['threshold'\] must be a sequence"),
+        ({"threshold": [0.1, 2]}, r"threshold must lie in \[0, 1\], got 2"),
+        ({"patch_size": [3, 3]}, "patch_size 3 was given, but PCALocality has none"),
+        ({"width": [1, 2]}, "PCALocality has no argument 'width'"),
+    ]:
+        with pytest.raises((TypeError, ValueError), match=what):
+            pyels.sample(machine, noise, 2, per_step=wrong)
+
+
 def test_released_stepping_starts_late_and_reads_the_next_size():
     name = "fashion-mnist-resnet-zeros"
     sizes = pyels.presets.PATCH_SIZES[name]

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pyels
 from pyels.cli.progress import StepBar
-from pyels.cli.settings import sizes_of_file
+from pyels.cli.settings import told_in_file
 from pyels.studies import comparison, plots
 
 ROOT = Path(__file__).parent.parent
@@ -35,10 +35,10 @@ def main() -> None:
 
     bank = pyels.datasets.load(options.dataset)
     network, _ = pyels.adapters.load(NETWORK)
-    sizes = sizes_of_file(NETWORK / "sizes" / "scales.json", "cosine")
+    _, sizes = told_in_file(NETWORK / "sizes" / "scales.json", "cosine")
     contenders = {
         comparison.NETWORK: comparison.Contender(network, len(sizes)),
-        "els": comparison.Contender(pyels.ELS(bank), len(sizes), sizes),
+        "els": comparison.Contender(pyels.ELS(bank), len(sizes), {"patch_size": sizes}),
     }
     seeds, labels, remarks = zip(*CASES, strict=True)
     with tempfile.TemporaryDirectory() as folder, StepBar(len(CASES), 2 * len(sizes)) as bar:

@@ -49,7 +49,7 @@ def draw_levels(path, bank, network, machines, sizes):
         rows["noisy"].append(x.clamp(-1, 1))
         rows["network"].append(network.denoise(x, *level, labels))
         for name, machine in machines.items():
-            size = sizes[round(t * len(sizes)) - 1] if machine.sized else None
+            size = sizes[round(t * len(sizes)) - 1] if machine.parameter == "patch_size" else None
             rows[name].append(machine.denoise(x, *level, labels, patch_size=size))
     drawn = [plots.Row(name, torch.cat(images)) for name, images in rows.items()]
     plots.draw_rows(path, drawn, [f"t = {t:g}" for t in TIMES])
@@ -58,7 +58,7 @@ def draw_levels(path, bank, network, machines, sizes):
 def draw_samples(path, bank, network, machines, sizes, num):
     contenders = {comparison.NETWORK: comparison.Contender(network, len(sizes))}
     for name, machine in machines.items():
-        contenders[name] = comparison.Contender(machine, len(sizes), sizes if machine.sized else None)
+        contenders[name] = comparison.Contender(machine, len(sizes), {"patch_size": sizes})
     seeds = list(range(num))
     labels = [seed % 10 for seed in seeds] if network.conditional else None
     with (

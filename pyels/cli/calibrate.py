@@ -1,4 +1,4 @@
-"""`pyels calibrate`: the patch sizes at which a machine agrees best with a network."""
+"""`pyels calibrate`: the patch sizes, or thresholds or widths, at which a machine agrees best with a network."""
 
 from __future__ import annotations
 
@@ -14,26 +14,26 @@ from pyels.cli.options import AT_LEAST_1, command, option
 from pyels.cli.progress import StepBar
 from pyels.cli.settings import (
     BOUNDARIES,
+    CALIBRATED,
     DEFAULT_STEPS,
-    LOCAL,
+    WINDOWS,
     EngineOptions,
     JobOptions,
     LabelOptions,
     NetworkOptions,
     OutputOptions,
     boundary_of,
-    check_sizes,
     check_wiring,
-    integers,
     record_of_engine,
+    values_of,
 )
+from pyels.denoiser import Denoiser
 from pyels.files import write_json, write_tensors
-from pyels.machines import Machine
 from pyels.networks import NETWORKS, Network
 from pyels.sampling import Step
 from pyels.schedules import SCHEDULES, make_schedule
 from pyels.studies import plots, resumable
-from pyels.studies.calibration import Calibration, calibrate
+from pyels.studies.calibration import TRIED, Calibration, calibrate, fitting
 
 _FURTHER = [
     f"for a {kind.__name__} 3,5,..,{kind.LARGEST_SIZE}, "
@@ -46,11 +46,14 @@ _RESULTS = ("scales.json", "calibration.png", "receptive_field.png", "calibratio
 
 @dataclass(frozen=True, kw_only=True)
 class Calibrate(NetworkOptions, LabelOptions, EngineOptions, JobOptions, OutputOptions):
-    machine: str = option("els", type=click.Choice(LOCAL))
+    machine: str = option("els", type=click.Choice(CALIBRATED))
     boundary: str | None = option(None, "Of ELS.  [default: as the network's padding]", type=click.Choice(BOUNDARIES))
+    window: str | None = option(None, "Of ELS and LS.  [default: square]", type=click.Choice(WINDOWS))
     sizes: str | None = option(
         None,
-        f"Patch sizes to try.  [default: 3,5,..,{Network.LARGEST_SIZE}, {''.join(_FURTHER)}as far as they fit]",
+        "Patch sizes to try, of pca and golden thresholds, of Gaussian windows widths.  "
+        f"[default: 3,5,..,{Network.LARGEST_SIZE}, {''.join(_FURTHER)}as far as they fit; "
+        f"{','.join(map(str, TRIED['threshold']))}; {','.join(map(str, TRIED['width']))}]",
     )
     steps: int = option(DEFAULT_STEPS, "Steps of the network's trajectories.", must_be=AT_LEAST_1)
     schedule: str = option("cosine", type=click.Choice(SCHEDULES))
@@ -61,7 +64,7 @@ class Calibrate(NetworkOptions, LabelOptions, EngineOptions, JobOptions, OutputO
 
 @command(Calibrate)
 def calibrate_command(given: Calibrate) -> None:
-    """Find the patch size of every step for a network.
+    """Find the patch size of every step for a network, or the threshold or width, where a machine has that.
 
     Follows the network's own trajectories from noise to image, and compares its estimates at each step with those of
     the machine at every patch size (the paper's section 4). Writes scales.json (the sizes with the largest median
@@ -72,13 +75,11 @@ def calibrate_command(given: Calibrate) -> None:
     """
     denoiser, bank, record, of_both = given.load()
     jobs, each = given.share(given.num, bank)
-    machine = given.machine_of(given.machine, bank, each, given.boundary, boundary_of(record))
-    assert isinstance(machine, Machine)  # as all that have sizes
+    machine = given.machine_of(given.machine, bank, each, given.boundary, boundary_of(record), given.window)
     sizes = _sizes(given.sizes, machine, record)
-    check_sizes(machine, sizes)
     classes = given.classes(denoiser, bank)
     settings = given.record(
-        boundary=machine.boundary,
+        boundary=getattr(machine, "boundary", None),
         sizes=sizes,
         seeds=given.seeds,
         labels=classes,
@@ -102,7 +103,7 @@ def calibrate_command(given: Calibrate) -> None:
         samples = resumable.resumable(given.out, settings, given.num, one, bar, jobs)
     write_tensors(given.out / "calibration.safetensors", samples)
     times = samples.pop("times")[0].tolist()
-    calibration = Calibration(times, sizes, **samples)
+    calibration = Calibration(times, sizes, **samples, parameter=str(machine.parameter))
     result = {**settings, **calibration.record(), "doubts": doubts}
     write_json(given.out / "run.json", settings)
     write_json(given.out / "scales.json", result)
@@ -111,12 +112,15 @@ def calibrate_command(given: Calibrate) -> None:
     given.show(result, [*_table(calibration), f"sizes: {given.out / 'scales.json'}; pictures: {pictures}"])
 
 
-def _sizes(text: str | None, machine: Machine, record: Mapping[str, Any]) -> list[int]:
+def _sizes(text: str | None, machine: Denoiser, record: Mapping[str, Any]) -> list[Any]:
     """Those to try, ascending."""
+    parameter = str(machine.parameter)
     if text is not None:
-        return sorted(set(integers("sizes", text)))
+        return [machine.check_wish(parameter, size) for size in sorted(set(values_of("sizes", text, parameter)))]
+    if parameter != "patch_size":
+        return fitting(machine, TRIED[parameter])
     largest = NETWORKS.get(str(record.get("kind")).lower(), Network).LARGEST_SIZE
-    return list(range(3, 1 + (min(largest, *machine.bank.shape[1:]) if machine.definition.wraps else largest), 2))
+    return fitting(machine, range(3, largest + 1, 2))
 
 
 def _draw(given: Calibrate, calibration: Calibration, title: str) -> str:
@@ -126,19 +130,19 @@ def _draw(given: Calibrate, calibration: Calibration, title: str) -> str:
     if calibration.gradients is not None:
         pictures.append(given.out / "receptive_field.png")
         gradient = calibration.gradients.mean(dim=0)
-        of_steps = calibration.times, calibration.patch_sizes
-        plots.draw_receptive_field(pictures[1], gradient, *of_steps, schedule, title)
+        squares = calibration.best if calibration.parameter == "patch_size" else None
+        plots.draw_receptive_field(pictures[1], gradient, calibration.times, squares, schedule, title)
     else:
         click.echo("no receptive_field.png: torch cannot differentiate this network", err=True)
     return ", ".join(map(str, pictures))
 
 
 def _table(calibration: Calibration) -> list[str]:
-    lines = [f"{'t':>6} {'patch size':>10} {'cosine':>8} {'by squared error':>17}"]
+    lines = [f"{'t':>6} {calibration.parameter.replace('_', ' '):>10} {'cosine':>8} {'by squared error':>17}"]
     for i, t in enumerate(calibration.times):
         best = float(calibration.cosine[i].max())
-        lines.append(f"{t:6.3f} {calibration.patch_sizes[i]:10} {best:8.4f} {calibration.patch_sizes_by_mse[i]:17}")
+        lines.append(f"{t:6.3f} {calibration.best[i]:10} {best:8.4f} {calibration.best_by_mse[i]:17}")
     largest = calibration.sizes[-1]
-    if largest in calibration.patch_sizes[:-1]:
+    if largest in calibration.best[:-1]:
         lines.append(f"the largest size tried, {largest}, was the best one at some steps: larger --sizes may do better")
     return lines

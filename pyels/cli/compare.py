@@ -11,7 +11,6 @@ import click
 import torch
 from torch import Tensor
 
-from pyels import presets
 from pyels.bank import PatchBank
 from pyels.cli.options import AT_LEAST_1, command, in_words, option
 from pyels.cli.progress import StepBar
@@ -25,14 +24,14 @@ from pyels.cli.settings import (
     LabelOptions,
     NetworkOptions,
     OutputOptions,
+    arguments_of,
     boundary_of,
-    check_sizes,
+    check_told,
     check_wiring,
     record_of_engine,
     refuse_sizes,
-    sizes_of_steps,
+    told_at_steps,
 )
-from pyels.denoiser import Denoiser
 from pyels.files import write_json, write_tensors
 from pyels.machines import MACHINES
 from pyels.schedules import SCHEDULES
@@ -49,13 +48,16 @@ _RESULTS = ("report.json", "scatter.png", "pairs.png", "comparison.safetensors",
 class Compare(NetworkOptions, LabelOptions, EngineOptions, JobOptions, OutputOptions):
     machines: str = option(
         "els,ls,is",
-        f"Of {', '.join(MACHINES)}; {in_words(SPECS[len(MACHINES) :])} name the boundary, "
-        f"{in_words(BOUNDED)} take that of the network's padding (zeros where it is not known).",
+        f"Of {', '.join(MACHINES)}; {in_words(SPECS[len(MACHINES) :])} name the boundary, or the window; "
+        f"{in_words(BOUNDED)} take the boundary of the network's padding (zeros where it is not known).",
     )
-    patch_sizes: str | None = option(
-        None,
+    patch_sizes: tuple[str, ...] = option(
+        (),
         f"Of {in_words(LOCAL)}: one size a step, cleanest first, as 3,3,5,..; a scales.json of pyels calibrate; or a "
-        "preset's name.",
+        "preset's name. Once more for machines with another parameter: their scales.json, or threshold=.05,.02,..; one "
+        "number is for all steps.",
+        type=str,
+        also="--scales",
     )
     patch_size: int | None = option(None, "One size for all steps, instead.", recorded=False)
     steps: int | None = option(
@@ -80,17 +82,17 @@ def compare_command(given: Compare) -> None:
     denoiser, bank, record, of_both = given.load()
     jobs, each = given.share(given.num, bank)
     machines = given.machines_of(given.machines, bank, each, boundary_of(record))
-    sizes = _sizes(given, [machine for machine in machines.values() if machine.sized])
-    steps = len(sizes) if sizes is not None else given.steps or DEFAULT_STEPS
+    told, steps = _told(given, any(machine.parameter for machine in machines.values()))
+    check_told(told, machines)
     network_steps = given.network_steps or steps
     contenders = {comparison.NETWORK: comparison.Contender(denoiser, network_steps)}
     for spec, machine in machines.items():
-        contenders[spec] = comparison.Contender(machine, steps, sizes if machine.sized else None)
+        contenders[spec] = comparison.Contender(machine, steps, told)
     classes = given.classes(denoiser, bank)
     settings = given.record(
         machines=list(machines),
         boundary=boundary_of(record),
-        patch_sizes=sizes,
+        **arguments_of(told),
         steps=steps,
         network_steps=network_steps,
         seeds=given.seeds,
@@ -114,25 +116,16 @@ def compare_command(given: Compare) -> None:
     )
 
 
-def _sizes(given: Compare, local: list[Denoiser]) -> list[int] | None:
-    """One patch size a step; None where no machine has any."""
-    if not local:
+def _told(given: Compare, some: bool) -> tuple[dict[str, list[Any]], int]:
+    """What machines are told at the steps, and how many these are; `some`: whether there is one to be told anything."""
+    if not some:
         refuse_sizes(patch_size=given.patch_size, patch_sizes=given.patch_sizes)
-        return None
-    if given.patch_size is not None and given.patch_sizes is not None:
+    if given.patch_size is not None and given.patch_sizes:
         raise ValueError("give either --patch-size or --patch-sizes, not both")
     if given.patch_size is not None:
-        sizes = [given.patch_size] * (given.steps or DEFAULT_STEPS)
-    elif given.patch_sizes is not None:
-        sizes = sizes_of_steps(given.patch_sizes, given.steps, given.schedule)
-    else:
-        raise ValueError(
-            "--patch-sizes is needed: pyels calibrate finds them for this network; or give numbers, or one of "
-            f"{', '.join(presets.PATCH_SIZES)}"
-        )
-    for machine in local:
-        check_sizes(machine, sizes)
-    return sizes
+        steps = given.steps or DEFAULT_STEPS
+        return {"patch_size": [given.patch_size] * steps}, steps
+    return told_at_steps(given.patch_sizes, given.steps, given.schedule)
 
 
 def _draw(out: Path, images: dict[str, Tensor], report: dict[str, Any], title: str) -> list[Path]:

@@ -40,7 +40,7 @@ def demo_command(given: Demo) -> None:
     machines = {name: given.machine_of(name, bank, each) for name in ("els", "ls", "is")}
     contenders = {comparison.NETWORK: comparison.Contender(network, len(sizes))}
     for name, machine in machines.items():
-        contenders[name] = comparison.Contender(machine, len(sizes), sizes if machine.sized else None)
+        contenders[name] = comparison.Contender(machine, len(sizes), {"patch_size": sizes})
     settings = given.record(
         network=record["crc32"],
         bank=describe(bank),

@@ -21,6 +21,7 @@ from pyels.cli.settings import (
     BOUNDED,
     COMPILED,
     DEFAULT_STEPS,
+    WINDOWS,
     DatasetOptions,
     MemoryOptions,
     OutputOptions,
@@ -28,12 +29,13 @@ from pyels.cli.settings import (
     SampledOptions,
     ThreadOptions,
     UseOptions,
-    check_sizes,
+    arguments_of,
+    check_told,
     default_preset,
     integers,
     record_of_engine,
     refuse_sizes,
-    sizes_of_steps,
+    told_at_steps,
 )
 from pyels.denoiser import Denoiser
 from pyels.files import write_json, write_tensors
@@ -51,11 +53,14 @@ class Sample(DatasetOptions, MemoryOptions, UseOptions, PrecisionOptions, Sample
         None, "Draw with a network instead (see `pyels compare`), images as --dataset's.", recorded=False
     )
     boundary: str | None = option(None, "Of ELS.  [default: zeros]", type=click.Choice(BOUNDARIES))
+    window: str | None = option(None, "Of ELS and LS.  [default: square]", type=click.Choice(WINDOWS))
     patch_size: int | None = option(None, "One window size for all steps, odd.", recorded=False)
     patch_sizes: str | None = option(
         None,
         "One size a step, cleanest first, as 3,3,5,..; a scales.json; a preset's name; or kamb2025[:NAME] to step as "
-        "the paper's released code.  [default: the preset of the data set]",
+        "the paper's released code. Of pca and golden thresholds, of Gaussian windows widths.  "
+        "[default: the preset of the data set]",
+        also="--scales",
     )
     steps: int | None = option(None, "Number of steps.  [default: 20, or as many as --patch-sizes]", must_be=AT_LEAST_1)
     schedule: str = option("cosine", type=click.Choice(SCHEDULES))
@@ -113,7 +118,8 @@ def sample_command(given: Sample) -> None:
         if not isinstance(denoiser, Machine):
             raise ValueError("--shard bank is for machines of one definition; others draw with --shard seeds")
         denoiser = distributed.Sharded(denoiser)
-    levels = noise_levels(stepping["steps"], make_schedule(given.schedule), stepping["patch_sizes"])
+    told = stepping["patch_sizes"], stepping.get("per_step")
+    levels = noise_levels(stepping["steps"], make_schedule(given.schedule), *told)
     evaluations = levels + (levels[1:] if given.solver == "heun" else [])
     started = time.perf_counter()
     computed: list[int] = []  # numbers of the samples that were not found finished
@@ -142,8 +148,8 @@ def sample_command(given: Sample) -> None:
         jobs = processes if given.shard == "seeds" else 1
         images = resumable.resumable(given.out, settings, given.num, counted, bar, jobs)
     seconds = time.perf_counter() - started
-    counts = denoiser.pairs if isinstance(denoiser, Machine) else lambda label, size: 0
-    pairs = sum(counts(label_of(i), level.patch_size) for i in computed for level in evaluations)
+    counts = denoiser.pairs if isinstance(denoiser, Machine) else lambda label, **told: 0
+    pairs = sum(counts(label_of(i), **level.told) for i in computed for level in evaluations)
     if per_sample is not None:
         images["labels"] = torch.tensor(per_sample)
     named = [f", class {bank.name_of(c)}" for c in per_sample or []] or [""] * given.num
@@ -167,12 +173,12 @@ def _denoiser(given: Sample, bank: PatchBank) -> tuple[Denoiser, dict[str, Any]]
     if given.network is None:
         if given.clip or given.device is not None:
             raise ValueError("--clip and --device are for --network; machines need neither")
-        machine = given.machine_of(given.machine, bank, given.threads, given.boundary)
+        machine = given.machine_of(given.machine, bank, given.threads, given.boundary, window=given.window)
         if given.engine != "auto" and given.machine not in COMPILED:
             raise ValueError(f"--engine {given.engine} was given, but machine {given.machine} needs none: leave it out")
         own = given.boundary or "zeros" if given.machine in BOUNDED else None
         return machine, {"boundary": own, **record_of_engine(bank, machine)}
-    for name in ("machine", "boundary", "engine", "tolerance", "index", "precision"):
+    for name in ("machine", "boundary", "window", "engine", "tolerance", "index", "precision"):
         (default,) = (one.default for one in fields(given) if one.name == name)
         if getattr(given, name) != default:
             raise ValueError(f"{flag(name)} is for machines: leave it out, or --network")
@@ -182,28 +188,31 @@ def _denoiser(given: Sample, bank: PatchBank) -> tuple[Denoiser, dict[str, Any]]
 
 
 def _stepping(given: Sample, machine: Denoiser) -> dict[str, Any]:
-    """steps, schedule and patch_sizes of `pyels.sample`."""
+    """steps, schedule and patch_sizes of `pyels.sample`, and per_step where there are others."""
     n = given.steps or DEFAULT_STEPS
     stepping: dict[str, Any] = {"steps": n, "schedule": given.schedule, "patch_sizes": None}
     if given.network is not None:
         if given.patch_size is not None or given.patch_sizes is not None:
             raise ValueError("networks have no windows: leave out --patch-size and --patch-sizes")
         return stepping
-    if not machine.sized:
+    if machine.parameter is None:
         refuse_sizes(patch_size=given.patch_size, patch_sizes=given.patch_sizes)
         return stepping
     if given.patch_size is not None and given.patch_sizes is not None:
         raise ValueError("give either --patch-size or --patch-sizes, not both")
     released, _, preset = (given.patch_sizes or "").partition(":")
+    told: dict[str, list[Any]] = {}
     if given.patch_size is not None:
-        stepping["patch_sizes"] = [given.patch_size] * n
+        told["patch_size"] = [given.patch_size] * n
     elif released == "kamb2025":
         if given.schedule != "cosine":
             raise ValueError(f"kamb2025 steps with the cosine schedule, but --schedule is {given.schedule}")
         stepping = presets.kamb2025(preset or default_preset(given.dataset, given.boundary), n)
+        told["patch_size"] = stepping["patch_sizes"]
     else:
-        text = default_preset(given.dataset, given.boundary) if given.patch_sizes is None else given.patch_sizes
-        sizes = sizes_of_steps(text, given.steps, given.schedule)
-        stepping.update(steps=len(sizes), patch_sizes=sizes)
-    check_sizes(machine, stepping["patch_sizes"])
-    return stepping
+        texts = [] if given.patch_sizes is None else [given.patch_sizes]
+        if not texts and machine.parameter == "patch_size":
+            texts = [default_preset(given.dataset, given.boundary)]
+        told, stepping["steps"] = told_at_steps(texts, given.steps, given.schedule, machine.parameter)
+    check_told(told, {given.machine: machine})
+    return {**stepping, **arguments_of(told)}

@@ -18,10 +18,10 @@ from pyels.cli.settings import (
     OutputOptions,
     SeedOptions,
     ThreadOptions,
-    check_sizes,
+    check_told,
     default_preset,
     integers,
-    sizes_of_steps,
+    told_at_steps,
 )
 from pyels.files import write_json, write_tensors
 from pyels.machines import ELS
@@ -79,8 +79,9 @@ def scaling_command(given: Scaling) -> None:
     threads = given.all_threads
     machine = ELS(loaded, boundary=given.boundary, threads=threads)
     preset = default_preset(given.dataset, machine.boundary) if given.patch_sizes is None else given.patch_sizes
-    sizes = sizes_of_steps(preset, given.steps, _SCHEDULE)
-    check_sizes(machine, sizes)
+    told, _ = told_at_steps([preset], given.steps, _SCHEDULE)
+    check_told(told, {"els": machine})
+    sizes = told["patch_size"]
     plan = _plan(given, loaded, sizes)
     computer = scaling.this_computer(threads)
     settings = given.record(

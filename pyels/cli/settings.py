@@ -20,6 +20,7 @@ from pyels.bank.pictures import MODES
 from pyels.checks import check_device
 from pyels.cli.options import AT_LEAST_1, AnyPath, Settings, check, flag, in_words, option
 from pyels.cli.progress import report
+from pyels.definition import Gaussian
 from pyels.denoiser import Denoiser
 from pyels.engines import NAMES, default_threads, find_engine
 from pyels.engines.cuda import PRECISIONS
@@ -28,20 +29,30 @@ from pyels.files import path_of
 from pyels.machines import ELS, MACHINES
 from pyels.records import read_record
 from pyels.studies import resumable
+from pyels.studies.calibration import TRIED
 from pyels.studies.check import JUDGED, limit_of
 from pyels.studies.check import check as check_network
 
-# Names of machines: with windows whose size a call may say, without, with a boundary, and with an engine.
+# Names of machines: with windows whose size a call may say, with a parameter, without, with a boundary, a choice of
+# windows, and an engine.
 _TAKES = {name: inspect.signature(make).parameters for name, make in MACHINES.items()}
 LOCAL = [name for name in reversed(MACHINES) if "patch_size" in _TAKES[name]]
-OTHERS = [name for name in MACHINES if name not in LOCAL]
+CALIBRATED = [*LOCAL, *(name for name in MACHINES if "threshold" in _TAKES[name])]
+OTHERS = [name for name in MACHINES if name not in CALIBRATED]
 BOUNDED = [name for name in MACHINES if "boundary" in _TAKES[name]]
+WINDOWED = [name for name in LOCAL if "window" in _TAKES[name]]
 COMPILED = [name for name in MACHINES if "engine" in _TAKES[name]]
 BOUNDARIES = ELS.boundaries
-SPECS = (*MACHINES, *(f"{name}:{boundary}" for name in BOUNDED for boundary in BOUNDARIES))
+GAUSSIAN = "gaussian"
+WINDOWS = ("square", GAUSSIAN)
+SPECS = (
+    *MACHINES,
+    *(f"{name}:{boundary}" for name in BOUNDED for boundary in BOUNDARIES),
+    *(f"{name}:{GAUSSIAN}" for name in WINDOWED),
+)
 DEFAULT_STEPS = 20
 _MOST_JOBS = 8  # each holds its own part of a posterior, up to 130 MB
-_SCALES = {"patch_sizes": [range(1, 1 << 16)], "schedule": str}
+_SCALES = {"schedule": str, "parameter?": tuple(TRIED)}
 _EXACT = "--tolerance and --index are for --machine els with --engine sampled; the rest is exact"
 
 
@@ -259,6 +270,16 @@ class LabelOptions(SeedOptions):
         return [classes[seed % len(classes)] for seed in self.seeds]
 
 
+def values_of(name: str, text: str, parameter: str) -> list[Any]:
+    """Values of a parameter, in the text of an option."""
+    if parameter == "patch_size":
+        return integers(name, text)
+    try:
+        return [float(part) for part in text.split(",")]
+    except ValueError:
+        raise ValueError(f"{flag(name)} must be numbers separated by commas, such as .02,.05, got {text!r}") from None
+
+
 def integers(name: str, text: str) -> list[int]:
     try:
         numbers = [int(part) for part in text.split(",")]
@@ -311,13 +332,23 @@ class EngineOptions(Settings):
     engine: str = option("auto", type=click.Choice(NAMES))
 
     def machine_of(
-        self, name: str, bank: PatchBank, threads: int | None, boundary: str | None = None, otherwise: str = "zeros"
+        self,
+        name: str,
+        bank: PatchBank,
+        threads: int | None,
+        boundary: str | None = None,
+        otherwise: str = "zeros",
+        window: str | None = None,
     ) -> Denoiser:
         """The machine of a name; where it has a boundary, with the one asked for, or otherwise that of the command."""
         if boundary is not None and name not in BOUNDED:
             raise ValueError(f"--boundary {boundary} was given, but only {in_words(BOUNDED)} have one")
+        if window is not None and name not in WINDOWED:
+            raise ValueError(f"--window {window} was given, but only {in_words(WINDOWED)} have a choice")
         self.check_engine(name)
         own: dict[str, Any] = {"boundary": boundary or otherwise} if name in BOUNDED else {}
+        if window == GAUSSIAN:
+            own["window"] = Gaussian(1.0)  # until a step says another width
         if name in COMPILED:
             own |= {one.name: getattr(self, one.name) for one in fields(self) if one.metadata["elsewhere"]}
             own |= {"engine": self.engine, "threads": threads}
@@ -326,13 +357,14 @@ class EngineOptions(Settings):
     def machines_of(
         self, names: str, bank: PatchBank, threads: int | None, otherwise: str = "zeros"
     ) -> dict[str, Denoiser]:
-        """The machines of an option --machines, by the names given there, some of which name a boundary."""
+        """The machines of an option --machines, by the names given there, some of which name a boundary or window."""
         machines = {}
         for spec in dict.fromkeys(part.strip().lower() for part in names.split(",")):
             if spec not in SPECS:
                 raise ValueError(f"--machines must be of {', '.join(SPECS)}, got {spec!r}")
-            name, _, boundary = spec.partition(":")
-            machines[spec] = self.machine_of(name, bank, threads, boundary or None, otherwise)
+            name, _, said = spec.partition(":")
+            of_it = {"window" if said == GAUSSIAN else "boundary": said or None}
+            machines[spec] = self.machine_of(name, bank, threads, otherwise=otherwise, **of_it)
         return machines
 
     def check_engine(self, name: str) -> None:
@@ -379,44 +411,63 @@ def record_of_engine(bank: PatchBank, *machines: Denoiser) -> dict[str, Any]:
     return settings if bank.memory_limit is None else {**settings, "memory_limit": bank.memory_limit}
 
 
-# ---- Patch sizes ---------------------------------------------------------------------------------------------------
+# ---- Patch sizes, and other values for each step -------------------------------------------------------------------
 
 
 def refuse_sizes(**given: Any) -> None:
-    """Raise ValueError where sizes were given for machines that are not local."""
-    if names := [flag(name) for name, value in given.items() if value is not None]:
+    """Raise ValueError where sizes were given for machines that have none, nor anything else that steps may say."""
+    if names := [flag(name) for name, value in given.items() if value not in (None, ())]:
         raise ValueError(f"machines {in_words(OTHERS)} have no size to be said: leave out {in_words(names)}")
 
 
-def sizes_of_steps(text: str, steps: int | None, schedule: str) -> list[int]:
-    """Patch sizes for `steps` steps along `schedule`, from numbers, a scales.json of `pyels calibrate`, or a preset's
-    name (20 steps where none are given). A folder stands for the scales.json in it."""
+def told_at_steps(
+    texts: Sequence[str], steps: int | None, schedule: str, otherwise: str = "patch_size"
+) -> tuple[dict[str, list[Any]], int]:
+    """By parameter, values for every step along `schedule`, and the number of steps.
+
+    Each text is numbers, which are of the parameter `otherwise`; PARAMETER=NUMBERS, where one is for all steps; a
+    scales.json of `pyels calibrate`, or its folder; or a preset's name (20 steps where none are given).
+    """
+    told = {}
+    for text in texts:  # of one parameter the last counts, as of any option
+        name, values = _told(text, steps, schedule, otherwise)
+        told[name] = values, text.startswith(f"{name}=") and len(values) == 1
+    steps = steps or max((len(values) for values, of_all in told.values() if not of_all), default=DEFAULT_STEPS)
+    for values, of_all in told.values():
+        if len(values) != steps and not of_all:
+            raise ValueError(f"--patch-sizes has {len(values)} entries for {steps} steps; give one for each")
+    return {name: values * steps if of_all else values for name, (values, of_all) in told.items()}, steps
+
+
+def _told(text: str, steps: int | None, schedule: str, otherwise: str) -> tuple[str, list[Any]]:
     path = path_of(text) if text else Path()
+    name, _, values = text.partition("=")
+    if name in TRIED and values:
+        return name, values_of("patch_sizes", values, name)
     if text.endswith((".json", ".pt", ".pth")):
-        sizes = sizes_of_file(path, schedule)
-    elif re.search(r"^[-+\d]|,", text):  # before it is looked up as a folder: many numbers are too long for a name
-        sizes = integers("patch_sizes", text)
-    elif text and (path / "scales.json").is_file():
-        sizes = sizes_of_file(path / "scales.json", schedule)
-    else:
-        sizes = presets.patch_sizes(text, DEFAULT_STEPS if steps is None else steps)
-    if steps is not None and steps != len(sizes):
-        raise ValueError(f"--patch-sizes has {len(sizes)} entries for {steps} steps; give one for each")
-    return sizes
+        return told_in_file(path, schedule)
+    if re.search(r"^[-+\d]|^\.\d|,", text):  # before it is looked up as a folder: many numbers are too long for a name
+        return otherwise, values_of("patch_sizes", text, otherwise)
+    if text and (path / "scales.json").is_file():
+        return told_in_file(path / "scales.json", schedule)
+    return "patch_size", presets.patch_sizes(text, DEFAULT_STEPS if steps is None else steps)
 
 
-def sizes_of_file(path: Path, schedule: str) -> list[int]:
-    """`patch_sizes` of a scales.json, which must have been calibrated along `schedule`."""
+def told_in_file(path: Path, schedule: str) -> tuple[str, list[Any]]:
+    """The parameter of a scales.json, which must have been calibrated along `schedule`, and its best values."""
     if path.suffix != ".json":
         raise ValueError(
             f"{path}: a pickle may run anything when it is read; the sizes that the paper released are presets "
             f"({', '.join(presets.PATCH_SIZES)}), others are given as numbers: 3,3,5,.."
         )
-    scales = read_record(path, _SCALES, "a scales.json of pyels calibrate")
+    what = "a scales.json of pyels calibrate"
+    scales = read_record(path, _SCALES, what)
+    parameter = scales.get("parameter", "patch_size")
     if scales["schedule"] != schedule:
         raise ValueError(f"{path} was calibrated along schedule {scales['schedule']}, but --schedule is {schedule}")
-    sizes: list[int] = scales["patch_sizes"]
-    return sizes
+    if parameter == "patch_size":
+        return parameter, read_record(path, {"patch_sizes": [range(1, 1 << 16)]}, what)["patch_sizes"]
+    return parameter, read_record(path, {"values": [float]}, what)["values"]
 
 
 def default_preset(dataset: str, boundary: str | None) -> str:
@@ -431,7 +482,27 @@ def default_preset(dataset: str, boundary: str | None) -> str:
     )
 
 
-def check_sizes(machine: Denoiser, sizes: Sequence[int]) -> None:
-    """Fail on a bad size before anything is written."""
-    for k in sizes:
-        machine.check_size(k)
+def arguments_of(told: Mapping[str, Sequence[Any]]) -> dict[str, Any]:
+    """As `pyels.sample` takes them, and run.json has them."""
+    others = {name: values for name, values in told.items() if name != "patch_size"}
+    return {"patch_sizes": told.get("patch_size"), **({"per_step": others} if others else {})}
+
+
+def check_told(told: Mapping[str, Sequence[Any]], machines: Mapping[str, Denoiser]) -> None:
+    """Fail on bad values, on those that are of no machine, and where one needs some, before anything is written."""
+    for name, values in told.items():
+        own = [machine for machine in machines.values() if machine.parameter == name]
+        if not own:
+            takes = in_words(
+                f"{one} takes a {machine.parameter}" for one, machine in machines.items() if machine.parameter
+            )
+            raise ValueError(f"--patch-sizes has a {name} for each step, but {takes}")
+        for machine in own:
+            for value in values:
+                machine.check_wish(name, value)
+    for name in ("patch_size", "width"):  # of which machines of the command line have none of their own
+        if name not in told and any(machine.parameter == name for machine in machines.values()):
+            raise ValueError(
+                f"--patch-sizes is needed, a {name} for each step: pyels calibrate finds them for a network; or give "
+                f"numbers, or of patch sizes one of {', '.join(presets.PATCH_SIZES)}"
+            )

@@ -31,8 +31,8 @@ __all__ = [
 ]
 
 
-def _golden(bank: PatchBank, engine: str = "auto", **options: Any) -> Denoiser:
-    return Golden(PCALocality(bank, engine=engine, **options))
+def _golden(bank: PatchBank, threshold: float = 0.02, engine: str = "auto", **options: Any) -> Denoiser:
+    return Golden(PCALocality(bank, threshold, engine=engine, **options))
 
 
 # As the command line knows them: from a bank, and of these arguments those that they have: patch_size, boundary, engine

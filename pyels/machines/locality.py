@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from pyels.bank import PatchBank
-from pyels.checks import CPU, check_number
+from pyels.checks import CPU, check_number, check_share
 from pyels.definition import UNIFORM, Definition, Masks, Sources, Square
 from pyels.denoiser import Pullback, Query
 from pyels.engines import Engine
@@ -39,8 +39,8 @@ class PCALocality(Machine):
     ----------
     bank         the training images, 2 or more, of up to 12,288 values each. The first call decomposes S, the first at
                  every noise level multiplies matrices of its size; windows of the last levels are kept
-    threshold    from 0, all values, to 1. In use: .005 or .02 for MNIST and Fashion-MNIST, .03 or .05 for CIFAR-10, .02
-                 for faces
+    threshold    from 0, all values, to 1; a call may say another. In use: .005 or .02 for MNIST and Fashion-MNIST, .03
+                 or .05 for CIFAR-10, .02 for faces
     temperature  > 0, a factor of sigma^2 in the weights
     by           "matrix": as released; "output": R[n, m] = W[n, m] / W[m, m]
     engine       see `Machine`; "auto", "cpu" or "reference"
@@ -62,10 +62,8 @@ class PCALocality(Machine):
         threads: int | None = None,
         **options: Any,
     ) -> None:
-        self.threshold = check_number("threshold", threshold)
+        self.threshold = check_share("threshold", threshold)
         self.temperature = check_number("temperature", temperature)
-        if not 0 <= self.threshold <= 1:
-            raise ValueError(f"threshold must lie in [0, 1], got {threshold}")
         if not 0 < self.temperature < float("inf"):
             raise ValueError(f"temperature must be positive and finite, got {temperature}")
         if by not in BY:
@@ -82,8 +80,8 @@ class PCALocality(Machine):
         # One machine for each channel, since the windows of a pixel's values differ.
         self._machines = [Machine(bank, self._definition_of(channel), self.engine) for channel in range(bank.shape[0])]
         self._moments: Moments | None = None
-        self._kept: dict[tuple[float, float], Tensor] = {}
-        self._weights: dict[int, tuple[tuple[float, float], Tensor]] = {}  # of each channel the last
+        self._kept: dict[tuple[float, ...], Tensor] = {}
+        self._weights: dict[int, tuple[tuple[float, ...], Tensor]] = {}  # of each channel the last
 
     def __getstate__(self) -> dict[str, Any]:
         """Copies and pickles are without what they find again."""
@@ -114,9 +112,9 @@ class PCALocality(Machine):
             )
         return super().partial(query, want)
 
-    def windows(self, alpha: float, sigma: float) -> Tensor:
+    def windows(self, alpha: float, sigma: float, threshold: float | None = None) -> Tensor:
         """The windows at one noise level, (C, H, W, C, H, W) bool: of every value m all values n."""
-        level = float(alpha), float(sigma)
+        level = float(alpha), float(sigma), self.threshold if threshold is None else check_share("threshold", threshold)
         if level not in self._kept:
             self._kept[level] = self._found(*level)
             while len(self._kept) > 1 and sum(one.nbytes for one in self._kept.values()) > KEPT_BYTES:
@@ -124,17 +122,18 @@ class PCALocality(Machine):
         return self._kept[level].reshape(*self.bank.shape, *self.bank.shape)
 
     def _definition_of(self, channel: int) -> Definition:
-        return Definition(Masks(partial(self._windows_of, channel)), Sources.SAME_POSITION)
+        windows = Masks(partial(self._windows_of, channel), "threshold", self.threshold)
+        return Definition(windows, Sources.SAME_POSITION)
 
-    def _windows_of(self, channel: int, alpha: float, sigma: float) -> Tensor:
+    def _windows_of(self, channel: int, *level: float) -> Tensor:
         """As weights of a mask, (H*W, C, H, W) float64."""
-        level, weights = self._weights.get(channel, (None, None))
-        if weights is None or level != (alpha, sigma):
-            weights = self.windows(alpha, sigma)[channel].flatten(0, 1).double().div_(self.temperature)
-            self._weights[channel] = (alpha, sigma), weights
+        kept, weights = self._weights.get(channel, (None, None))
+        if weights is None or kept != level:
+            weights = self.windows(*level)[channel].flatten(0, 1).double().div_(self.temperature)
+            self._weights[channel] = level, weights
         return weights
 
-    def _found(self, alpha: float, sigma: float) -> Tensor:
+    def _found(self, alpha: float, sigma: float, threshold: float) -> Tensor:
         """(d, d) bool, m first."""
         if self._moments is None:
             self._moments = moments(self.bank, range(len(self.bank)))
@@ -144,7 +143,7 @@ class PCALocality(Machine):
         own = ratio.diagonal()
         own[own < 1e-6] = 1
         ratio /= own.clone()[:, None] if self.by == "output" else own.clone()[None, :]
-        return ratio >= self.threshold * ratio.max()
+        return ratio >= threshold * ratio.max()
 
 
 class PSPC(Machine):
@@ -165,7 +164,7 @@ class PSPC(Machine):
     heatmaps    (H, W, H, W), not negative: [a, b] is the sensitivity of output pixel (a, b), such as the mean absolute
                 gradient of a network; then windows have no size
     mass        share of the sensitivity: the window of a pixel holds pixels in descending order as long as those before
-                hold at most so much; 1: all pixels
+                hold at most so much; 1: all pixels. A call may say another
     mirror      whether mirror images are sources too
     engine      see `Machine`
     threads     number of threads, by default the CPUs this process may use; results do not depend on it
@@ -189,23 +188,34 @@ class PSPC(Machine):
     ) -> None:
         if heatmaps is not None and patch_size is not None:
             raise ValueError("patch_size and heatmaps were given; windows are squares, or follow heatmaps")
-        window = Square(patch_size, inside=True) if heatmaps is None else Masks(sensitive_sets(heatmaps, mass))
+        window: Square | Masks = Square(patch_size, inside=True)
+        if heatmaps is not None:
+            window = Masks(SensitiveSets(heatmaps), "mass", check_share("mass", mass))
         definition = Definition(window, Sources.SAME_POSITION, fold=UNIFORM, mirror=mirror)
         super().__init__(bank, definition, engine, threads=threads, **options)
+        if isinstance(window, Masks):
+            window.at(1.0, 1.0, bank.shape)  # raises for heatmaps that do not fit
 
 
-def sensitive_sets(heatmaps: Any, mass: float) -> Tensor:
-    """The windows of `PSPC` by heatmaps (H, W, H, W), as masks (H*W, H, W) float64."""
-    maps = torch.as_tensor(heatmaps, device=CPU).detach().double()
-    if maps.dim() != 4 or maps.shape[:2] != maps.shape[2:]:
-        raise ValueError(f"heatmaps must be (H, W, H, W), got {tuple(maps.shape)}")
-    if not torch.isfinite(maps).all() or (maps < 0).any():
-        raise ValueError("heatmaps must be finite and not negative")
-    share = check_number("mass", mass)
-    if not 0 <= share <= 1:
-        raise ValueError(f"mass must lie in [0, 1], got {mass}")
-    height, width = maps.shape[:2]
-    held, order = maps.reshape(height * width, -1).sort(dim=1, descending=True, stable=True)
-    upto = held.cumsum(1)
-    chosen = upto - held <= share * upto[:, -1:]
-    return torch.zeros_like(held).scatter_(1, order, chosen.double()).reshape(-1, height, width)
+class SensitiveSets:
+    """The windows of `PSPC` by heatmaps (H, W, H, W): of a mass, masks (H*W, H, W) float64."""
+
+    def __init__(self, heatmaps: Any) -> None:
+        maps = torch.as_tensor(heatmaps, device=CPU).detach().double()
+        if maps.dim() != 4 or maps.shape[:2] != maps.shape[2:]:
+            raise ValueError(f"heatmaps must be (H, W, H, W), got {tuple(maps.shape)}")
+        if not torch.isfinite(maps).all() or (maps < 0).any():
+            raise ValueError("heatmaps must be finite and not negative")
+        self._shape = (-1, *maps.shape[:2])
+        held, self._order = maps.flatten(2).flatten(0, 1).sort(dim=1, descending=True, stable=True)
+        upto = held.cumsum(1)
+        self._before, self._all = upto - held, upto[:, -1:]
+        self._last: tuple[float, Tensor] | None = None
+
+    def __call__(self, alpha: float, sigma: float, mass: float) -> Tensor:
+        last = self._last
+        if last is None or last[0] != mass:
+            chosen = (self._before <= mass * self._all).double()
+            last = mass, torch.zeros_like(chosen).scatter_(1, self._order, chosen).reshape(self._shape)
+            self._last = last
+        return last[1]

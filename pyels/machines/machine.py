@@ -12,8 +12,8 @@ from torch import Tensor
 from pyels.bank import PatchBank
 from pyels.bank.bank import check_bank
 from pyels.bank.selection import Selection
-from pyels.checks import CPU, Levels, check_count, check_images, check_labels, check_patch_size, check_pixels
-from pyels.definition import Definition, Masks, Sized, Sources
+from pyels.checks import CPU, Levels, check_count, check_images, check_labels, check_pixels
+from pyels.definition import Definition, Gaussian, Masks, Sized, Sources
 from pyels.denoiser import Denoiser, Pullback, Query, refuse_derivative, underived
 from pyels.engines import Engine, choose_engine
 from pyels.posterior import PartialPosterior, Posterior, Want
@@ -52,7 +52,7 @@ class Machine(Denoiser):
     ImportError            an engine that is not available
     """
 
-    wishes = ("tolerance", "selection", "precision")
+    wishes: tuple[str, ...] = ("tolerance", "selection", "precision")
 
     def __init__(
         self,
@@ -76,11 +76,13 @@ class Machine(Denoiser):
             definition.window.at(1.0, 1.0, bank.shape)  # raises for weights that do not fit
         self.definition = definition
         self.engine = choose_engine(engine, definition, bank, **options)
-        self.device, self.sized = self.engine.device, isinstance(definition.window, Sized)
+        self.device, self.parameter = self.engine.device, definition.window.parameter
+        if isinstance(definition.window, Gaussian):
+            self.wishes = (*self.wishes, "patch_size")  # where it ends
         bank.check_unchanged()  # from here on
 
     def __repr__(self) -> str:
-        size = f"patch_size={self.patch_size}" if self.sized else None
+        size = f"patch_size={self.patch_size}" if isinstance(self.definition.window, Sized) else None
         what = repr(self.definition) if type(self) is Machine else size
         changed = [
             f"{one.name}={getattr(self.engine, one.name)!r}"
@@ -234,7 +236,7 @@ class Machine(Denoiser):
         sizes: Sequence[int],
         labels: Any = None,
     ) -> Tensor:
-        """The posterior means of the same queries for several patch sizes: what a calibration compares.
+        """The posterior means of the same queries for several patch sizes.
 
         Parameters
         ----------
@@ -337,7 +339,15 @@ class Machine(Denoiser):
         return done
 
     def _definition(self, query: Query) -> Definition:
-        return self.definition.of_size(query.patch_size, *self.bank.shape[1:])
+        return self._said(**{one: getattr(query, one) for one in ("patch_size", self.parameter) if one is not None})
+
+    def _said(self, patch_size: int | None = None, **said: Any) -> Definition:
+        """The definition with what a query says of its window."""
+        definition, value = self.definition, said.get(self.parameter or "")
+        if value is not None:
+            assert isinstance(definition.window, Gaussian | Masks)  # as all that have another parameter
+            definition = replace(definition, window=definition.window.of(value))
+        return definition.of_size(patch_size, *self.bank.shape[1:])
 
     def _unmirrored(self, image: Tensor, row: Tensor, column: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Where in the bank the pixel of a mirror image, numbered from N on, comes from."""
@@ -345,20 +355,21 @@ class Machine(Denoiser):
         column = torch.where(mirrored, self.bank.shape[2] - 1 - column, column)
         return torch.where(mirrored, image - count, image), row, column
 
-    def pairs(self, labels: Any, patch_size: int | None = None, batch: int = 1) -> int:
+    def pairs(self, labels: Any, patch_size: int | None = None, batch: int = 1, **wishes: Any) -> int:
         """The number of pairs (query pixel, source patch) that one call of `denoise` evaluates."""
         _, height, width = self.bank.shape
         begin, end = self._ranges(labels, batch)
         return (
             (1 + self.definition.mirror)
             * int((end - begin).sum())
-            * int(self.definition.of_size(patch_size, height, width).places(height, width).sum())
+            * int(self._said(patch_size, **wishes).places(height, width).sum())
         )
 
-    def check_size(self, patch_size: int | None) -> int:
-        if not self.sized:
-            return super().check_size(patch_size)
-        return check_patch_size(patch_size, *self.bank.shape[1:], self.definition.wraps)
+    def check_wish(self, name: str, value: Any) -> Any:
+        checked = super().check_wish(name, value)
+        if checked is not None and name in ("patch_size", self.parameter):
+            self._said(**{name: checked})  # raises where windows cannot have it
+        return checked
 
     def check_images(self, x: Tensor) -> Tensor:
         return check_images(x, shape=self.bank.shape, device=self.device)
@@ -367,7 +378,7 @@ class Machine(Denoiser):
         """All of them now, not the last one at the last."""
         if not len(sizes):
             raise ValueError("sizes is empty; give at least one patch size")
-        return [self.check_size(k) for k in sizes]
+        return [self.check_wish("patch_size", k) for k in sizes]
 
     def _ranges(self, labels: Any, batch: int) -> tuple[Tensor, Tensor]:
         """Where the images of each query begin and end, (B,) both."""

@@ -39,8 +39,8 @@ class Mixture(Composite):
 
     def __init__(self, machine: Machine, sizes: Sequence[int] = SIZES, beta: float = BETA) -> None:
         super().__init__(machine)
-        self.bank, self.sized = machine.bank, False
-        self.sizes = tuple(machine.check_size(k) for k in sizes)
+        self.bank, self.parameter = machine.bank, None
+        self.sizes = tuple(machine.check_wish("patch_size", k) for k in sizes)
         if not self.sizes:
             raise ValueError("sizes is empty; give at least one patch size")
         self.beta = check_number("beta", beta)
@@ -49,8 +49,10 @@ class Mixture(Composite):
         if "second" not in machine.engine.knows:
             raise machine.engine.no_second_pass()
 
-    def check_size(self, patch_size: int | None) -> int:
-        raise ValueError(f"patch_size {patch_size} was given, but {type(self).__name__} has {self.sizes}; leave it out")
+    def check_wish(self, name: str, value: Any) -> Any:
+        if name == "patch_size" and value is not None:
+            raise ValueError(f"patch_size {value} was given, but {type(self).__name__} has {self.sizes}; leave it out")
+        return super().check_wish(name, value)
 
     def estimate(self, query: Query) -> Tensor:
         means, merits = [], []

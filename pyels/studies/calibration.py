@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,34 +12,41 @@ from torch import Tensor
 
 from pyels import metrics
 from pyels.denoiser import Denoiser, eps_from_x0
-from pyels.machines import Machine
 from pyels.networks import Network
 from pyels.networks.adapters import NetworkDenoiser, NotDifferentiable
 from pyels.sampling import Level, Step, sample
 from pyels.schedules import Schedule
 
-SIZES = tuple(range(3, Network.LARGEST_SIZE + 1, 2))
+# What is tried of each parameter.
+TRIED: dict[str, tuple[float, ...]] = {
+    "patch_size": tuple(range(3, Network.LARGEST_SIZE + 1, 2)),
+    "threshold": (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2),
+    "width": (0.5, 0.7, 1.0, 1.4, 2.0, 2.8, 4.0, 5.6),
+    "mass": (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0),
+}
 
 
 @dataclass(frozen=True)
 class Calibration:
-    """Agreement of a machine with a network at every step and patch size, sample by sample.
+    """Agreement of a machine with a network at every step and patch size, or other parameter, sample by sample.
 
     Attributes
     ----------
     times      (steps,) ascending
-    sizes      (K,) the patch sizes tried
+    sizes      (K,) the patch sizes, or values of the parameter, that were tried
     cosines    (B, steps, K) float64 cosine between network's and machine's noise estimates
     mses       (B, steps, K) float64 mean squared difference of their x0 estimates
     gradients  (B, steps, H, W) the network's `centre_gradient`; None for a denoiser that torch
                cannot differentiate
+    parameter  the machine's
     """
 
     times: list[float]
-    sizes: list[int]
+    sizes: list[Any]
     cosines: Tensor
     mses: Tensor
     gradients: Tensor | None = None
+    parameter: str = "patch_size"
 
     @property
     def cosine(self) -> Tensor:
@@ -52,21 +59,23 @@ class Calibration:
         return self.mses.quantile(0.5, dim=0)
 
     @property
-    def patch_sizes(self) -> list[int]:
-        """The size with the largest median cosine at each step: `patch_sizes` of `pyels.sample`."""
+    def best(self) -> list[Any]:
+        """The value with the largest median cosine at each step, for `pyels.sample`."""
         return [self.sizes[i] for i in self.cosine.argmax(dim=1).tolist()]
 
     @property
-    def patch_sizes_by_mse(self) -> list[int]:
-        """The size with the least median squared difference at each step."""
+    def best_by_mse(self) -> list[Any]:
+        """The value with the least median squared difference at each step."""
         return [self.sizes[i] for i in self.mse.argmin(dim=1).tolist()]
 
     def record(self) -> dict[str, Any]:
-        """What `scales.json` holds: times, sizes, patch_sizes, and every size's scores at every step."""
+        """What `scales.json` holds: the best values, called patch_sizes where they are, and all scores."""
+        best = "patch_sizes" if self.parameter == "patch_size" else "values"
         return {
             "times": [round(t, 9) for t in self.times],
-            "patch_sizes": self.patch_sizes,
-            "patch_sizes_by_mse": self.patch_sizes_by_mse,
+            "parameter": self.parameter,
+            best: self.best,
+            f"{best}_by_mse": self.best_by_mse,
             "sizes": self.sizes,
             "cosine": self.cosine.tolist(),
             "mse": self.mse.tolist(),
@@ -75,10 +84,10 @@ class Calibration:
 
 def calibrate(
     network: Denoiser,
-    machine: Machine,
+    machine: Denoiser,
     noise: Tensor,
     labels: Tensor | None = None,
-    sizes: Sequence[int] = SIZES,
+    sizes: Sequence[float] | None = None,
     steps: int = 20,
     schedule: str | Schedule = "cosine",
     callback: Callable[[Step], Any] | None = None,
@@ -86,15 +95,23 @@ def calibrate(
     """Compare `machine` at every size with `network` along the network's own reverse trajectories.
 
     The paper's calibration (section 4, figure 4b): for each step, the size whose estimate has the largest median cosine
-    similarity to the network's.
+    similarity to the network's. Of machines with another parameter than a patch size, its values take the sizes' place.
 
     Parameters
     ----------
     noise     (B, C, H, W) float32 starting noise of the trajectories
     labels    (B,) classes of the samples, for the network and, as a restriction of the bank, for the machine
-    sizes     odd patch sizes to try
+    sizes     values of `machine.parameter` to try, such as odd patch sizes; None: those in `TRIED`
     callback  called with a `Step` after every step of the network
+
+    Raises ValueError for a machine without a parameter, and values that it cannot have.
     """
+    parameter = machine.parameter
+    if parameter is None:
+        raise ValueError(f"{type(machine).__name__} has none of {', '.join(TRIED)}, and nothing to calibrate")
+    tried = fitting(machine, TRIED[parameter])
+    if sizes is not None:
+        tried = [machine.check_wish(parameter, value) for value in sizes]
     times: list[float] = []
     cosines: list[Tensor] = []
     mses: list[Tensor] = []
@@ -103,7 +120,7 @@ def calibrate(
     def compare(step: Step) -> None:
         x, level = step.x, step.level
         network_eps = eps_from_x0(step.x0, x, level.alpha, level.sigma)
-        means = machine.denoise_over_sizes(x, level.alpha, level.sigma, sizes, labels)
+        means = [machine.denoise(x, level.alpha, level.sigma, labels, **{parameter: value}) for value in tried]
         estimates = [eps_from_x0(x0, x, level.alpha, level.sigma) for x0 in means]
         times.append(level.t)
         cosines.append(torch.stack([metrics.cosine(network_eps, eps) for eps in estimates], dim=1))
@@ -119,9 +136,17 @@ def calibrate(
     def ascending(values: list[Tensor]) -> Tensor:
         return torch.stack(values[::-1], dim=1)
 
-    return Calibration(
-        times[::-1], list(sizes), ascending(cosines), ascending(mses), ascending(gradients) if gradients else None
-    )
+    scores = ascending(cosines), ascending(mses), ascending(gradients) if gradients else None
+    return Calibration(times[::-1], tried, *scores, parameter)
+
+
+def fitting(machine: Denoiser, values: Iterable[float]) -> list[Any]:
+    """Those of the values that the machine's parameter can have."""
+    some = []
+    for value in values:
+        with contextlib.suppress(ValueError):
+            some.append(machine.check_wish(str(machine.parameter), value))
+    return some
 
 
 def centre_gradient(network: NetworkDenoiser, x: Tensor, level: Level, labels: Tensor | None = None) -> Tensor:

@@ -6,7 +6,7 @@ import importlib.resources
 import json
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -32,11 +32,11 @@ _RESAMPLED_AT_ONCE = 100
 
 @dataclass(frozen=True)
 class Contender:
-    """A denoiser to compare, with the number of its steps and its patch sizes (None where it has none)."""
+    """A denoiser to compare, the number of its steps, and by parameter values for each, of which it is told its own."""
 
     denoiser: Denoiser
     steps: int
-    patch_sizes: Sequence[int] | None = None
+    per_step: Mapping[str, Sequence[Any]] = field(default_factory=dict)
 
 
 def compare(
@@ -60,14 +60,15 @@ def compare(
         label = None if labels is None else torch.tensor([labels[i]])
         images = {"noise": noise}
         for name, contender in contenders.items():
+            own = {one: values for one, values in contender.per_step.items() if one == contender.denoiser.parameter}
             images[name] = sample(
                 contender.denoiser,
                 noise[None],
                 contender.steps,
                 schedule,
-                contender.patch_sizes,
-                label,
+                labels=label,
                 callback=on_step,
+                per_step=own,
             )[0]
         return images
 

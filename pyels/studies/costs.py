@@ -57,7 +57,7 @@ def run(
             alpha, sigma = schedule.alpha(t), schedule.sigma(t)
             x, k = alpha * x0 + sigma * noise, sizes[max(0, round(t * len(sizes)) - 1)]
             k = min(k, (min(height, width) - 1) | 1)  # as boundaries that wrap allow
-            sized = {name: k if machine.sized else None for name, machine in machines.items()}
+            sized = {name: k if machine.parameter == "patch_size" else None for name, machine in machines.items()}
             calls = {
                 name: partial(machine.denoise, x, alpha, sigma, patch_size=sized[name])
                 for name, machine in machines.items()

@@ -127,24 +127,28 @@ def draw_losses(path: str | Path, losses: Sequence[float], steps: int, title: st
 
 
 def draw_calibration(path: str | Path, calibration: Calibration, schedule: Schedule, title: str = "") -> None:
-    """Write the agreement of every patch size at every step, and the best sizes, as a PNG (the paper's figure 4b)."""
+    """Write the agreement of every patch size, or other parameter, at every step, and the best ones, as a PNG (the
+    paper's figure 4b)."""
     figure = Figure(figsize=(11, 4.2), dpi=150, layout="constrained")
     FigureCanvasAgg(figure)
     left, right = figure.subplots(1, 2)
     times, sizes = calibration.times, calibration.sizes
-    left.plot(times, calibration.patch_sizes, "o-", drawstyle="steps-mid", label="largest cosine similarity")
-    left.plot(times, calibration.patch_sizes_by_mse, "s:", markersize=4, label="least squared error")
-    left.set_ylabel("patch size with the best agreement")
-    left.set_yticks(sizes)
+    name = calibration.parameter.replace("_", " ")
+    left.plot(times, calibration.best, "o-", drawstyle="steps-mid", label="largest cosine similarity")
+    left.plot(times, calibration.best_by_mse, "s:", markersize=4, label="least squared error")
+    left.set_ylabel(f"{name} with the best agreement")
     left.legend(frameon=False, fontsize=9)
     # The best size of each step is 0, so that steps with very different agreement can stand side by side.
     lost = (calibration.cosine.amax(dim=1, keepdim=True) - calibration.cosine).clamp(min=1e-6)
     mesh = right.pcolormesh(times, sizes, lost.T.numpy(), norm=LogNorm(), cmap="viridis_r", shading="nearest")
-    right.plot(times, calibration.patch_sizes, "wo", markersize=4, markeredgecolor="k")
-    right.set_yticks(sizes)
-    right.set_ylabel("patch size")
+    right.plot(times, calibration.best, "wo", markersize=4, markeredgecolor="k")
+    right.set_ylabel(name)
     figure.colorbar(mesh, ax=right, label="median cosine similarity below the best")
     for axis in (left, right):
+        if calibration.parameter in ("threshold", "width"):
+            axis.set_yscale("log")
+        axis.set_yticks(sizes, [f"{size:g}" for size in sizes])
+        axis.set_yticks([], minor=True)
         axis.set_xlabel("t (noisiest right)")
         shown = times[:: max(1, len(times) // 5)]
         levels = axis.secondary_xaxis("top")
@@ -158,13 +162,13 @@ def draw_receptive_field(
     path: str | Path,
     gradient: Tensor,
     times: Sequence[float],
-    patch_sizes: Sequence[int],
+    patch_sizes: Sequence[int] | None,
     schedule: Schedule,
     title: str = "",
 ) -> None:
     """Write the centre pixel's average gradient (steps, H, W) at each step as a PNG (the paper's figure 4a).
 
-    The scale is logarithmic; the calibrated window is outlined.
+    The scale is logarithmic; the calibrated square is outlined, where that is what was calibrated.
     """
     columns = min(len(times), 10)
     lines = math.ceil(len(times) / columns)
@@ -184,10 +188,13 @@ def draw_receptive_field(
         beside[height // 2, width // 2] = 0
         field = (gradient[i] / beside.max().clamp(min=1e-30)).clamp(max=1)
         axis.imshow(field.clamp(min=1e-4).numpy(), norm=norm, cmap="magma", interpolation="nearest")
-        k = patch_sizes[i]
-        corner = (width // 2 - k / 2, height // 2 - k / 2)
-        axis.add_patch(Rectangle(corner, k, k, fill=False, edgecolor="cyan", linewidth=1.2))
-        axis.set_title(f"t = {times[i]:.2f}, k = {k}\nsigma / alpha = {_level(schedule, times[i])}", fontsize=7)
+        title = f"t = {times[i]:.2f}"
+        if patch_sizes is not None:
+            k = patch_sizes[i]
+            corner = (width // 2 - k / 2, height // 2 - k / 2)
+            axis.add_patch(Rectangle(corner, k, k, fill=False, edgecolor="cyan", linewidth=1.2))
+            title += f", k = {k}"
+        axis.set_title(f"{title}\nsigma / alpha = {_level(schedule, times[i])}", fontsize=7)
     figure.colorbar(ScalarMappable(norm, "magma"), ax=axes, label="relative gradient", shrink=0.9)
     _save(figure, path, title)
 

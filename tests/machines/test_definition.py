@@ -188,3 +188,19 @@ def test_bad_definitions(small):
     for k, sources in itertools.product((4, 11), ("circular", "interior")):
         with pytest.raises(ValueError, match="patch_size"):
             pyels.Machine(small, pyels.Definition(pyels.Square(k), sources))
+
+
+def test_a_call_may_say_the_width_of_a_gaussian(small):
+    x = noisy(small, 0.8, 0.6)
+    for make in (pyels.LS, pyels.ELS):
+        machine = make(small, window=pyels.Gaussian(1.0))
+        assert machine.parameter == "width"
+        wide = make(small, window=pyels.Gaussian(1.4)).denoise(x, 0.8, 0.6)
+        assert torch.equal(machine.denoise(x, 0.8, 0.6, width=1.4), wide)
+        assert not torch.equal(machine.denoise(x, 0.8, 0.6), wide)
+        with pytest.raises(ValueError, match="width of a Gaussian window must be positive and finite, got 0"):
+            machine.denoise(x, 0.8, 0.6, width=0)
+    with pytest.raises(ValueError, match="patch_size 13 is larger than the 9x8 image"):
+        pyels.ELS(small, boundary="circular", window=pyels.Gaussian(1.0)).denoise(x, 0.8, 0.6, width=2)
+    with pytest.raises(TypeError, match="ELS has no argument 'width'; beyond patch_size it has tolerance"):
+        pyels.ELS(small, 3).denoise(x, 0.8, 0.6, width=2)

@@ -176,6 +176,27 @@ def test_all_of_the_mass_is_the_whole_image():
     assert float((whole - pyels.IS(bank).denoise(x, 0.8, 0.6)).abs().max()) < 1e-5
 
 
+@pytest.mark.parametrize("engine", ["reference", "cpu"])
+def test_a_call_may_say_the_threshold_and_the_mass(engine):
+    maps = torch.rand(5, 4, 5, 4, generator=torch.Generator().manual_seed(0))
+    bank = make_bank(30, (3, 5, 4))
+    x = noisy(bank, 0.8, 0.6, 2)
+    for make, name in [
+        (lambda value: pyels.PCALocality(bank, value, engine=engine), "threshold"),
+        (lambda value: pyels.Golden(pyels.PCALocality(bank, value, engine=engine)), "threshold"),
+        (lambda value: pyels.PSPC(bank, heatmaps=maps, mass=value, engine=engine), "mass"),
+    ]:
+        machine = make(0.9)
+        assert machine.parameter == name
+        for value in (0.5, 0.7, 0.5):
+            assert torch.equal(machine.denoise(x, 0.8, 0.6, **{name: value}), make(value).denoise(x, 0.8, 0.6))
+        assert torch.equal(machine.denoise(x, 0.8, 0.6), make(0.9).denoise(x, 0.8, 0.6))
+        with pytest.raises(ValueError, match=rf"{name} must lie in \[0, 1\], got 3"):
+            machine.denoise(x, 0.8, 0.6, **{name: 3})
+        with pytest.raises(ValueError, match="patch_size 3 was given"):
+            machine.denoise(x, 0.8, 0.6, patch_size=3)
+
+
 def test_what_is_refused():
     bank = make_bank(12, (1, 5, 6))
     maps = torch.rand(5, 6, 5, 6)
@@ -188,6 +209,7 @@ def test_what_is_refused():
         (lambda: pyels.PCALocality(bank, engine="sampled"), "takes windows"),
         (lambda: pyels.PSPC(bank, 3, maps), "patch_size and heatmaps were given"),
         (lambda: pyels.PSPC(bank, heatmaps=maps[:4]), r"heatmaps must be \(H, W, H, W\), got \(4, 6, 5, 6\)"),
+        (lambda: pyels.PSPC(bank, heatmaps=torch.rand(5, 5, 5, 5)), r"must have shape \(30, 5, 6\)"),
         (lambda: pyels.PSPC(bank, heatmaps=-maps), "heatmaps must be finite and not negative"),
         (lambda: pyels.PSPC(bank, heatmaps=maps, mass=2), r"mass must lie in \[0, 1\], got 2"),
         (lambda: pyels.PSPC(bank, 7).denoise(noisy(bank, 1.0, 1.0), 1.0, 1.0), "no window of 7 x 7"),

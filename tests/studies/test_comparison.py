@@ -16,7 +16,7 @@ from pyels.files import read_tensors
 from pyels.machines import MACHINES
 from pyels.sampling import Level
 from pyels.studies import comparison, resumable
-from pyels.studies.calibration import calibrate, centre_gradient
+from pyels.studies.calibration import calibrate, centre_gradient, fitting
 
 # ---- calibration ---------------------------------------------------------------------------------------------------
 
@@ -26,7 +26,7 @@ def test_calibration_finds_the_size_of_a_machine_in_disguise(fashion):
     bank = fashion[:30]
     noise = torch.randn(3, 1, 28, 28, generator=torch.Generator().manual_seed(0))
     found = calibrate(pyels.ELS(bank, 5), pyels.ELS(bank), noise, sizes=(3, 5, 7, 9), steps=4)
-    assert found.patch_sizes == found.patch_sizes_by_mse == [5, 5, 5, 5]
+    assert found.best == found.best_by_mse == [5, 5, 5, 5]
     for schedule in ("edm", "flow"):
         other = calibrate(pyels.ELS(bank, 5), pyels.ELS(bank), noise, sizes=(3, 5), steps=2, schedule=schedule)
         assert float(other.mse[:, 1].max()) == 0
@@ -34,6 +34,24 @@ def test_calibration_finds_the_size_of_a_machine_in_disguise(fashion):
     assert found.cosine.shape == found.mse.shape == (4, 4)
     assert float(found.mse[:, 1].max()) == 0
     assert found.gradients is None
+
+
+@pytest.mark.parametrize("parameter", ["threshold", "width", "mass"])
+def test_calibration_finds_other_parameters_too(small, parameter):
+    maps = torch.rand(9, 8, 9, 8, generator=torch.Generator().manual_seed(0)) ** 4
+    make, own, sizes = {
+        "threshold": (lambda value: pyels.PCALocality(small, value), 0.2, (0.02, 0.2, 0.6)),
+        "width": (lambda value: pyels.LS(small, window=pyels.Gaussian(value)), 1.0, (0.5, 1.0, 2.0)),
+        "mass": (lambda value: pyels.PSPC(small, heatmaps=maps, mass=value), 0.5, (0.3, 0.5, 0.9)),
+    }[parameter]
+    noise = torch.randn(2, 1, 9, 8, generator=torch.Generator().manual_seed(0))
+    found = calibrate(make(own), make(sizes[0]), noise, sizes=sizes, steps=3)
+    assert found.best == found.best_by_mse == [own] * 3
+    assert found.record()["parameter"] == parameter
+    assert found.record()["values"] == [own] * 3
+    with pytest.raises(ValueError, match="Wiener has none of patch_size, threshold, width, mass"):
+        calibrate(make(own), pyels.Wiener(small), noise)
+    assert fitting(pyels.ELS(small, boundary="circular"), range(3, 13, 2)) == [3, 5, 7]
 
 
 def test_calibration_takes_each_sample_by_itself(small):
@@ -47,7 +65,7 @@ def test_calibration_takes_each_sample_by_itself(small):
         torch.testing.assert_close(together.mses[i], alone.mses[0], atol=1e-6, rtol=0)
         torch.testing.assert_close(together.gradients[i], alone.gradients[0], atol=1e-6, rtol=1e-5)
     assert torch.equal(together.cosine, together.cosines.sort(dim=0).values[2])
-    assert together.record()["patch_sizes"] == together.patch_sizes
+    assert together.record()["patch_sizes"] == together.best
 
 
 def test_centre_gradient_is_that_of_finite_differences():
@@ -287,6 +305,83 @@ def test_all_machines_are_compared(trained, tmp_path, capsys):
     report = json.loads((tmp_path / "out" / "report.json").read_text())
     assert list(report["median"]) == list(MACHINES)
     assert json.loads((tmp_path / "out" / "run.json").read_text())["engine"] == "cpu"
+
+
+def test_each_machine_is_told_what_it_takes(trained, tmp_path, capsys):
+    """Sizes of one calibration, thresholds and widths of others; each file only for what takes it."""
+    options = ("--network", trained / "net", "--num", 1, "--steps", STEPS)
+    for name, *of_it in (("pca", "--sizes", "0.02,0.3"), ("ls", "--window", "gaussian")):
+        assert run_program("calibrate", *options, "--machine", name, *of_it, "--out", tmp_path / name) == 0
+    thresholds, widths = (json.loads((tmp_path / name / "scales.json").read_text()) for name in ("pca", "ls"))
+    assert (thresholds["parameter"], thresholds["sizes"]) == ("threshold", [0.02, 0.3])
+    assert (widths["parameter"], widths["sizes"]) == ("width", [0.5, 0.7, 1.0, 1.4, 2.0, 2.8, 4.0, 5.6])
+    assert "patch_sizes" not in thresholds
+    told = ("--scales", tmp_path / "pca", "--scales", tmp_path / "ls" / "scales.json")
+    machines = ("--machines", "els,pca,ls:gaussian,is", "--num", 1)
+    assert run_program(*compare_arguments(trained, tmp_path / "theory", *told, *machines)) == 0
+    record = json.loads((tmp_path / "theory" / "run.json").read_text())
+    assert record["per_step"] == {"threshold": thresholds["values"], "width": widths["values"]}
+    images = read_tensors(tmp_path / "theory" / "comparison.safetensors")
+    bank, labels = pyels.datasets.load(record["data"]["dataset"]), torch.tensor(record["labels"])
+    for name, machine in (
+        ("pca", pyels.PCALocality(bank)),
+        ("ls:gaussian", pyels.LS(bank, window=pyels.Gaussian(1.0))),
+    ):
+        per_step = {machine.parameter: record["per_step"][machine.parameter]}
+        again = pyels.sample(machine, images["noise"], STEPS, labels=labels, per_step=per_step)
+        torch.testing.assert_close(again, images[name], atol=1e-5, rtol=0)
+    one = ("--machines", "pca,els", "--num", 1, "--scales", "threshold=.3")
+    assert run_program(*compare_arguments(trained, tmp_path / "o", *one)) == 0
+    assert json.loads((tmp_path / "o" / "run.json").read_text())["per_step"] == {"threshold": [0.3] * STEPS}
+    draw = ("sample", "--dataset", trained / "bank.npz", "--num", 1, "--json")
+    for i, (name, *more) in enumerate(
+        (("pca", "--scales", tmp_path / "pca"), ("golden", "--scales", ".3,.02"), ("pca",))
+    ):
+        capsys.readouterr()
+        assert run_program(*draw, "--machine", name, *more, "--out", tmp_path / str(i)) == 0
+        values = [thresholds["values"], [0.3, 0.02], None][i]
+        assert json.loads(capsys.readouterr().out).get("per_step") == (values and {"threshold": values})
+
+
+DRAW = ("sample", "--limit", 9, "--machine")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((*DRAW, "els", "--scales", "FILE"), "a threshold for each step, but els takes a patch_size"),
+        (
+            (*DRAW, "pca", "--scales", "patch_size=3"),
+            "--patch-sizes has a patch_size for each step, but pca takes a thres",
+        ),
+        ((*DRAW, "pca", "--patch-size", 3), "a patch_size for each step, but pca takes a threshold"),
+        ((*DRAW, "pca", "--scales", "3,.1"), "threshold must lie in [0, 1], got 3"),
+        ((*DRAW, "pca", "--scales", ".1,x"), "--patch-sizes must be numbers separated by commas, such as .02,.05"),
+        ((*DRAW, "pca", "--scales", "FILE", "--schedule", "flow"), "was calibrated along schedule cosine"),
+        ((*DRAW, "pca", "--window", "gaussian"), "only els and ls have a choice"),
+        ((*DRAW, "ls", "--window", "gaussian"), "--patch-sizes is needed, a width for each step"),
+        (
+            ("--scales", "FILE"),
+            "--patch-sizes has a threshold for each step, but els takes a patch_size and ls takes a",
+        ),
+        (
+            ("--machines", "pca,ls:gaussian", "--scales", "threshold=.1"),
+            "has a patch_size for each step, but pca takes",
+        ),
+        (("--machines", "ls,ls:gaussian"), "--patch-sizes is needed, a width for each step"),
+        (("--scales", "width=1,2"), "--patch-sizes has 2 entries for 4 steps"),
+    ],
+    ids=str,
+)
+def test_what_is_not_a_machines_is_refused_in_words(trained, tmp_path, capsys, arguments, message):
+    record = {"parameter": "threshold", "values": [0.1] * STEPS, "schedule": "cosine"}
+    (tmp_path / "scales.json").write_text(json.dumps(record))
+    given = [tmp_path / "scales.json" if one == "FILE" else one for one in arguments]
+    out = ("--out", tmp_path / "out")
+    given = (*given, *out) if given[0] == "sample" else compare_arguments(trained, out[1], "--steps", STEPS, *given)
+    assert run_program(*given) == 2
+    assert message in capsys.readouterr().err
+    assert not out[1].exists()
 
 
 def test_what_a_network_was_trained_on_is_what_it_is_compared_with(trained, tmp_path, capsys):

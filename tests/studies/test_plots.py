@@ -32,6 +32,25 @@ def test_titles(run, title):
     assert plots.title_of(run) == title
 
 
+@pytest.mark.parametrize(
+    ("parameter", "sizes", "scale"),
+    [("patch_size", [3, 5], "linear"), ("threshold", [0.005, 0.05], "log"), ("mass", [0.3, 0.5], "linear")],
+)
+def test_the_axis_is_that_of_the_parameter(tmp_path, monkeypatch, parameter, sizes, scale):
+    (drawn := []), monkeypatch.setattr(plots, "_save", lambda figure, path, title: drawn.append(figure))
+    scores = torch.rand(2, 3, 2)
+    calibration = Calibration([0.25, 0.5, 0.75], sizes, scores, scores, parameter=parameter)
+    plots.draw_calibration(tmp_path / "a.png", calibration, make_schedule("cosine"))
+    for axis in drawn[0].axes[:2]:
+        assert axis.get_yscale() == scale
+        assert axis.get_ylabel().startswith(parameter.replace("_", " "))
+        assert [label.get_text() for label in axis.get_yticklabels()] == [f"{size:g}" for size in sizes]
+    plots.draw_receptive_field(
+        tmp_path / "b.png", torch.rand(3, 9, 9), calibration.times, None, make_schedule("cosine")
+    )
+    assert drawn[1].axes[0].get_title().startswith("t = 0.25\n")
+
+
 def test_times_have_a_second_axis(tmp_path, monkeypatch):
     drawn = []
     monkeypatch.setattr(plots, "_save", lambda figure, path, title: drawn.append((figure, title)))

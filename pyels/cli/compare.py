@@ -16,7 +16,6 @@ from pyels.cli.options import AT_LEAST_1, command, in_words, option
 from pyels.cli.progress import StepBar
 from pyels.cli.settings import (
     BOUNDED,
-    DEFAULT_STEPS,
     LOCAL,
     SPECS,
     EngineOptions,
@@ -122,10 +121,8 @@ def _told(given: Compare, some: bool) -> tuple[dict[str, list[Any]], int]:
         refuse_sizes(patch_size=given.patch_size, patch_sizes=given.patch_sizes)
     if given.patch_size is not None and given.patch_sizes:
         raise ValueError("give either --patch-size or --patch-sizes, not both")
-    if given.patch_size is not None:
-        steps = given.steps or DEFAULT_STEPS
-        return {"patch_size": [given.patch_size] * steps}, steps
-    return told_at_steps(given.patch_sizes, given.steps, given.schedule)
+    texts = given.patch_sizes if given.patch_size is None else [f"patch_size={given.patch_size}"]
+    return told_at_steps(texts, given.steps, given.schedule)
 
 
 def _draw(out: Path, images: dict[str, Tensor], report: dict[str, Any], title: str) -> list[Path]:

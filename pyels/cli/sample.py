@@ -201,18 +201,16 @@ def _stepping(given: Sample, machine: Denoiser) -> dict[str, Any]:
     if given.patch_size is not None and given.patch_sizes is not None:
         raise ValueError("give either --patch-size or --patch-sizes, not both")
     released, _, preset = (given.patch_sizes or "").partition(":")
-    told: dict[str, list[Any]] = {}
-    if given.patch_size is not None:
-        told["patch_size"] = [given.patch_size] * n
-    elif released == "kamb2025":
+    if released == "kamb2025":
         if given.schedule != "cosine":
             raise ValueError(f"kamb2025 steps with the cosine schedule, but --schedule is {given.schedule}")
         stepping = presets.kamb2025(preset or default_preset(given.dataset, given.boundary), n)
-        told["patch_size"] = stepping["patch_sizes"]
+        told = {"patch_size": stepping["patch_sizes"]}
     else:
-        texts = [] if given.patch_sizes is None else [given.patch_sizes]
-        if not texts and machine.parameter == "patch_size":
-            texts = [default_preset(given.dataset, given.boundary)]
+        text = given.patch_sizes if given.patch_size is None else f"patch_size={given.patch_size}"
+        if text is None and machine.parameter == "patch_size":
+            text = default_preset(given.dataset, given.boundary)
+        texts = [] if text is None else [text]
         told, stepping["steps"] = told_at_steps(texts, given.steps, given.schedule, machine.parameter)
     check_told(told, {given.machine: machine})
     return {**stepping, **arguments_of(told)}

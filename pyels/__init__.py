@@ -30,7 +30,7 @@ if TYPE_CHECKING:
         SmoothedIS,
         Wiener,
     )
-    from pyels.networks import ResNet, UNet
+    from pyels.networks import DiT, ResNet, UNet, UNetAttention
     from pyels.posterior import PartialPosterior, Posterior, Want
     from pyels.sampling import sample
     from pyels.schedules import make_schedule
@@ -53,7 +53,7 @@ _NAMES = {
     "pyels.denoiser": "Denoiser Query",
     "pyels.guided": "Guided",
     "pyels.machines": "ASELS ASLS ELS ES IS LS PSPC Golden Machine Mixture PCALocality SmoothedIS Wiener",
-    "pyels.networks": "ResNet UNet",
+    "pyels.networks": "DiT ResNet UNet UNetAttention",
     "pyels.posterior": "PartialPosterior Posterior Want",
     "pyels.sampling": "sample",
     "pyels.schedules": "make_schedule",
@@ -70,6 +70,7 @@ __all__ = [
     "PSPC",
     "Definition",
     "Denoiser",
+    "DiT",
     "Fold",
     "Gaussian",
     "Golden",
@@ -88,6 +89,7 @@ __all__ = [
     "SmoothedIS",
     "Square",
     "UNet",
+    "UNetAttention",
     "Want",
     "WholeImage",
     "Wiener",

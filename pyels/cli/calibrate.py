@@ -29,7 +29,7 @@ from pyels.cli.settings import (
 )
 from pyels.denoiser import Denoiser
 from pyels.files import write_json, write_tensors
-from pyels.networks import NETWORKS, Network
+from pyels.networks import KINDS, NETWORKS, Network
 from pyels.sampling import Step
 from pyels.schedules import SCHEDULES, make_schedule
 from pyels.studies import plots, resumable
@@ -119,7 +119,7 @@ def _sizes(text: str | None, machine: Denoiser, record: Mapping[str, Any]) -> li
         return [machine.check_wish(parameter, size) for size in sorted(set(values_of("sizes", text, parameter)))]
     if parameter != "patch_size":
         return fitting(machine, TRIED[parameter])
-    largest = NETWORKS.get(str(record.get("kind")).lower(), Network).LARGEST_SIZE
+    largest = KINDS.get(str(record.get("kind")), Network).LARGEST_SIZE
     return fitting(machine, range(3, largest + 1, 2))
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import click
 import torch
@@ -16,6 +17,7 @@ from pyels.cli.settings import DatasetOptions, OutputOptions, ThreadOptions
 from pyels.files import write_json
 from pyels.networks import NETWORKS
 from pyels.networks.convolutional import Padding
+from pyels.networks.network import Predicts
 from pyels.networks.training import CHECKPOINT, Anneal, Optimizer, Recipe, bfloat16_is_faster, train
 from pyels.schedules import SCHEDULES
 from pyels.studies import plots, resumable
@@ -32,7 +34,8 @@ class Train(DatasetOptions, ThreadOptions, OutputOptions):
         None,
         "; ".join(f"{net.__name__}: {net.DEPTH_COUNTS}, {net.DEPTH} by default" for net in NETWORKS.values()) + ".",
     )
-    padding: Padding = option("zeros")
+    padding: Padding | None = option(None, "Of convolutions.  [default: zeros]")
+    predicts: Predicts = option("v")
     unconditional: bool = option(False, "Do not tell the network the classes, where there are some.")
     steps: int | None = option(None, f"Optimiser steps.  [default: {_STEPS}]")
     epochs: float | None = option(
@@ -50,6 +53,9 @@ class Train(DatasetOptions, ThreadOptions, OutputOptions):
     )
     decay: float = option(Recipe.decay, "Of the learning rate, a step.")
     ema: float = option(Recipe.ema, "Averaging of the weights, a step; 0: none.")
+    label_dropout: float = option(
+        Recipe.label_dropout, "Share of the images that are shown without their class, for guidance (often .1)."
+    )
     schedule: str = option(Recipe.schedule, "Noise schedule.", type=click.Choice(SCHEDULES))
     arithmetic: str = option(
         "auto",
@@ -66,7 +72,7 @@ class Train(DatasetOptions, ThreadOptions, OutputOptions):
 
 @command(Train)
 def train_command(given: Train) -> None:
-    """Train a ResNet or a UNet to denoise.
+    """Train a ResNet, a UNet, or a transformer to denoise.
 
     Writes network.safetensors, run.json (how it was trained, and its losses) and loss.png to the output folder. A
     checkpoint is written there every minute and at Ctrl-C; --resume goes on from it, and on the same machine and number
@@ -86,11 +92,18 @@ def train_command(given: Train) -> None:
     bfloat16 = given.arithmetic == "bfloat16" or (given.arithmetic == "auto" and bfloat16_is_faster(device))
     recipe = given.passed_to(Recipe, steps=steps, bfloat16=bfloat16)
     classes = None if given.unconditional or bank.labels is None else _rows(bank.classes)
+    net = NETWORKS[given.net]
+    if given.padding is not None and not net.PADDED:
+        raise ValueError(f"--padding is of networks that convolve, got --net {given.net}")
+    if given.label_dropout and classes is None:
+        raise ValueError("--label-dropout is of networks that are told classes; this one is told none")
     with torch.random.fork_rng():
         torch.manual_seed(given.seed)
-        net = NETWORKS[given.net]
         depth = net.DEPTH if given.depth is None else given.depth
-        network = net(bank.shape[0], given.width, depth, classes, padding=given.padding)
+        how: dict[str, Any] = {"predicts": given.predicts, "null_label": given.label_dropout > 0}
+        if given.padding is not None:
+            how["padding"] = given.padding
+        network = net(bank.shape[0], given.width, depth, classes, **how)
     finished, checkpoint = given.out / "network.safetensors", given.out / CHECKPOINT
     given.hold_folder({"command": "train"}, *() if checkpoint.exists() else ("loss.png", "run.json"))
     if checkpoint.exists() and not given.resume:

@@ -371,9 +371,10 @@ class NoiseLevel:
 
 
 def from_pyels(network: Network) -> NetworkDenoiser:
-    """A `pyels.ResNet` or `pyels.UNet` as a denoiser, in float32."""
+    """One of pyels' own networks as a denoiser, in float32."""
+    of = network.config
     return NetworkDenoiser(
-        network, network.predicts, Angle(), network.config["num_classes"], network.config["channels"]
+        network, network.predicts, Angle(), of["num_classes"], of["channels"], null_label=network.null_label
     )
 
 

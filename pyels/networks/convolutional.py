@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -32,6 +32,7 @@ class ResNet(Network):
     depth        number of residual layers
     num_classes  number of classes of a class-conditional network, or None
     padding      "zeros" or "circular"
+    common       predicts and null_label, see `Network`
     """
 
     DEPTH, DEPTH_COUNTS = 6, "residual layers"
@@ -43,15 +44,16 @@ class ResNet(Network):
         depth: int = DEPTH,
         num_classes: int | None = None,
         padding: Padding = "zeros",
+        **common: Any,
     ) -> None:
-        super().__init__(channels, width, depth, num_classes, padding=padding)
+        super().__init__(channels, width, depth, num_classes, **common, padding=padding)
         self.up = _conv(channels, width, padding)
         self.layers = nn.ModuleList(_conv(width, width, padding) for _ in range(depth))
         self.down = _conv(width, channels, padding)
         self.embed = nn.Linear(EMBEDDING, width * depth)
 
     def forward(self, x: Tensor, angle: Tensor, labels: Tensor | None = None) -> Tensor:
-        """v (B, C, H, W) from x (B, C, H, W), angle (B,) in (0, pi/2] and labels (B,) where class-conditional."""
+        """The prediction, shaped as x (B, C, H, W), at angle (B,) in (0, pi/2], with labels (B,) if conditional."""
         biases = self.embed(self.embedding(angle, labels)).chunk(len(self.layers), dim=1)
         h = self.up(x)
         for layer, bias in zip(self.layers, biases, strict=True):
@@ -91,6 +93,7 @@ class UNet(Network):
     depth        residual blocks at each scale, on the way down and on the way up
     num_classes  number of classes of a class-conditional network, or None
     padding      "zeros" or "circular"
+    common       predicts and null_label, see `Network`
     """
 
     DEPTH, DEPTH_COUNTS = 1, "blocks a scale"
@@ -103,12 +106,16 @@ class UNet(Network):
         depth: int = DEPTH,
         num_classes: int | None = None,
         padding: Padding = "zeros",
+        **common: Any,
     ) -> None:
-        super().__init__(channels, width, depth, num_classes, padding=padding)
+        super().__init__(channels, width, depth, num_classes, **common, padding=padding)
         fine, middle, coarse = width, 2 * width, 4 * width
 
         def blocks(inputs: int, outputs: int) -> nn.ModuleList:
-            return nn.ModuleList(_Block(inputs if i == 0 else outputs, outputs, padding) for i in range(depth))
+            layers: list[nn.Module] = []
+            for i in range(depth):
+                layers += [_Block(outputs if i else inputs, outputs, padding), *self.after(outputs, outputs > width)]
+            return nn.ModuleList(layers)
 
         self.up = _conv(channels, fine, padding)
         self.fine_in, self.to_middle = blocks(fine, fine), _conv(fine, middle, padding, stride=2)
@@ -119,7 +126,7 @@ class UNet(Network):
         self.down = _conv(fine, channels, padding)
 
     def forward(self, x: Tensor, angle: Tensor, labels: Tensor | None = None) -> Tensor:
-        """v (B, C, H, W) from x (B, C, H, W), angle (B,) in (0, pi/2] and labels (B,) where class-conditional."""
+        """The prediction, shaped as x (B, C, H, W), at angle (B,) in (0, pi/2], with labels (B,) if conditional."""
         if x.shape[2] % 4 or x.shape[3] % 4:
             raise ValueError(
                 f"images of {x.shape[2]}x{x.shape[3]} pixels do not fit the UNet's three scales: height and width must "
@@ -142,3 +149,7 @@ class UNet(Network):
         fine = through(self.fine_out, torch.cat([fine, self.from_middle(double(middle))], dim=1))
         out: Tensor = self.down(nn.functional.relu(fine))
         return out
+
+    def after(self, width: int, coarser: bool) -> list[nn.Module]:
+        """The layers (h, embedding) -> h that follow a block of so many channels; none here."""
+        return []

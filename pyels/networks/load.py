@@ -16,7 +16,7 @@ from torch import nn
 from pyels.checks import warn
 from pyels.denoiser import Denoiser
 from pyels.files import TensorFile, path_of
-from pyels.networks import NETWORKS
+from pyels.networks import KINDS
 from pyels.networks.adapters import OWN, NetworkDenoiser, from_diffusers, from_pyels, in_words
 from pyels.networks.identity import checksum
 from pyels.networks.network import HEADER, Network
@@ -27,8 +27,7 @@ _READING = {"split?": ("train", "test", None), "root?": (str, None), "mode?": (s
 _SIZES = {"limit?": (range(1, 1 << 40), None), "size?": (_SIZE, None), "crop?": bool, "skip_unreadable?": bool}
 _DATA = {"dataset": str, **_READING, **_SIZES, "bank?": {"crc32": str}}
 _CONFIG = {"channels": _SIZE, "width": _SIZE, "depth": range(1, 1000), "num_classes": (range(1, 1 << 31), None)}
-_KINDS = tuple(kind.__name__ for kind in NETWORKS.values())
-_RECORD = {"kind": _KINDS, "config": _CONFIG, "training?": {"data?": _DATA}}
+_RECORD = {"kind": tuple(KINDS), "config": _CONFIG, "training?": {"data?": _DATA}}
 
 _PIPELINE = {"unet?": ([(str, None)], None), "scheduler?": ([(str, None)], None)}
 _PICKLES = (".pt", ".pth", ".ckpt", ".bin", ".pkl", ".pickle")
@@ -89,7 +88,7 @@ def load_network(path: str | Path) -> tuple[Network, dict[str, Any]]:
             raise ValueError(f"its metadata have no {HEADER!r}")
         record: dict[str, Any] = parse_record(file.metadata[HEADER], _RECORD)
         with torch.device("meta"):  # no memory, before the shapes are known to be those in the file
-            network = {kind.__name__: kind for kind in NETWORKS.values()}[record["kind"]](**record["config"])
+            network = KINDS[record["kind"]](**record["config"])
         for name, weights in file.tensors.items():
             if not (weights.is_floating_point() and torch.isfinite(weights).all()):
                 raise ValueError(f"{name} is {weights.dtype}, or holds NaN or infinite weights")

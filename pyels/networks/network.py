@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from pyels.files import write_tensors
 
 EMBEDDING = 128
+Predicts = Literal["v", "eps", "x0", "velocity"]
 HEADER = "pyels-network"  # the name in a file's metadata under which its kind, configuration and record stand
 _FREQUENCIES = 16
 
@@ -19,26 +20,49 @@ _FREQUENCIES = 16
 class Network(nn.Module):
     """A network that `pyels train` can train; a kind of its own defines forward(x, angle, labels).
 
-    They predict v = alpha * eps - sigma * x0, which is well scaled at both ends of the noise range, from an input
-    scaled so that alpha^2 + sigma^2 = 1. The noise level enters as the angle atan2(sigma, alpha).
+    The input is scaled so that alpha^2 + sigma^2 = 1, and the noise level enters as the angle atan2(sigma, alpha).
+
+    Parameters
+    ----------
+    channels, width, depth, num_classes  see the kinds
+    predicts    "v" = alpha * eps - sigma * x0, well scaled at both ends of the noise range, "eps", "x0", or "velocity"
+                = eps - x0
+    null_label  whether label `num_classes` stands for no class, as guidance asks for (see `Recipe.label_dropout`)
+    config      what else a kind is made from
     """
 
-    predicts: ClassVar[str] = "v"
     DEPTH: ClassVar[int]  # by default
     DEPTH_COUNTS: ClassVar[str]  # what depth is the number of
     LARGEST_SIZE: ClassVar[int] = 17  # of the patches that a calibration tries by default
+    PADDED: ClassVar[bool] = True  # has convolutions that look beyond the border
 
-    def __init__(self, channels: int, width: int, depth: int, num_classes: int | None, **config: Any) -> None:
+    def __init__(
+        self,
+        channels: int,
+        width: int,
+        depth: int,
+        num_classes: int | None,
+        predicts: Predicts = "v",
+        null_label: bool = False,
+        **config: Any,
+    ) -> None:
         super().__init__()
+        if predicts not in get_args(Predicts):
+            raise ValueError(f"predicts must be one of {', '.join(get_args(Predicts))}, got {predicts!r}")
+        if null_label and num_classes is None:
+            raise ValueError("null_label is of networks with classes; give num_classes")
         if num_classes is not None and num_classes < 1:
             raise ValueError(f"num_classes must be at least 1, or None, got {num_classes}")
         sizes = {"channels": channels, "width": width, "depth": depth}
         for name, value in sizes.items():
             if value < 1:
                 raise ValueError(f"{name} must be at least 1, got {value}")
-        self.config: dict[str, Any] = {**sizes, "num_classes": num_classes, **config}
+        said = {"predicts": predicts, "null_label": null_label, **config}
+        self.config: dict[str, Any] = {**sizes, "num_classes": num_classes, **said}
+        self.predicts: str = predicts
+        self.null_label = num_classes if null_label else None
         self.embed_noise = nn.Linear(2 * _FREQUENCIES, EMBEDDING)
-        self.embed_class = nn.Embedding(num_classes, EMBEDDING) if num_classes else None
+        self.embed_class = nn.Embedding(num_classes + null_label, EMBEDDING) if num_classes else None
 
     def embedding(self, angle: Tensor, labels: Tensor | None) -> Tensor:
         """What the layers are told of noise level and class, (B, 128)."""

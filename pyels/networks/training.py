@@ -55,6 +55,7 @@ class Recipe:
     ema            decay a step of the exponential moving average of the weights; 0: no average
     schedule       noise schedule by name; noise levels are uniform in t
     seed           of initial weights, images, noise and noise levels
+    label_dropout  share of the images that are shown without their class, for guidance: see `pyels.Guided`
     bfloat16       run the network under bfloat16 autocast; weights, optimiser and loss stay float32
     """
 
@@ -67,6 +68,7 @@ class Recipe:
     ema: float = 0.999
     schedule: str = "cosine"
     seed: int = 0
+    label_dropout: float = 0.0
     bfloat16: bool = False
 
     def __post_init__(self) -> None:
@@ -80,8 +82,9 @@ class Recipe:
             raise ValueError(f"learning_rate must be positive, got {self.learning_rate}")
         if not 0 < self.decay <= 1:
             raise ValueError(f"decay must lie in (0, 1], got {self.decay}")
-        if not 0 <= self.ema < 1:
-            raise ValueError(f"ema must lie in [0, 1), got {self.ema}")
+        for name, share in (("ema", self.ema), ("label_dropout", self.label_dropout)):
+            if not 0 <= share < 1:
+                raise ValueError(f"{name} must lie in [0, 1), got {share}")
         make_schedule(self.schedule)
 
     def rate(self, step: int) -> float:
@@ -131,7 +134,7 @@ def train(
 ) -> tuple[Network, Log]:
     """Train `network` on the bank's images.
 
-    Minimises E ||y_hat - y||^2, y what the network predicts (v), over images, noise and t uniform in (0, 1].
+    Minimises E ||y_hat - y||^2, y what the network predicts, over images, noise and t uniform in (0, 1].
 
     Every minute, and when it is interrupted, a checkpoint is written to `folder`. A checkpoint found there is
     continued: on the same machine, with the same number of threads, the weights come out the same to the last bit as
@@ -152,7 +155,7 @@ def train(
     ValueError  a class-conditional network and a bank without labels or with more classes; a damaged checkpoint, or
                 one of another run; a loss that is not finite
     """
-    _check_classes(network, bank)
+    _check_classes(network, bank, recipe)
     device = torch.device(device)
     network = network.to(device, memory_format=torch.channels_last).train()  # type: ignore[call-overload]
     average = copy.deepcopy(network)
@@ -245,7 +248,10 @@ def _steps(
         x = (alpha * x0 + sigma * noise).to(device, memory_format=torch.channels_last)
         truth = target(network.predicts, x0, noise, alpha, sigma).to(device)
         angle = torch.atan2(sigma, alpha).flatten().to(device)
-        labels = bank.labels[chosen].to(device) if conditional and bank.labels is not None else None
+        labels = bank.labels[chosen] if conditional and bank.labels is not None else None
+        if labels is not None and recipe.label_dropout and network.null_label is not None:
+            labels[torch.rand(batch, generator=generator) < recipe.label_dropout] = network.null_label
+        labels = None if labels is None else labels.to(device)
         with torch.autocast(device.type, torch.bfloat16, enabled=recipe.bfloat16):
             y = network(x, angle, labels)
         loss = (y.float() - truth).square().mean()
@@ -263,10 +269,12 @@ def _steps(
         yield float(loss.detach())
 
 
-def _check_classes(network: Network, bank: PatchBank) -> None:
+def _check_classes(network: Network, bank: PatchBank, recipe: Recipe) -> None:
     channels, classes = network.config["channels"], network.config["num_classes"]
     if channels != bank.shape[0]:
         raise ValueError(f"the network takes {channels} channels, but the bank's images have {bank.shape[0]}")
+    if recipe.label_dropout and network.null_label is None:
+        raise ValueError("label_dropout is of networks that have a label for no class; make it with null_label=True")
     if classes is None:
         return
     if bank.labels is None:

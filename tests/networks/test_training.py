@@ -44,13 +44,25 @@ def test_training_learns(fashion):
 
 
 @pytest.mark.parametrize(
-    "options",
-    [{}, {"optimizer": "adamw", "anneal": "cosine"}, {"ema": 0.0}, {"bfloat16": True}, {"schedule": "edm"}],
+    ("kind", "options"),
+    [
+        (pyels.ResNet, {}),
+        (pyels.ResNet, {"optimizer": "adamw", "anneal": "cosine"}),
+        (pyels.ResNet, {"ema": 0.0}),
+        (pyels.ResNet, {"bfloat16": True}),
+        (pyels.ResNet, {"schedule": "edm"}),
+        (pyels.UNetAttention, {"label_dropout": 0.3}),
+        (pyels.DiT, {}),
+    ],
     ids=str,
 )
-def test_a_stopped_training_goes_on_to_the_same_bits(bank, tmp_path, monkeypatch, options):
+def test_a_stopped_training_goes_on_to_the_same_bits(bank, tmp_path, monkeypatch, kind, options):
     recipe = Recipe(steps=12, batch_size=5, **options)
-    whole, done = train(make_network(), bank, recipe, progress=False)
+
+    def make():
+        return make_network(kind, null_label="label_dropout" in options)
+
+    whole, done = train(make(), bank, recipe, progress=False)
     monkeypatch.setattr(training, "_CHECKPOINT_SECONDS", -1)  # after every step
 
     steps = training._steps
@@ -63,14 +75,17 @@ def test_a_stopped_training_goes_on_to_the_same_bits(bank, tmp_path, monkeypatch
 
     monkeypatch.setattr(training, "_steps", stops_after_7)
     with pytest.raises(OSError, match="gone"):
-        train(make_network(), bank, recipe, tmp_path, progress=False)
+        train(make(), bank, recipe, tmp_path, progress=False)
     monkeypatch.setattr(training, "_steps", steps)
     # Of the new network nothing must be left, nor of the state of torch's own generator.
+    anew = make()
     torch.manual_seed(99)
-    resumed, again = train(pyels.ResNet(width=8, depth=1, num_classes=3), bank, recipe, tmp_path, progress=False)
+    for weights in anew.parameters():
+        torch.nn.init.normal_(weights)
+    resumed, again = train(anew, bank, recipe, tmp_path, progress=False)
     assert same(whole, resumed)
     assert again.losses == done.losses
-    other, _ = train(make_network(), bank, dataclasses.replace(recipe, seed=1), progress=False)
+    other, _ = train(make(), bank, dataclasses.replace(recipe, seed=1), progress=False)
     assert not same(whole, other)
 
 
@@ -115,6 +130,7 @@ def test_bad_recipes_and_banks(bank):
         ({"learning_rate": float("nan")}, "learning_rate must be positive"),
         ({"decay": 1.5}, "decay must lie in"),
         ({"ema": 1.0}, "ema must lie in"),
+        ({"label_dropout": -0.1}, "label_dropout must lie in"),
         ({"optimizer": "sgd"}, "optimizer must be"),
         ({"anneal": "linear"}, "anneal must be"),
         ({"schedule": "quadratic"}, "schedule must be one of"),
@@ -126,10 +142,33 @@ def test_bad_recipes_and_banks(bank):
         train(make_network(), pyels.PatchBank(bank.images), recipe)
     with pytest.raises(ValueError, match=r"classes 0\.\.1, but the bank has \[0, 1, 2\]"):
         train(make_network(num_classes=2), bank, recipe)
+    with pytest.raises(ValueError, match="label_dropout is of networks that have a label for no class"):
+        train(make_network(), bank, Recipe(steps=1, label_dropout=0.1))
     with pytest.raises(ValueError, match="takes 3 channels"):
         train(make_network(channels=3), bank, recipe)
     with pytest.raises(ValueError, match="the loss is nan after step"):
         train(make_network(), bank, Recipe(steps=50, batch_size=4, learning_rate=1e30), progress=False)
+
+
+def test_labels_are_dropped_as_often_as_said(bank, monkeypatch):
+    seen = []
+
+    class Told(pyels.ResNet):
+        def forward(self, x, angle, labels=None):
+            seen.extend(labels.tolist())
+            return super().forward(x, angle, labels)
+
+    network = make_network(Told, null_label=True)
+    train(network, bank, Recipe(steps=20, batch_size=50, label_dropout=0.2), progress=False)
+    assert seen.count(3) == pytest.approx(200, abs=50)  # 4 standard deviations
+    assert {0, 1, 2} < set(seen)
+    assert bank.labels.max() == 2
+    x, alpha, sigma = torch.randn(2, 1, 8, 8), 0.6, 0.8
+    denoiser = pyels.adapters.from_pyels(network)
+    guided = pyels.Guided(denoiser, 3.0).denoise(x, alpha, sigma, [0, 1])
+    none, own = denoiser.denoise(x, alpha, sigma), denoiser.denoise(x, alpha, sigma, [0, 1])
+    assert torch.allclose(guided, none + 3 * (own - none), atol=1e-5)
+    assert not torch.allclose(none, own, atol=1e-4)
 
 
 @pytest.mark.parametrize(("steps", "points"), [(1, 1), (199, 199), (200, 200), (201, 200), (599, 200)])
@@ -177,6 +216,11 @@ def test_train_command_writes_what_the_others_read(bank_file, tmp_path, capsys):
     assert {v.dtype for v in read_tensors(out / "network.safetensors").values()} == {torch.float16}
     assert run_program(*command(bank_file, tmp_path / "u", "--steps", 2, "--unconditional")) == 0
     assert load_network(tmp_path / "u" / "network.safetensors")[0].config["num_classes"] is None
+    more = ("--predicts", "velocity", "--schedule", "flow", "--label-dropout", 0.2)
+    assert run_program(*command(bank_file, tmp_path / "d", "--steps", 2, "--net", "dit", *more)) == 0
+    network = load_network(tmp_path / "d" / "network.safetensors")[0]
+    assert isinstance(network, pyels.DiT)
+    assert (network.predicts, network.null_label) == ("velocity", 3)
 
 
 SLOWLY = """
@@ -238,6 +282,10 @@ def test_train_command_goes_on_where_it_was_ended(bank_file, tmp_path, end):
         (("--width", 0), "width must be at least 1"),
         (("--depth", 0), "depth must be at least 1"),
         (("--net", "unet", "--size", 9, "--steps", 1), "multiples of 4"),
+        (("--net", "dit", "--padding", "circular"), "--padding is of networks that convolve"),
+        (("--net", "dit", "--size", 9, "--steps", 1), "squares of 2x2 pixels"),
+        (("--label-dropout", 0.1, "--unconditional"), "--label-dropout is of networks that are told classes"),
+        (("--label-dropout", 1), "label_dropout must lie in [0, 1)"),
         (("--learning-rate", 0), "learning_rate must be positive"),
         (("--seed", -1), "seed must be between"),
     ],

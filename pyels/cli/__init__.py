@@ -1,4 +1,4 @@
-"""The command line: `pyels demo | sample | train | check | calibrate | compare | ..`, a file a command."""
+"""The command line: `pyels demo | sample | train | check | calibrate | compare | evaluate | ..`, a file a command."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pathlib import Path
 
 import click
 
-COMMANDS = ("demo", "sample", "train", "check", "calibrate", "compare", "bench", "scaling", "info")
+COMMANDS = ("demo", "sample", "train", "check", "calibrate", "compare", "evaluate", "bench", "scaling", "info")
 INTERRUPTED = 130
 
 

@@ -7,33 +7,24 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import click
 import torch
 from torch import Tensor
 
 from pyels.bank import PatchBank
-from pyels.cli.options import AT_LEAST_1, command, in_words, option
+from pyels.cli.options import AT_LEAST_1, command, option
 from pyels.cli.progress import StepBar
 from pyels.cli.settings import (
-    BOUNDED,
-    LOCAL,
-    SPECS,
-    EngineOptions,
     JobOptions,
     LabelOptions,
+    MachinesOptions,
     NetworkOptions,
     OutputOptions,
     arguments_of,
     boundary_of,
-    check_told,
     check_wiring,
     record_of_engine,
-    refuse_sizes,
-    told_at_steps,
 )
 from pyels.files import write_json, write_tensors
-from pyels.machines import MACHINES
-from pyels.schedules import SCHEDULES
 from pyels.studies import comparison, plots, resumable
 from pyels.studies.check import SAID, leaves, limit_of, outside
 
@@ -44,28 +35,10 @@ _RESULTS = ("report.json", "scatter.png", "pairs.png", "comparison.safetensors",
 
 
 @dataclass(frozen=True, kw_only=True)
-class Compare(NetworkOptions, LabelOptions, EngineOptions, JobOptions, OutputOptions):
-    machines: str = option(
-        "els,ls,is",
-        f"Of {', '.join(MACHINES)}; {in_words(SPECS[len(MACHINES) :])} name the boundary, or the window; "
-        f"{in_words(BOUNDED)} take the boundary of the network's padding (zeros where it is not known).",
-    )
-    patch_sizes: tuple[str, ...] = option(
-        (),
-        f"Of {in_words(LOCAL)}: one size a step, cleanest first, as 3,3,5,..; a scales.json of pyels calibrate; or a "
-        "preset's name. Once more for machines with another parameter: their scales.json, or threshold=.05,.02,..; one "
-        "number is for all steps.",
-        type=str,
-        also="--scales",
-    )
-    patch_size: int | None = option(None, "One size for all steps, instead.", recorded=False)
-    steps: int | None = option(
-        None, "Steps of the machines.  [default: 20, or as many as --patch-sizes]", must_be=AT_LEAST_1
-    )
+class Compare(NetworkOptions, LabelOptions, MachinesOptions, JobOptions, OutputOptions):
     network_steps: int | None = option(
         None, "Steps of the network.  [default: as many as the machines]", must_be=AT_LEAST_1
     )
-    schedule: str = option("cosine", type=click.Choice(SCHEDULES))
     out: Path = option(Path("pyels-comparison"))
 
 
@@ -81,8 +54,7 @@ def compare_command(given: Compare) -> None:
     denoiser, bank, record, of_both = given.load()
     jobs, each = given.share(given.num, bank)
     machines = given.machines_of(given.machines, bank, each, boundary_of(record))
-    told, steps = _told(given, any(machine.parameter for machine in machines.values()))
-    check_told(told, machines)
+    told, steps = given.told(machines)
     network_steps = given.network_steps or steps
     contenders = {comparison.NETWORK: comparison.Contender(denoiser, network_steps)}
     for spec, machine in machines.items():
@@ -113,16 +85,6 @@ def compare_command(given: Compare) -> None:
             f"pictures: {', '.join(map(str, pictures))}",
         ],
     )
-
-
-def _told(given: Compare, some: bool) -> tuple[dict[str, list[Any]], int]:
-    """What machines are told at the steps, and how many these are; `some`: whether there is one to be told anything."""
-    if not some:
-        refuse_sizes(patch_size=given.patch_size, patch_sizes=given.patch_sizes)
-    if given.patch_size is not None and given.patch_sizes:
-        raise ValueError("give either --patch-size or --patch-sizes, not both")
-    texts = given.patch_sizes if given.patch_size is None else [f"patch_size={given.patch_size}"]
-    return told_at_steps(texts, given.steps, given.schedule)
 
 
 def _draw(out: Path, images: dict[str, Tensor], report: dict[str, Any], title: str) -> list[Path]:

@@ -28,6 +28,7 @@ from pyels.engines.sampled import TOLERANCE
 from pyels.files import path_of
 from pyels.machines import ELS, MACHINES
 from pyels.records import read_record
+from pyels.schedules import SCHEDULES
 from pyels.studies import resumable
 from pyels.studies.calibration import TRIED
 from pyels.studies.check import JUDGED, limit_of
@@ -165,23 +166,21 @@ class UseOptions(Settings):
 
 
 @dataclass(frozen=True, kw_only=True)
-class NetworkOptions(ReadingOptions, MemoryOptions, UseOptions):
-    """A network, and the bank to hold it against."""
+class BankOptions(ReadingOptions, MemoryOptions, UseOptions):
+    """The bank that a network, which is used so, is held against."""
 
-    network: str = option(
-        help="A file or folder written by pyels train, a folder written by diffusers, or FILE.py:NAME, a "
-        "pyels.NetworkDenoiser or another pyels.Denoiser of your own."
+    dataset: str | None = option(
+        None, "A name (see `pyels info`) or a path.  [default: what the network was trained on]"
     )
-    dataset: str | None = option(None, "A name (see `pyels info`) or a path.  [default: what it was trained on]")
 
-    def load(self) -> tuple[Denoiser, PatchBank, dict[str, Any], dict[str, Any]]:
-        """The network, the bank, the record of the network, and what of both belongs into that of a run."""
-        denoiser, record = self.use(self.network)
+    def read_bank(self, record: Mapping[str, Any]) -> tuple[PatchBank, dict[str, Any]]:
+        """The bank, by default what the network of this record was trained on, and what of it belongs into a record."""
         trained_on = record.get("training", {}).get("data")
         dataset, reading = self.dataset, self.reading()
         if dataset is None:
             if trained_on is None:
-                raise ValueError(f"--dataset is needed: {self.network} does not say what it was trained on")
+                why = f": {record['source']} does not say what it was trained on" if record else ""
+                raise ValueError(f"--dataset is needed{why}")
             dataset = str(trained_on["dataset"])
             names = [one.name for one in fields(ReadingOptions) if trained_on.get(one.name) is not None]
             reading = {**{name: trained_on[name] for name in names}, **reading}
@@ -190,8 +189,23 @@ class NetworkOptions(ReadingOptions, MemoryOptions, UseOptions):
         same = self.dataset is None and not self.reading()
         if same and trained_on.get("bank", data["bank"])["crc32"] != data["bank"]["crc32"]:
             raise ValueError(
-                f"{dataset} has changed since {self.network} was trained on it; give --dataset to use it all the same"
+                f"{dataset} has changed since {record['source']} was trained on it; give --dataset to use it all the "
+                "same"
             )
+        return bank, data
+
+
+@dataclass(frozen=True, kw_only=True)
+class NetworkOptions(BankOptions):
+    network: str = option(
+        help="A file or folder written by pyels train, a folder written by diffusers, or FILE.py:NAME, a "
+        "pyels.NetworkDenoiser or another pyels.Denoiser of your own."
+    )
+
+    def load(self) -> tuple[Denoiser, PatchBank, dict[str, Any], dict[str, Any]]:
+        """The network, the bank, the record of the network, and what of both belongs into that of a run."""
+        denoiser, record = self.use(self.network)
+        bank, data = self.read_bank(record)
         return denoiser, bank, record, {"network": self.fit(denoiser, record, bank), "data": data}
 
 
@@ -403,6 +417,41 @@ class SampledOptions(EngineOptions):
         type=AnyPath(file_okay=False),
         elsewhere=_EXACT,
     )
+
+
+@dataclass(frozen=True, kw_only=True)
+class MachinesOptions(EngineOptions):
+    """Several machines, and what they are told at each step of a schedule."""
+
+    machines: str = option(
+        "els,ls,is",
+        f"Of {', '.join(MACHINES)}; {in_words(SPECS[len(MACHINES) :])} name the boundary, or the window; "
+        f"{in_words(BOUNDED)} take the boundary of the network's padding (zeros where it is not known).",
+    )
+    patch_sizes: tuple[str, ...] = option(
+        (),
+        f"Of {in_words(LOCAL)}: one size a step, cleanest first, as 3,3,5,..; a scales.json of pyels calibrate; or a "
+        "preset's name. Once more for machines with another parameter: their scales.json, or threshold=.05,.02,..; one "
+        "number is for all steps.",
+        type=str,
+        also="--scales",
+    )
+    patch_size: int | None = option(None, "One size for all steps, instead.", recorded=False)
+    steps: int | None = option(
+        None, "Steps of the machines.  [default: 20, or as many as --patch-sizes]", must_be=AT_LEAST_1
+    )
+    schedule: str = option("cosine", type=click.Choice(SCHEDULES))
+
+    def told(self, machines: Mapping[str, Denoiser]) -> tuple[dict[str, list[Any]], int]:
+        """By parameter, what machines are told at every step, and how many steps these are."""
+        if not any(machine.parameter for machine in machines.values()):
+            refuse_sizes(patch_size=self.patch_size, patch_sizes=self.patch_sizes)
+        if self.patch_size is not None and self.patch_sizes:
+            raise ValueError("give either --patch-size or --patch-sizes, not both")
+        texts = self.patch_sizes if self.patch_size is None else [f"patch_size={self.patch_size}"]
+        told, steps = told_at_steps(texts, self.steps, self.schedule)
+        check_told(told, machines)
+        return told, steps
 
 
 def record_of_engine(bank: PatchBank, *machines: Denoiser) -> dict[str, Any]:

@@ -128,7 +128,8 @@ def train_command(given: Train) -> None:
     config = {"net": given.net, **trained.config, "weights": weights}
     result = {"command": "train", "network": config, **training, "losses": [round(v, 6) for v in log.losses]}
     write_json(given.out / "run.json", result)
-    plots.draw_losses(given.out / "loss.png", log.losses, steps, plots.title_of({"network": given.net, "data": data}))
+    title = plots.title_of({"network": given.net, "data": data})
+    plots.draw_losses(given.out / "loss.png", log.losses, steps, given.predicts, title)
     trained.save(finished, {"training": training}, given.half)  # last: where it is, the training has ended
     checkpoint.unlink(missing_ok=True)
     line = f"{weights} weights, {steps} steps of {given.batch_size} ({training['epochs']:.3g} epochs of {len(bank)} "

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.resources
 import json
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,10 +14,10 @@ from torch import Tensor
 
 from pyels import adapters, metrics
 from pyels.bank import PatchBank
-from pyels.checks import CPU
 from pyels.denoiser import Denoiser
 from pyels.sampling import Step, sample
 from pyels.studies import resumable
+from pyels.studies.intervals import median_interval, share_interval
 
 MEASURES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "pearson_r": metrics.pearson_r,
@@ -26,8 +25,6 @@ MEASURES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "r2_score": metrics.r2_score,
 }
 NETWORK = "network"
-_RESAMPLINGS = 10_000
-_RESAMPLED_AT_ONCE = 100
 
 
 @dataclass(frozen=True)
@@ -124,29 +121,6 @@ def report(images: Mapping[str, Tensor], machines: Sequence[str], seeds: Sequenc
                 if machine.startswith("els"):
                     result.setdefault("els_beats_is", share)
     return result
-
-
-def median_interval(values: Tensor) -> list[float]:
-    """Percentile bootstrap: the central 95% of the medians of resamplings of `values` (n,) with replacement.
-
-    The same values give the same interval. Of one value it is that value: a single seed says nothing of its spread.
-    """
-    generator = torch.Generator().manual_seed(0)
-    drawn = []
-    for _ in range(_RESAMPLINGS // _RESAMPLED_AT_ONCE):
-        chosen = torch.randint(len(values), (_RESAMPLED_AT_ONCE, len(values)), generator=generator)
-        drawn.append(values[chosen].quantile(0.5, dim=1))
-    ends = torch.tensor([0.025, 0.975], dtype=torch.float64, device=CPU)
-    return [float(v) for v in torch.cat(drawn).quantile(ends)]
-
-
-def share_interval(successes: int, trials: int) -> list[float]:
-    """Wilson's 95% interval of a share (J. Am. Stat. Assoc. 22, 209, 1927), which does not vanish at 0% and 100%."""
-    z = 1.959964
-    share = successes / trials
-    centre = share + z * z / (2 * trials)
-    half = z * math.sqrt(share * (1 - share) / trials + (z / (2 * trials)) ** 2)
-    return [max(0.0, (centre - half) / (1 + z * z / trials)), min(1.0, (centre + half) / (1 + z * z / trials))]
 
 
 def load_demo_network() -> tuple[adapters.NetworkDenoiser, dict[str, Any]]:

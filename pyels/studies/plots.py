@@ -36,7 +36,7 @@ def title_of(run: Mapping[str, Any]) -> str:
         who = network if isinstance(network, str) else "/".join(Path(str(network["source"])).parts[-2:])
     else:
         who = " ".join(str(run[key]) for key in ("machine", "boundary") if run.get(key))
-    parts = [who, f"{Path(data['dataset']).name} ({data['bank']['images']} images)"]
+    parts = [who] * bool(who) + [f"{Path(data['dataset']).name} ({data['bank']['images']} images)"]
     if seeds is None and "num" in run:
         seeds = [run["seed"], run["seed"] + run["num"] - 1]
     if seeds:
@@ -114,14 +114,14 @@ def draw_rates(path: str | Path, curves: Sequence[Curve], title: str) -> None:
     _save(figure, path, title)
 
 
-def draw_losses(path: str | Path, losses: Sequence[float], steps: int, title: str = "") -> None:
+def draw_losses(path: str | Path, losses: Sequence[float], steps: int, predicts: str, title: str = "") -> None:
     """Write the loss against the step, on logarithmic axes, as a PNG."""
     figure, axis = _figure((6, 4))
     axis.plot([steps * (i + 1) / len(losses) for i in range(len(losses))], list(losses))
     axis.set_xscale("log")
     axis.set_yscale("log")
     axis.set_xlabel("step")
-    axis.set_ylabel("mean squared error of v")
+    axis.set_ylabel(f"mean squared error of {predicts}")
     _plain(axis)
     _save(figure, path, title)
 
@@ -196,6 +196,27 @@ def draw_receptive_field(
             title += f", k = {k}"
         axis.set_title(f"{title}\nsigma / alpha = {_level(schedule, times[i])}", fontsize=7)
     figure.colorbar(ScalarMappable(norm, "magma"), ax=axes, label="relative gradient", shrink=0.9)
+    _save(figure, path, title)
+
+
+def draw_evaluation(path: str | Path, rows: Sequence[Mapping[str, Any]], title: str = "") -> None:
+    """Write each denoiser's error over Wiener's, with its interval, against noise level as a PNG; `rows` as of
+    `evaluation.report`."""
+    figure, axis = _figure((7.5, 4.5))
+    axis.axhline(1, color="0.6", linewidth=1)
+    for name in rows[0]["ratio"]:
+        reached = [row for row in rows if row["ratio"][name] is not None]
+        times, ratios = [row["t"] for row in reached], [row["ratio"][name] for row in reached]
+        (line,) = axis.plot(times, ratios, marker="o", markersize=3, label=name.upper())
+        low, high = zip(*(row["interval_95"][name] for row in reached), strict=True) if reached else ((), ())
+        axis.fill_between(times, low, high, color=line.get_color(), alpha=0.2, linewidth=0)
+    axis.set_yscale("log")
+    axis.set_xticks([row["t"] for row in rows])
+    axis.set_xticklabels([f"{row['sigma'] / row['alpha']:.2g}" if row["alpha"] > 0 else "∞" for row in rows])
+    axis.set_xlabel("noise level, sigma / alpha")
+    axis.set_ylabel("squared error on held-out images, over Wiener's")
+    _plain(axis)
+    axis.legend(frameon=False, fontsize=9)
     _save(figure, path, title)
 
 

@@ -15,7 +15,7 @@ from pyels.adapters import NetworkDenoiser, from_pyels
 from pyels.files import read_tensors
 from pyels.machines import MACHINES
 from pyels.sampling import Level
-from pyels.studies import comparison, resumable
+from pyels.studies import comparison, intervals, resumable
 from pyels.studies.calibration import calibrate, centre_gradient, fitting
 
 # ---- calibration ---------------------------------------------------------------------------------------------------
@@ -104,8 +104,8 @@ def test_report_says_what_was_measured():
     assert wins["share"] == report["els_beats_is"] == 0.75
     # Wilson's interval of 30 in 40, worked out by hand: (0.75 + 0.04802 -+ 0.14252) / 1.09604.
     assert wins["interval_95"] == pytest.approx([0.59806, 0.85813], abs=1e-4)
-    assert comparison.share_interval(50, 50) == pytest.approx([1 / (1 + 1.96**2 / 50), 1], abs=1e-4)
-    assert comparison.share_interval(0, 50)[0] == 0
+    assert intervals.share_interval(50, 50) == pytest.approx([1 / (1 + 1.96**2 / 50), 1], abs=1e-4)
+    assert intervals.share_interval(0, 50)[0] == 0
     assert json.loads(json.dumps(report)) == report
 
 
@@ -115,10 +115,10 @@ def test_bootstrap_interval_covers_the_true_median():
     generator = torch.Generator().manual_seed(0)
     missed = 0
     for _ in range(200):
-        low, high = comparison.median_interval(torch.randn(25, generator=generator, dtype=torch.float64))
+        low, high = intervals.median_interval(torch.randn(25, generator=generator, dtype=torch.float64))
         missed += not low <= 0 <= high
     assert 2 <= missed <= 22
-    assert comparison.median_interval(torch.tensor([0.5], dtype=torch.float64)) == [0.5, 0.5]
+    assert intervals.median_interval(torch.tensor([0.5], dtype=torch.float64)) == [0.5, 0.5]
 
 
 # ---- train, calibrate, compare from the command line ---------------------------------------------------------------

@@ -5,7 +5,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, TypeVar
+
+T = TypeVar("T")
 
 # Calibrated sizes at t = 1/20, 2/20 .. 20/20, by data set, network and its padding (facts read from the paper's
 # released files).
@@ -61,11 +63,16 @@ def settings(machine: str, data: str) -> dict[str, Any]:
 def patch_sizes(name: str, steps: int = 20) -> list[int]:
     """Calibrated sizes for `pyels.sample(..., steps=steps)`, the cleanest step first.
 
-    For other than 20 steps, the size at t is that of the next of the 20 calibrated times at or above t.
+    For other than 20 steps, see `at_steps`.
     Raises ValueError for an unknown name; the names are the keys of `PATCH_SIZES`.
     """
-    sizes = _sizes(name)
-    return [sizes[math.ceil(i * len(sizes) / steps) - 1] for i in range(1, steps + 1)]
+    return at_steps(_sizes(name), steps)
+
+
+def at_steps(values: Sequence[T], steps: int) -> list[T]:
+    """Values that were calibrated for as many steps as they are, for another number: the value at t is that of the next
+    calibrated time at or above t."""
+    return [values[math.ceil(i * len(values) / steps) - 1] for i in range(1, steps + 1)]
 
 
 def kamb2025(name: str, steps: int = 20) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,8 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pyels import presets
 from pyels.bank import PatchBank
-from pyels.cli.options import AT_LEAST_1, command, option
+from pyels.cli.options import AT_LEAST_1, check, command, option
 from pyels.cli.progress import StepBar
 from pyels.cli.settings import (
     JobOptions,
@@ -22,8 +23,10 @@ from pyels.cli.settings import (
     arguments_of,
     boundary_of,
     check_wiring,
+    integers,
     record_of_engine,
 )
+from pyels.denoiser import Denoiser
 from pyels.files import write_json, write_tensors
 from pyels.studies import comparison, plots, resumable
 from pyels.studies.check import SAID, leaves, limit_of, outside
@@ -31,14 +34,20 @@ from pyels.studies.check import SAID, leaves, limit_of, outside
 _MOST_PAIRS = 100  # in the picture
 _FEWEST_SEEDS = 5  # of which resampling says anything
 
-_RESULTS = ("report.json", "scatter.png", "pairs.png", "comparison.safetensors", "run.json")
+_RESULTS = ("report.json", "scatter.png", "pairs.png", "matrix.png", "steps.png", "comparison.safetensors", "run.json")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Compare(NetworkOptions, LabelOptions, MachinesOptions, JobOptions, OutputOptions):
-    network_steps: int | None = option(
-        None, "Steps of the network.  [default: as many as the machines]", must_be=AT_LEAST_1
+    steps: str | None = option(
+        None,
+        "Steps of the machines; several numbers, as 20,10,50, for machines with so many each, which are told what the "
+        "first are at the next time.  [default: 20, or as many as --patch-sizes]",
     )
+    network_steps: str | None = option(
+        None, "Steps of the network, or several numbers, of which the first counts.  [default: as many as the machines]"
+    )
+    per_step: bool = option(False, "Also compare the estimates at every step.", recorded=False)
     out: Path = option(Path("pyels-comparison"))
 
 
@@ -47,33 +56,36 @@ def compare_command(given: Compare) -> None:
     """Let machines and a network draw from the same noise, and measure how alike they are.
 
     Writes report.json (pearson_r, its square pearson_r2 and r2_score of every seed, their medians with quartiles and
-    95% bootstrap intervals, and how often each machine is closer to the network than IS), scatter.png (as the paper's
-    figure 10), pairs.png (the network's and the first machine's pictures, best to worst), comparison.safetensors and
-    run.json. A run that was stopped goes on after its last finished seed when the command is repeated.
+    95% bootstrap intervals, how often each machine is closer to the network than IS, and pearson_r of all with all),
+    scatter.png (as the paper's figure 10), pairs.png (the network's and the first machine's pictures, best to worst),
+    matrix.png, comparison.safetensors and run.json; with --per-step also steps.png, what the machines estimate at every
+    step, asked at the network's x and along their own trajectory. A run that was stopped goes on after its last
+    finished seed when the command is repeated.
     """
     denoiser, bank, record, of_both = given.load()
     jobs, each = given.share(given.num, bank)
     machines = given.machines_of(given.machines, bank, each, boundary_of(record))
-    told, steps = given.told(machines)
-    network_steps = given.network_steps or steps
-    contenders = {comparison.NETWORK: comparison.Contender(denoiser, network_steps)}
-    for spec, machine in machines.items():
-        contenders[spec] = comparison.Contender(machine, steps, told)
+    swept, of_network = _counts("steps", given.steps), _counts("network_steps", given.network_steps)
+    told, steps = given.told(machines, swept[0] if swept else None)
+    contenders = _contenders(denoiser, machines, told, [steps, *swept[1:]], of_network or [steps])
+    if given.per_step and {one.steps for one in contenders.values()} != {steps}:
+        raise ValueError("--per-step compares step by step: give network and machines one number of steps, the same")
     classes = given.classes(denoiser, bank)
     settings = given.record(
         machines=list(machines),
         boundary=boundary_of(record),
         **arguments_of(told),
-        steps=steps,
-        network_steps=network_steps,
+        steps=steps if len(swept) < 2 else [steps, *swept[1:]],
+        network_steps=of_network[0] if len(of_network) == 1 else of_network or steps,
         seeds=given.seeds,
         labels=classes,
+        **({"step_by_step": True} if given.per_step else {}),
         **of_both,
         **record_of_engine(bank, *machines.values()),
     )
     given.hold_folder(settings, *_RESULTS)
     doubts = check_wiring(denoiser, bank)
-    images, report = run_comparison(contenders, bank, given.out, settings, jobs, given.schedule, doubts)
+    images, report = run_comparison(contenders, bank, given.out, settings, jobs, given.schedule, doubts, given.per_step)
     write_tensors(given.out / "comparison.safetensors", images)
     pictures = _draw(given.out, images, report, plots.title_of(settings))
     resumable.finished(given.out)
@@ -81,14 +93,44 @@ def compare_command(given: Compare) -> None:
         report,
         [
             *table(report),
-            f"steps: {steps} of the machines, {network_steps} of the network",
+            f"steps: {steps} of the machines, {contenders[comparison.NETWORK].steps} of the network",
             f"pictures: {', '.join(map(str, pictures))}",
         ],
     )
 
 
+def _counts(name: str, text: str | None) -> list[int]:
+    """Numbers of steps."""
+    counts = [] if text is None else integers(name, text)
+    for count in counts:
+        check(name, count, AT_LEAST_1)
+    return list(dict.fromkeys(counts))
+
+
+def _contenders(
+    denoiser: Denoiser,
+    machines: Mapping[str, Denoiser],
+    told: Mapping[str, Sequence[Any]],
+    steps: Sequence[int],
+    of_network: Sequence[int],
+) -> dict[str, comparison.Contender]:
+    """By name; what takes other than the first number of steps is called NAME@STEPS."""
+
+    def name(of: str, count: int, first: int) -> str:
+        return of if count == first else f"{of}@{count}"
+
+    network = {name(comparison.NETWORK, n, of_network[0]): comparison.Contender(denoiser, n) for n in of_network}
+    return network | {
+        name(spec, n, steps[0]): comparison.Contender(
+            machine, n, {one: presets.at_steps(values, n) for one, values in told.items()}
+        )
+        for n in steps
+        for spec, machine in machines.items()
+    }
+
+
 def _draw(out: Path, images: dict[str, Tensor], report: dict[str, Any], title: str) -> list[Path]:
-    """pairs.png and, where IS is one of several machines, scatter.png."""
+    """pairs.png, matrix.png, scatter.png where IS is one of several machines, steps.png where steps are compared."""
     of_seeds = {spec: row["pearson_r"] for spec, row in report["per_seed"].items()}
     seeds, labels, first = report["seeds"], report["labels"], next(iter(of_seeds))
     order = sorted(range(len(seeds)), key=lambda i: -of_seeds[first][i])
@@ -107,6 +149,11 @@ def _draw(out: Path, images: dict[str, Tensor], report: dict[str, Any], title: s
         pictures.append(out / "scatter.png")
         ideal = of_seeds.pop("is")
         plots.draw_scatter(pictures[1], of_seeds, ideal, title)
+    pictures.append(out / "matrix.png")
+    plots.draw_matrix(pictures[-1], report["matrix"], title)
+    if "per_step" in report:
+        pictures.append(out / "steps.png")
+        plots.draw_steps(pictures[-1], report["per_step"], title)
     return pictures
 
 
@@ -118,14 +165,16 @@ def run_comparison(
     jobs: int,
     schedule: str = "cosine",
     doubts: Sequence[str] = (),
+    per_step: bool = False,
 ) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Draw, measure, and write report.json and run.json to `out`; the images and the report.
 
     The seeds and labels are those of the settings; `doubts` are those of the network.
     """
     seeds, labels = settings["seeds"], settings["labels"]
-    with StepBar(len(seeds), sum(contender.steps for contender in contenders.values())) as bar:
-        images = comparison.compare(contenders, bank, seeds, labels, schedule, out, settings, bar, jobs)
+    counts = [contender.steps for contender in contenders.values()]
+    with StepBar(len(seeds), sum(counts) + per_step * sum(counts[1:])) as bar:
+        images = comparison.compare(contenders, bank, seeds, labels, schedule, out, settings, bar, jobs, per_step)
     report = comparison.report(images, [name for name in contenders if name != comparison.NETWORK], seeds)
     report["labels"] = labels
     limit = limit_of(bank)
@@ -164,4 +213,13 @@ def table(report: dict[str, Any]) -> list[str]:
         lines.append(
             f"{machine.upper()} closer to the network than IS: {wins['share']:.0%} of seeds [{low:.0%}, {high:.0%}]"
         )
+    matrix = report["matrix"]
+    for i, network in enumerate(matrix["names"]):
+        if network.startswith(f"{comparison.NETWORK}@"):
+            others = [
+                f"{name.upper()} {matrix['median'][i][j]:.3f}"
+                for j, name in enumerate(matrix["names"])
+                if not name.startswith(comparison.NETWORK)
+            ]
+            lines.append(f"pearson_r with {network}: {', '.join(others)}")
     return [*lines, *report["doubts"]]

@@ -42,6 +42,7 @@ class Evaluate(BankOptions, SeedOptions, MachinesOptions, JobOptions, OutputOpti
         None, "The images that are denoised, a name or a path.  [default: the test split of the data set]"
     )
     levels: int = option(8, "Noise levels, evenly among the steps.", must_be=AT_LEAST_1)
+    steps: int | None = option(None, "Of a trajectory.  [default: 20, or as many as --patch-sizes]", must_be=AT_LEAST_1)
     num: int = option(100, "Number of images.")
     out: Path = option(Path("pyels-evaluation"))
 
@@ -61,7 +62,7 @@ def evaluate_command(given: Evaluate) -> None:
     jobs, each = given.share(len(images), bank)
     machines = given.machines_of(given.machines, bank, each, boundary_of(record))
     machines.setdefault(WIENER, Wiener(bank))
-    told, steps = given.told(machines)
+    told, steps = given.told(machines, given.steps)
     everybody = machines if denoiser is None else {comparison.NETWORK: denoiser, **machines}
     labels = _labels(denoiser, images, bank)
     levels = _levels(given, steps, everybody, told)

@@ -437,21 +437,18 @@ class MachinesOptions(EngineOptions):
         also="--scales",
     )
     patch_size: int | None = option(None, "One size for all steps, instead.", recorded=False)
-    steps: int | None = option(
-        None, "Steps of the machines.  [default: 20, or as many as --patch-sizes]", must_be=AT_LEAST_1
-    )
     schedule: str = option("cosine", type=click.Choice(SCHEDULES))
 
-    def told(self, machines: Mapping[str, Denoiser]) -> tuple[dict[str, list[Any]], int]:
+    def told(self, machines: Mapping[str, Denoiser], steps: int | None) -> tuple[dict[str, list[Any]], int]:
         """By parameter, what machines are told at every step, and how many steps these are."""
         if not any(machine.parameter for machine in machines.values()):
             refuse_sizes(patch_size=self.patch_size, patch_sizes=self.patch_sizes)
         if self.patch_size is not None and self.patch_sizes:
             raise ValueError("give either --patch-size or --patch-sizes, not both")
         texts = self.patch_sizes if self.patch_size is None else [f"patch_size={self.patch_size}"]
-        told, steps = told_at_steps(texts, self.steps, self.schedule)
+        told, count = told_at_steps(texts, steps, self.schedule)
         check_told(told, machines)
-        return told, steps
+        return told, count
 
 
 def record_of_engine(bank: PatchBank, *machines: Denoiser) -> dict[str, Any]:

@@ -15,16 +15,25 @@ from torch import Tensor
 from pyels import adapters, metrics
 from pyels.bank import PatchBank
 from pyels.denoiser import Denoiser
-from pyels.sampling import Step, sample
+from pyels.sampling import Step, noise_levels, sample
+from pyels.schedules import make_schedule
 from pyels.studies import resumable
-from pyels.studies.intervals import median_interval, share_interval
+from pyels.studies.intervals import bootstrap, median_interval, share_interval
 
 MEASURES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "pearson_r": metrics.pearson_r,
     "pearson_r2": metrics.pearson_r2,
     "r2_score": metrics.r2_score,
 }
+# Of the estimates of x0 at a step.
+STEP_MEASURES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "mse": metrics.mse,
+    "cosine": metrics.cosine,
+    "r2_score": metrics.r2_score,
+}
+WAYS = ("at the network's x", "along its own")
 NETWORK = "network"
+CURVES = "steps of "  # begins the name of a tensor that holds a machine's measures at every step
 
 
 @dataclass(frozen=True)
@@ -34,6 +43,10 @@ class Contender:
     denoiser: Denoiser
     steps: int
     per_step: Mapping[str, Sequence[Any]] = field(default_factory=dict)
+
+    @property
+    def told(self) -> dict[str, Sequence[Any]]:
+        return {name: values for name, values in self.per_step.items() if name == self.denoiser.parameter}
 
 
 def compare(
@@ -46,30 +59,58 @@ def compare(
     settings: Mapping[str, Any],
     progress: resumable.Progress,
     jobs: int = 1,
+    per_step: bool = False,
 ) -> dict[str, Tensor]:
     """Draw every seed with every contender from the same noise; resumable in `folder` (see `resumable.resumable`).
 
-    Returns `noise` and one tensor (n, C, H, W) for each contender by its name.
+    Returns `noise` and one tensor (n, C, H, W) for each contender by its name. With `per_step`, for which all take as
+    many steps, also "steps of NAME" for each machine, (n, 2, steps, 3) float64: `STEP_MEASURES` of its estimates of x0
+    with the network's at every step, the cleanest first; asked at the network's x, and along its own trajectory.
     """
 
     def one(i: int, on_step: Callable[[Step], None]) -> dict[str, Tensor]:
         noise = resumable.noise_of_seed(seeds[i], bank.shape)
         label = None if labels is None else torch.tensor([labels[i]])
-        images = {"noise": noise}
+        images, seen = {"noise": noise}, {name: list[Step]() for name in contenders}
         for name, contender in contenders.items():
-            own = {one: values for one, values in contender.per_step.items() if one == contender.denoiser.parameter}
+
+            def callback(step: Step, own: list[Step] = seen[name]) -> None:
+                if per_step:
+                    own.append(step)
+                on_step(step)
+
             images[name] = sample(
                 contender.denoiser,
                 noise[None],
                 contender.steps,
                 schedule,
                 labels=label,
-                callback=on_step,
-                per_step=own,
+                callback=callback,
+                per_step=contender.told,
             )[0]
+        for name, contender in contenders.items():
+            if per_step and name != NETWORK:
+                images[CURVES + name] = _along(contender, schedule, seen[NETWORK], seen[name], label, on_step)
         return images
 
     return resumable.resumable(folder, settings, len(seeds), one, progress, jobs)
+
+
+def _along(
+    contender: Contender,
+    schedule: str,
+    network: Sequence[Step],
+    own: Sequence[Step],
+    label: Tensor | None,
+    on_step: Callable[[Step], None],
+) -> Tensor:
+    levels = noise_levels(contender.steps, make_schedule(schedule), per_step=contender.told)
+    rows = []
+    for level, theirs, mine in zip(levels, network, own, strict=True):
+        x0 = contender.denoiser.denoise(theirs.x, level.alpha, level.sigma, labels=label, **level.told)
+        on_step(theirs)
+        rows.append([[float(f(theirs.x0, one)) for f in STEP_MEASURES.values()] for one in (x0, mine.x0)])
+    return torch.tensor(rows[::-1], dtype=torch.float64).transpose(0, 1).contiguous()
 
 
 def nearest_images(bank: PatchBank, images: Tensor) -> Tensor:
@@ -97,6 +138,8 @@ def report(images: Mapping[str, Tensor], machines: Sequence[str], seeds: Sequenc
                   share, by `share_interval`; where IS is one of the machines
     els_beats_is  the share of the first of the ELS machines
     seeds         the seeds
+    matrix        Pearson r of each of the `names` with each, median and interval_95 of the median, rows of rows
+    per_step      with `compare(per_step=True)`: machine -> way -> measure -> median and interval_95, the cleanest first
     """
     result: dict[str, Any] = {"median": {}, "quartiles": {}, "interval_95": {}, "seeds": list(seeds), "per_seed": {}}
     figures = {
@@ -111,6 +154,10 @@ def report(images: Mapping[str, Tensor], machines: Sequence[str], seeds: Sequenc
             ("per_seed", Tensor.tolist),
         ):
             result[part][machine] = {name: summary(values) for name, values in row.items()}
+    result["matrix"] = _matrix(images, [NETWORK, *machines])
+    curves = {machine: images[CURVES + machine] for machine in machines if CURVES + machine in images}
+    if curves:
+        result["per_step"] = {machine: _summary(values) for machine, values in curves.items()}
     if "is" in figures:
         result["beats_is"] = {}
         for machine in machines:
@@ -121,6 +168,28 @@ def report(images: Mapping[str, Tensor], machines: Sequence[str], seeds: Sequenc
                 if machine.startswith("els"):
                     result.setdefault("els_beats_is", share)
     return result
+
+
+def _matrix(images: Mapping[str, Tensor], names: list[str]) -> dict[str, Any]:
+    medians, intervals = [[1.0] * len(names) for _ in names], [[[1.0, 1.0]] * len(names) for _ in names]
+    for i, one in enumerate(names):
+        for j, other in enumerate(names[:i]):
+            r = metrics.pearson_r(images[one], images[other])
+            medians[i][j] = medians[j][i] = float(r.quantile(0.5))
+            intervals[i][j] = intervals[j][i] = median_interval(r)
+    return {"names": names, "median": medians, "interval_95": intervals}
+
+
+def _summary(values: Tensor) -> dict[str, Any]:
+    """Of (n, 2, steps, 3)."""
+    medians, ends = values.quantile(0.5, dim=0), bootstrap(values, lambda some: some.quantile(0.5, dim=1))
+    return {
+        way: {
+            measure: {"median": medians[i, :, j].tolist(), "interval_95": ends[:, i, :, j].T.tolist()}
+            for j, measure in enumerate(STEP_MEASURES)
+        }
+        for i, way in enumerate(WAYS)
+    }
 
 
 def load_demo_network() -> tuple[adapters.NetworkDenoiser, dict[str, Any]]:

@@ -237,6 +237,44 @@ def draw_scatter(
     _save(figure, path, title)
 
 
+def draw_matrix(path: str | Path, matrix: Mapping[str, Any], title: str = "") -> None:
+    """Write how alike the pictures of all are to those of all as a PNG; `matrix` as of `comparison.report`."""
+    names, medians = [name.upper() for name in matrix["names"]], matrix["median"]
+    figure, axis = _figure((1.5 + 0.7 * len(names), 1.2 + 0.6 * len(names)))
+    axis.imshow(medians, cmap="viridis", vmin=0, vmax=1)
+    for i, row in enumerate(medians):
+        for j, r in enumerate(row):
+            axis.text(j, i, f"{r:.2f}", ha="center", va="center", fontsize=8, color="black" if r > 0.6 else "white")
+    axis.set_xticks(range(len(names)), names, rotation=45, ha="right", fontsize=8)
+    axis.set_yticks(range(len(names)), names, fontsize=8)
+    axis.spines[:].set_visible(False)
+    _save(figure, path, title)
+
+
+def draw_steps(path: str | Path, per_step: Mapping[str, Any], title: str = "") -> None:
+    """Write how near the machines' estimates are to the network's at every step, with 95% intervals, as a PNG;
+    `per_step` as of `comparison.report`."""
+    measures = list(next(iter(next(iter(per_step.values())).values())))
+    figure = Figure(figsize=(4 * len(measures), 3.6), dpi=150, layout="constrained")
+    FigureCanvasAgg(figure)
+    for axis, measure in zip(figure.subplots(1, len(measures)), measures, strict=True):
+        for i, (name, ways) in enumerate(per_step.items()):
+            for way, style in zip(ways, ("-", ":"), strict=True):
+                median, (low, high) = ways[way][measure]["median"], zip(*ways[way][measure]["interval_95"], strict=True)
+                times = [(step + 1) / len(median) for step in range(len(median))]
+                axis.plot(times, median, style, color=f"C{i}", label=f"{name.upper()}, {way}")
+                axis.fill_between(times, low, high, color=f"C{i}", alpha=0.15, linewidth=0)
+        if measure == "mse":
+            axis.set_yscale("log")
+        else:
+            axis.set_ylim(max(-1.0, axis.get_ylim()[0]), 1.02)
+        axis.set_xlabel("time t, noise at 1")
+        axis.set_ylabel(f"{measure} of the estimates of x0")
+        _plain(axis)
+    figure.legend(*axis.get_legend_handles_labels(), loc="outside right center", frameon=False, fontsize=8)
+    _save(figure, path, title)
+
+
 def draw_pairs(
     path: str | Path, above: Tensor, below: Tensor, captions: Sequence[str], labels: tuple[str, str], title: str = ""
 ) -> None:

@@ -193,6 +193,7 @@ def test_compare_command(trained, tmp_path, capsys):
     assert report == json.loads((out / "report.json").read_text())
     assert sorted(p.name for p in out.iterdir()) == [
         "comparison.safetensors",
+        "matrix.png",
         "pairs.png",
         "report.json",
         "run.json",
@@ -215,6 +216,54 @@ def test_compare_command(trained, tmp_path, capsys):
     ):
         again = pyels.sample(denoiser, images["noise"], steps, "cosine", patch_sizes, labels)
         torch.testing.assert_close(again, images[name], atol=1e-5, rtol=0)
+
+
+def test_every_step_and_all_with_all(trained, tmp_path, capsys):
+    out = tmp_path / "steps"
+    assert run_program(*compare_arguments(trained, out, "--machines", "els,wiener", "--per-step", "--json")) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert (out / "steps.png").exists()
+    images = read_tensors(out / "comparison.safetensors")
+    network, _ = pyels.adapters.load(trained / "net")
+    bank = pyels.datasets.load(trained / "bank.npz")
+    sizes, label = json.loads((out / "run.json").read_text())["patch_sizes"], torch.tensor(report["labels"][:1])
+    steps, own = [], []
+    pyels.sample(network, images["noise"][:1], STEPS, labels=label, callback=steps.append)
+    pyels.sample(pyels.ELS(bank), images["noise"][:1], STEPS, "cosine", sizes, label, callback=own.append)
+    for i in range(STEPS):
+        level = steps[-1 - i].level
+        forced = pyels.ELS(bank).denoise(steps[-1 - i].x, level.alpha, level.sigma, label, sizes[i])
+        for way, x0 in enumerate((forced, own[-1 - i].x0)):
+            expected = [float(f(steps[-1 - i].x0, x0)) for f in comparison.STEP_MEASURES.values()]
+            assert images["steps of els"][0, way, i].tolist() == pytest.approx(expected, rel=1e-4, abs=1e-6)
+    summary = report["per_step"]["els"]["along its own"]["mse"]
+    assert summary["median"] == images["steps of els"][:, 1, :, 0].quantile(0.5, dim=0).tolist()
+    assert all(low <= m <= high for m, (low, high) in zip(summary["median"], summary["interval_95"], strict=True))
+    matrix = report["matrix"]
+    assert matrix["names"] == ["network", "els", "wiener"]
+    assert matrix["median"][0][1] == matrix["median"][1][0] == report["median"]["els"]["pearson_r"]
+    assert matrix["interval_95"][0][2] == report["interval_95"]["wiener"]["pearson_r"]
+
+
+def test_several_numbers_of_steps_in_one_run(trained, tmp_path, capsys):
+    out = tmp_path / "swept"
+    counts = ("--steps", f"{STEPS},2", "--network-steps", f"{STEPS},7")
+    assert run_program(*compare_arguments(trained, out, "--machines", "els,is", *counts, "--json")) == 0
+    report = json.loads(capsys.readouterr().out)
+    names = ["network", "network@7", "els", "is", "els@2", "is@2"]
+    assert report["matrix"]["names"] == names
+    images = read_tensors(out / "comparison.safetensors")
+    record = json.loads((out / "run.json").read_text())
+    assert (record["steps"], record["network_steps"]) == ([STEPS, 2], [STEPS, 7])
+    bank, labels, sizes = (
+        pyels.datasets.load(trained / "bank.npz"),
+        torch.tensor(report["labels"]),
+        record["patch_sizes"],
+    )
+    again = pyels.sample(pyels.ELS(bank), images["noise"], 2, "cosine", [sizes[1], sizes[3]], labels)
+    torch.testing.assert_close(again, images["els@2"], atol=1e-5, rtol=0)
+    assert run_program(*compare_arguments(trained, out, "--machines", "els,is", *counts)) == 0
+    assert "pearson_r with network@7: ELS " in capsys.readouterr().out
 
 
 @pytest.mark.slow

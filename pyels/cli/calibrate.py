@@ -1,4 +1,5 @@
-"""`pyels calibrate`: the patch sizes, or thresholds or widths, at which a machine agrees best with a network."""
+"""`pyels calibrate`: the patch sizes, or thresholds or widths, at which a machine agrees best with a network, or that
+a rule finds without one."""
 
 from __future__ import annotations
 
@@ -17,10 +18,10 @@ from pyels.cli.settings import (
     CALIBRATED,
     DEFAULT_STEPS,
     WINDOWS,
+    BankOptions,
     EngineOptions,
     JobOptions,
     LabelOptions,
-    NetworkOptions,
     OutputOptions,
     boundary_of,
     check_wiring,
@@ -29,11 +30,14 @@ from pyels.cli.settings import (
 )
 from pyels.denoiser import Denoiser
 from pyels.files import write_json, write_tensors
+from pyels.machines import Machine
 from pyels.networks import KINDS, NETWORKS, Network
-from pyels.sampling import Step
+from pyels.sampling import Step, noise_levels
 from pyels.schedules import SCHEDULES, make_schedule
 from pyels.studies import plots, resumable
 from pyels.studies.calibration import TRIED, Calibration, calibrate, fitting
+from pyels.studies.comparison import NETWORK
+from pyels.studies.rules import RULES, SHARE, Scores, scores
 
 _FURTHER = [
     f"for a {kind.__name__} 3,5,..,{kind.LARGEST_SIZE}, "
@@ -45,7 +49,16 @@ _RESULTS = ("scales.json", "calibration.png", "receptive_field.png", "calibratio
 
 
 @dataclass(frozen=True, kw_only=True)
-class Calibrate(NetworkOptions, LabelOptions, EngineOptions, JobOptions, OutputOptions):
+class Calibrate(BankOptions, LabelOptions, EngineOptions, JobOptions, OutputOptions):
+    network: str | None = option(None, "As compare takes it; needed by --rule network.")
+    rule: str = option(
+        NETWORK,
+        "What a size has to do: agree best with a network; or, without one, bring the posterior's entropy down to a "
+        "--share of its largest, or have the least error on images of the data set that are left out of the bank in "
+        "turn, or the least estimate of it (SURE).",
+        type=click.Choice([NETWORK, *RULES]),
+    )
+    share: float = option(SHARE, "Of --rule entropy.", must_be=("in (0, 1]", lambda share: 0 < share <= 1))
     machine: str = option("els", type=click.Choice(CALIBRATED))
     boundary: str | None = option(None, "Of ELS.  [default: as the network's padding]", type=click.Choice(BOUNDARIES))
     window: str | None = option(None, "Of ELS and LS.  [default: square]", type=click.Choice(WINDOWS))
@@ -55,9 +68,9 @@ class Calibrate(NetworkOptions, LabelOptions, EngineOptions, JobOptions, OutputO
         f"[default: 3,5,..,{Network.LARGEST_SIZE}, {''.join(_FURTHER)}as far as they fit; "
         f"{','.join(map(str, TRIED['threshold']))}; {','.join(map(str, TRIED['width']))}]",
     )
-    steps: int = option(DEFAULT_STEPS, "Steps of the network's trajectories.", must_be=AT_LEAST_1)
+    steps: int = option(DEFAULT_STEPS, "Steps of the trajectories.", must_be=AT_LEAST_1)
     schedule: str = option("cosine", type=click.Choice(SCHEDULES))
-    num: int = option(30, "Number of trajectories.")
+    num: int = option(30, "Number of trajectories, or of images.")
     seed: int = option(1_000_000, "First seed; none that is compared later, please.")
     out: Path = option(Path("pyels-calibration"))
 
@@ -72,9 +85,17 @@ def calibrate_command(given: Calibrate) -> None:
     calibration.png (as the paper's figure 4b), receptive_field.png (figure 4a: the gradient of the network's centre
     pixel, and the calibrated size), calibration.safetensors (each sample's scores and gradients) and run.json. A run
     that was stopped goes on after its last finished trajectory when the command is repeated.
+
+    The other rules need no network; one that is given says what the bank is, and which boundary, alone.
     """
-    denoiser, bank, record, of_both = given.load()
-    jobs, each = given.share(given.num, bank)
+    if given.network is None and given.rule == NETWORK:
+        raise ValueError(f"--network is needed, or one of --rule {', '.join(RULES)}")
+    denoiser, record = (None, {}) if given.network is None else given.use(given.network)
+    bank, data = given.read_bank(record)
+    of_both = {"data": data}
+    if denoiser is not None:
+        of_both["network"] = given.fit(denoiser, record, bank)
+    jobs, each = given.jobs_and_threads(given.num, bank)
     machine = given.machine_of(given.machine, bank, each, given.boundary, boundary_of(record), given.window)
     sizes = _sizes(given.sizes, machine, record)
     classes = given.classes(denoiser, bank)
@@ -88,28 +109,38 @@ def calibrate_command(given: Calibrate) -> None:
     )
 
     def one(i: int, on_step: Callable[[Step], None]) -> dict[str, torch.Tensor]:
-        noise = resumable.noise_of_seed(given.seeds[i], bank.shape)[None]
         label = None if classes is None else torch.tensor([classes[i]])
+        if given.rule != NETWORK:
+            assert isinstance(machine, Machine)
+            of_rule = machine, given.seeds[i], label, sizes, given.steps, given.schedule, on_step, given.share
+            return {"scores": scores(given.rule, *of_rule)}
+        assert denoiser is not None
+        noise = resumable.noise_of_seed(given.seeds[i], bank.shape)[None]
         found = calibrate(denoiser, machine, noise, label, sizes, given.steps, given.schedule, on_step)
-        tensors = {"times": torch.tensor(found.times, dtype=torch.float64), "cosines": found.cosines[0]}
-        tensors["mses"] = found.mses[0]
+        tensors = {"cosines": found.cosines[0], "mses": found.mses[0]}
         if found.gradients is not None:
             tensors["gradients"] = found.gradients[0]
         return tensors
 
+    if given.rule != NETWORK and not isinstance(machine, Machine):
+        raise ValueError(f"--rule {given.rule} is of machines that have a posterior; {given.machine} has none")
     given.hold_folder(settings, *_RESULTS)
-    doubts = check_wiring(denoiser, bank)
+    doubts = [] if denoiser is None or given.rule != NETWORK else check_wiring(denoiser, bank)
     with StepBar(given.num, given.steps, "calibrating") as bar:
         samples = resumable.resumable(given.out, settings, given.num, one, bar, jobs)
     write_tensors(given.out / "calibration.safetensors", samples)
-    times = samples.pop("times")[0].tolist()
-    calibration = Calibration(times, sizes, **samples, parameter=str(machine.parameter))
-    result = {**settings, **calibration.record(), "doubts": doubts}
+    times = [level.t for level in reversed(noise_levels(given.steps, make_schedule(given.schedule)))]
+    found: Calibration | Scores
+    if given.rule == NETWORK:
+        found = Calibration(times, sizes, **samples, parameter=str(machine.parameter))
+    else:
+        found = Scores(given.rule, times, sizes, samples["scores"], str(machine.parameter), given.share)
+    result = {**settings, **found.record(), "doubts": doubts}
     write_json(given.out / "run.json", settings)
     write_json(given.out / "scales.json", result)
-    pictures = _draw(given, calibration, plots.title_of(settings))
+    pictures = _draw(given, found, plots.title_of(settings))
     resumable.finished(given.out)
-    given.show(result, [*_table(calibration), f"sizes: {given.out / 'scales.json'}; pictures: {pictures}"])
+    given.show(result, [*_table(found), f"sizes: {given.out / 'scales.json'}; pictures: {pictures}"])
 
 
 def _sizes(text: str | None, machine: Denoiser, record: Mapping[str, Any]) -> list[Any]:
@@ -123,26 +154,33 @@ def _sizes(text: str | None, machine: Denoiser, record: Mapping[str, Any]) -> li
     return fitting(machine, range(3, largest + 1, 2))
 
 
-def _draw(given: Calibrate, calibration: Calibration, title: str) -> str:
+def _draw(given: Calibrate, found: Calibration | Scores, title: str) -> str:
     """The names of the pictures."""
     pictures, schedule = [given.out / "calibration.png"], make_schedule(given.schedule)
-    plots.draw_calibration(pictures[0], calibration, schedule, title)
-    if calibration.gradients is not None:
+    plots.draw_calibration(pictures[0], found, schedule, title)
+    if isinstance(found, Scores):
+        return str(pictures[0])
+    if found.gradients is not None:
         pictures.append(given.out / "receptive_field.png")
-        gradient = calibration.gradients.mean(dim=0)
-        squares = calibration.best if calibration.parameter == "patch_size" else None
-        plots.draw_receptive_field(pictures[1], gradient, calibration.times, squares, schedule, title)
+        gradient = found.gradients.mean(dim=0)
+        squares = found.best if found.parameter == "patch_size" else None
+        plots.draw_receptive_field(pictures[1], gradient, found.times, squares, schedule, title)
     else:
         click.echo("no receptive_field.png: torch cannot differentiate this network", err=True)
     return ", ".join(map(str, pictures))
 
 
-def _table(calibration: Calibration) -> list[str]:
-    lines = [f"{'t':>6} {calibration.parameter.replace('_', ' '):>10} {'cosine':>8} {'by squared error':>17}"]
-    for i, t in enumerate(calibration.times):
-        best = float(calibration.cosine[i].max())
-        lines.append(f"{t:6.3f} {calibration.best[i]:10} {best:8.4f} {calibration.best_by_mse[i]:17}")
-    largest = calibration.sizes[-1]
-    if largest in calibration.best[:-1]:
+def _table(found: Calibration | Scores) -> list[str]:
+    name, largest = found.parameter.replace("_", " "), found.sizes[-1]
+    if isinstance(found, Scores):
+        lines = [f"{'t':>6} {name:>10} {found.rule:>10}"]
+        for i, (t, best) in enumerate(zip(found.times, found.best, strict=True)):
+            lines.append(f"{t:6.3f} {best:10} {float(found.score[i, found.sizes.index(best)]):10.4g}")
+    else:
+        lines = [f"{'t':>6} {name:>10} {'cosine':>8} {'by squared error':>17}"]
+        for i, t in enumerate(found.times):
+            best = float(found.cosine[i].max())
+            lines.append(f"{t:6.3f} {found.best[i]:10} {best:8.4f} {found.best_by_mse[i]:17}")
+    if largest in found.best[:-1]:
         lines.append(f"the largest size tried, {largest}, was the best one at some steps: larger --sizes may do better")
     return lines

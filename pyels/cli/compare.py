@@ -63,7 +63,7 @@ def compare_command(given: Compare) -> None:
     finished seed when the command is repeated.
     """
     denoiser, bank, record, of_both = given.load()
-    jobs, each = given.share(given.num, bank)
+    jobs, each = given.jobs_and_threads(given.num, bank)
     machines = given.machines_of(given.machines, bank, each, boundary_of(record))
     swept, of_network = _counts("steps", given.steps), _counts("network_steps", given.network_steps)
     told, steps = given.told(machines, swept[0] if swept else None)

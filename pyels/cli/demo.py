@@ -36,7 +36,7 @@ def demo_command(given: Demo) -> None:
     bank = datasets.load(datasets.EMBEDDED)
     network, record = comparison.load_demo_network()
     sizes = record["calibration"]["patch_sizes"]
-    jobs, each = given.share(given.num, bank)
+    jobs, each = given.jobs_and_threads(given.num, bank)
     machines = {name: given.machine_of(name, bank, each) for name in ("els", "ls", "is")}
     contenders = {comparison.NETWORK: comparison.Contender(network, len(sizes))}
     for name, machine in machines.items():

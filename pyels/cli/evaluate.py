@@ -59,7 +59,7 @@ def evaluate_command(given: Evaluate) -> None:
     denoiser, record = (None, {}) if given.network is None else given.use(given.network)
     bank, data = given.read_bank(record)
     images, held_out = _held_out(given, data)
-    jobs, each = given.share(len(images), bank)
+    jobs, each = given.jobs_and_threads(len(images), bank)
     machines = given.machines_of(given.machines, bank, each, boundary_of(record))
     machines.setdefault(WIENER, Wiener(bank))
     told, steps = given.told(machines, given.steps)

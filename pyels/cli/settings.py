@@ -269,7 +269,7 @@ class LabelOptions(SeedOptions):
         "images]",
     )
 
-    def classes(self, denoiser: Denoiser, bank: PatchBank) -> list[int] | None:
+    def classes(self, denoiser: Denoiser | None, bank: PatchBank) -> list[int] | None:
         """The class of each seed, which depends on the seed alone; None where classes play no part."""
         conditional = getattr(denoiser, "conditional", False)
         if self.labels is None and not conditional:
@@ -331,7 +331,7 @@ class JobOptions(ThreadOptions):
         must_be=AT_LEAST_1,
     )
 
-    def share(self, count: int, bank: PatchBank) -> tuple[int, int]:
+    def jobs_and_threads(self, count: int, bank: PatchBank) -> tuple[int, int]:
         """The number of jobs, and the threads of each."""
         jobs = self.jobs
         if jobs is None:  # jobs on a streamed bank would wait for each other to read it

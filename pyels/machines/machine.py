@@ -339,9 +339,11 @@ class Machine(Denoiser):
         return done
 
     def _definition(self, query: Query) -> Definition:
-        return self._said(**{one: getattr(query, one) for one in ("patch_size", self.parameter) if one is not None})
+        return self.definition_of(
+            **{one: getattr(query, one) for one in ("patch_size", self.parameter) if one is not None}
+        )
 
-    def _said(self, patch_size: int | None = None, **said: Any) -> Definition:
+    def definition_of(self, patch_size: int | None = None, **said: Any) -> Definition:
         """The definition with what a query says of its window."""
         definition, value = self.definition, said.get(self.parameter or "")
         if value is not None:
@@ -357,18 +359,18 @@ class Machine(Denoiser):
 
     def pairs(self, labels: Any, patch_size: int | None = None, batch: int = 1, **wishes: Any) -> int:
         """The number of pairs (query pixel, source patch) that one call of `denoise` evaluates."""
-        _, height, width = self.bank.shape
+        return int(self.counts(labels, batch, patch_size=patch_size, **wishes).sum())
+
+    def counts(self, labels: Any, batch: int = 1, **said: Any) -> Tensor:
+        """The number of patches in S(p) of every pixel p, (B, H, W) float64."""
         begin, end = self._ranges(labels, batch)
-        return (
-            (1 + self.definition.mirror)
-            * int((end - begin).sum())
-            * int(self._said(patch_size, **wishes).places(height, width).sum())
-        )
+        images = (1 + self.definition.mirror) * (end - begin).double()
+        return images[:, None, None] * self.definition_of(**said).places(*self.bank.shape[1:])
 
     def check_wish(self, name: str, value: Any) -> Any:
         checked = super().check_wish(name, value)
         if checked is not None and name in ("patch_size", self.parameter):
-            self._said(**{name: checked})  # raises where windows cannot have it
+            self.definition_of(**{name: checked})  # raises where windows cannot have it
         return checked
 
     def check_images(self, x: Tensor) -> Tensor:

@@ -68,6 +68,17 @@ class Calibration:
         """The value with the least median squared difference at each step."""
         return [self.sizes[i] for i in self.mse.argmin(dim=1).tolist()]
 
+    @property
+    def series(self) -> dict[str, list[Any]]:
+        """The best values, by what they are best in."""
+        return {"largest cosine similarity": self.best, "least squared error": self.best_by_mse}
+
+    @property
+    def lost(self) -> tuple[str, Tensor]:
+        """What every other value costs, in words and (steps, K)."""
+        below = self.cosine.amax(dim=1, keepdim=True) - self.cosine
+        return "median cosine similarity below the best", below
+
     def record(self) -> dict[str, Any]:
         """What `scales.json` holds: the best values, called patch_sizes where they are, and all scores."""
         best = "patch_sizes" if self.parameter == "patch_size" else "values"

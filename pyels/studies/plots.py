@@ -18,6 +18,7 @@ from torch import Tensor
 from pyels.files import replacing
 from pyels.schedules import Schedule
 from pyels.studies.calibration import Calibration
+from pyels.studies.rules import Scores
 
 
 @dataclass(frozen=True)
@@ -126,33 +127,34 @@ def draw_losses(path: str | Path, losses: Sequence[float], steps: int, predicts:
     _save(figure, path, title)
 
 
-def draw_calibration(path: str | Path, calibration: Calibration, schedule: Schedule, title: str = "") -> None:
-    """Write the agreement of every patch size, or other parameter, at every step, and the best ones, as a PNG (the
+def draw_calibration(path: str | Path, found: Calibration | Scores, schedule: Schedule, title: str = "") -> None:
+    """Write the best patch sizes, or other values, at every step, and how far all others are from them, as a PNG (the
     paper's figure 4b)."""
     figure = Figure(figsize=(11, 4.2), dpi=150, layout="constrained")
     FigureCanvasAgg(figure)
     left, right = figure.subplots(1, 2)
-    times, sizes = calibration.times, calibration.sizes
-    name = calibration.parameter.replace("_", " ")
-    left.plot(times, calibration.best, "o-", drawstyle="steps-mid", label="largest cosine similarity")
-    left.plot(times, calibration.best_by_mse, "s:", markersize=4, label="least squared error")
-    left.set_ylabel(f"{name} with the best agreement")
+    times, sizes, name = found.times, found.sizes, found.parameter.replace("_", " ")
+    for (label, values), style in zip(found.series.items(), ("o-", "s:"), strict=False):
+        drawn = {"drawstyle": "steps-mid"} if style == "o-" else {"markersize": 4}
+        left.plot(times, values, style, label=label, **drawn)
+    left.set_ylabel(f"{name} that is best")
     left.legend(frameon=False, fontsize=9)
     # The best size of each step is 0, so that steps with very different agreement can stand side by side.
-    lost = (calibration.cosine.amax(dim=1, keepdim=True) - calibration.cosine).clamp(min=1e-6)
-    mesh = right.pcolormesh(times, sizes, lost.T.numpy(), norm=LogNorm(), cmap="viridis_r", shading="nearest")
-    right.plot(times, calibration.best, "wo", markersize=4, markeredgecolor="k")
+    what, below = found.lost
+    shown = below.clamp(min=1e-6).T.numpy()
+    mesh = right.pcolormesh(times, sizes, shown, norm=LogNorm(), cmap="viridis_r", shading="nearest")
+    right.plot(times, found.best, "wo", markersize=4, markeredgecolor="k")
     right.set_ylabel(name)
-    figure.colorbar(mesh, ax=right, label="median cosine similarity below the best")
+    figure.colorbar(mesh, ax=right, label=what)
     for axis in (left, right):
-        if calibration.parameter in ("threshold", "width"):
+        if found.parameter in ("threshold", "width"):
             axis.set_yscale("log")
         axis.set_yticks(sizes, [f"{size:g}" for size in sizes])
         axis.set_yticks([], minor=True)
         axis.set_xlabel("t (noisiest right)")
-        shown = times[:: max(1, len(times) // 5)]
+        ticks = times[:: max(1, len(times) // 5)]
         levels = axis.secondary_xaxis("top")
-        levels.set_xticks(shown, [_level(schedule, t) for t in shown], fontsize=8)
+        levels.set_xticks(ticks, [_level(schedule, t) for t in ticks], fontsize=8)
         levels.set_xlabel("sigma / alpha", fontsize=9)
     _plain(left)
     _save(figure, path, title)

@@ -25,7 +25,6 @@ from pyels.definition import Definition, WholeImage
 from pyels.denoiser import Query
 from pyels.engines.engine import beyond_float32
 from pyels.engines.exact import Exact, Part, chunks
-from pyels.engines.operator import answer, evaluate
 from pyels.posterior import PartialPosterior, Want
 from pyels.second import Answers, Asked, moved
 
@@ -111,28 +110,8 @@ class Cuda(Exact):
         answers = super().answer(definition, bank, selection, there, moved(asked, self.device))
         return moved(answers, query.x.device)
 
-    def evaluate_part(
-        self,
-        definition: Definition,
-        images: Tensor,
-        selection: Selection,
-        query: Query,
-        want: Want,
-        responses: Tensor | None = None,
-    ) -> PartialPosterior:
-        options = {"tensor_cores": self.precision == "high"}
-        return evaluate("cuda", options, definition, images, selection, query, want)
-
-    def answer_part(
-        self,
-        definition: Definition,
-        images: Tensor,
-        selection: Selection,
-        query: Query,
-        asked: Asked,
-        responses: Tensor | None = None,
-    ) -> Answers:
-        return answer("cuda", {}, definition, images, selection, query, asked)
+    def compiled_options(self) -> dict[str, Any]:
+        return {"tensor_cores": self.precision == "high"}
 
     def parts(self, bank: PatchBank, selection: Selection) -> Generator[Part, None, None]:
         if not bank.streamed:

@@ -184,34 +184,14 @@ second_pass = torch.ops.pyels.second_pass.default
 
 
 @torch.library.register_fake("pyels::partial_posterior", lib=_library)  # type: ignore[untyped-decorator]
-def _(
-    images: Tensor,
-    order: Tensor,
-    begin: Tensor,
-    end: Tensor,
-    x: Tensor,
-    alpha: Tensor,
-    sigma: Tensor,
-    arrays: Sequence[Tensor],
-    index: Sequence[Tensor],
-    task: str,
-) -> list[Tensor]:
+def _(*given: Any) -> list[Tensor]:
+    *_, x, _, _, arrays, _, task = given
     return _allocate(x, arrays, json.loads(task))
 
 
 @torch.library.register_fake("pyels::second_pass", lib=_library)  # type: ignore[untyped-decorator]
-def _(
-    images: Tensor,
-    order: Tensor,
-    begin: Tensor,
-    end: Tensor,
-    x: Tensor,
-    alpha: Tensor,
-    sigma: Tensor,
-    arrays: Sequence[Tensor],
-    second: Sequence[Tensor],
-    task: str,
-) -> list[Tensor]:
+def _(*given: Any) -> list[Tensor]:
+    images, _, _, _, x, _, _, _, second, task = given
     told = json.loads(task)
     return _allocate_answers(images, x, dict(zip(told["second"], second, strict=True)), told)
 

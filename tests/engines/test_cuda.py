@@ -4,6 +4,7 @@ The kernels are tested everywhere in C++, by tests/cpp/test_cuda.cpp.
 """
 
 import contextlib
+import functools
 import itertools
 import json
 import types
@@ -70,7 +71,7 @@ def test_tensor_cores_are_used_only_where_asked_for(pretended_gpu, monkeypatch, 
         seen.append(options["tensor_cores"])
         return operator.evaluate("cpu", {"threads": 1}, *given)
 
-    monkeypatch.setattr(cuda, "evaluate", evaluate)
+    monkeypatch.setattr("pyels.engines.exact.evaluate", evaluate)
     exact = pyels.ELS(small, 3, engine="cuda").denoise(x, 0.6, 0.8)
     allowed = pyels.ELS(small, 3, engine="cuda", precision="high").denoise(x, 0.6, 0.8)
     pyels.LS(small, 3, engine="cuda").denoise(x, 0.6, 0.8)
@@ -128,7 +129,8 @@ def pretended_gpu(monkeypatch):
     monkeypatch.setattr(cuda, "fits", lambda images, device: False)
     for work in ("evaluate", "answer"):
         here = getattr(operator, work)
-        monkeypatch.setattr(cuda, work, lambda *given, here=here: here("cpu", {"threads": 1}, *given[2:]))
+        on_cpu = functools.partial(lambda here, _, options, *given: here("cpu", {"threads": 1}, *given), here)
+        monkeypatch.setattr(f"pyels.engines.exact.{work}", on_cpu)
 
 
 @pytest.mark.parametrize("with_labels", [False, True])

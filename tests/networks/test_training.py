@@ -16,8 +16,6 @@ from pyels.networks import training
 from pyels.networks.load import load_network
 from pyels.networks.training import CHECKPOINT, Recipe, train
 
-FAST = dict(batch_size=16, optimizer="adamw", learning_rate=1e-3, anneal="cosine")
-
 
 def make_network(kind=pyels.ResNet, **config):
     torch.manual_seed(0)
@@ -36,11 +34,12 @@ def same(a, b):
 @pytest.mark.slow
 def test_training_learns(fashion):
     bank = pyels.PatchBank(fashion.images[:64, :, 8:20, 8:20].contiguous(), fashion.labels[:64])
-    for kind in (pyels.ResNet, pyels.UNet):
-        network = make_network(kind, width=16, depth=2, num_classes=10)
-        _, done = train(network, bank, Recipe(steps=300, **FAST), progress=False)
+    recipe = Recipe(steps=300, batch_size=16, optimizer="adamw", learning_rate=3e-3, anneal="cosine")
+    for kind, width in ((pyels.ResNet, 16), (pyels.UNet, 8)):
+        network = make_network(kind, width=width, num_classes=10)
+        _, done = train(network, bank, recipe, progress=False)
         assert done.step == 300
-        assert sum(done.losses[-20:]) < 0.65 * sum(done.losses[:20])  # ResNet 0.55, UNet 0.53 seen
+        assert sum(done.losses[-20:]) < 0.65 * sum(done.losses[:20])  # ResNet 0.57, UNet 0.49 seen
 
 
 @pytest.mark.parametrize(

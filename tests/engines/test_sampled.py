@@ -84,7 +84,7 @@ def test_error_on_fashion_mnist(fashion, tmp_path):
 
 @pytest.mark.slow
 def test_error_on_cifar10(shared, tmp_path):
-    bank = pyels.PatchBank.load(shared / "data" / "cifar10-subset.npz")[:500]
+    bank = pyels.PatchBank.load(shared / "data" / "cifar10-subset.npz")[:300]
     check_error(*compare(bank, "zeros", 0.05, tmp_path, batch=1, levels=LEVELS[1::2]), 0.05)
 
 

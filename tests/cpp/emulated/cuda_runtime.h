@@ -6,7 +6,6 @@
 
 #define PYELS_EMULATED
 
-#include <setjmp.h>
 #include <ucontext.h>
 
 #include <algorithm>
@@ -33,10 +32,16 @@ inline dim3 threadIdx, blockIdx, blockDim, gridDim;
 
 namespace emulated {
 
+// Of the compiler, which sanitizers let pass: at each of the C library's they unpoison stacks, by system calls.
+using Place = void* [5];
+__attribute__((noinline, noreturn, no_sanitize_address)) inline void go_to(Place& place) {
+  __builtin_longjmp(place, 1);
+}
+
 struct Thread {
   ucontext_t first;
-  jmp_buf resume;
-  bool started, done;
+  Place resume;
+  bool started = false, done;
   int waits;  // at how many barriers it has been
   int warp_waits;
   double exchanged;    // with the other threads of its warp
@@ -58,7 +63,7 @@ class Block {
     }
     for (int i = 0; i < threads; ++i) {
       Thread& t = *threads_[i];
-      t.started = t.done = false, t.waits = t.warp_waits = 0;
+      t.done = false, t.waits = t.warp_waits = 0;
     }
     for (bool upwards = true;; upwards = !upwards) {
       least_waits_ = -1;
@@ -137,34 +142,39 @@ class Block {
       for (int j = i / 32 * 32; j < std::min(count_, i / 32 * 32 + 32); ++j)
         if (!threads_[j]->done && threads_[j]->waits == t.waits && threads_[j]->warp_waits < t.warp_waits) return;
     current_ = i, threadIdx = dim3(static_cast<unsigned>(i));
-    if (_setjmp(scheduler_) == 0) {
-      if (t.started) _longjmp(t.resume, 1);
-      t.started = true;
-      getcontext(&t.first);
-      t.first.uc_stack.ss_sp = t.stack.get(), t.first.uc_stack.ss_size = stack_bytes, t.first.uc_link = nullptr;
-      makecontext(&t.first, &Block::begin, 0);
-      setcontext(&t.first);
-    }
+    enter(t);
   }
 
-  void leave() {
-    Thread& t = *threads_[current_];
-    if (_setjmp(t.resume) == 0) _longjmp(scheduler_, 1);
+  __attribute__((noinline, no_sanitize_address)) void enter(Thread& t) {
+    if (__builtin_setjmp(scheduler_) != 0) return;
+    if (t.started) go_to(t.resume);
+    t.started = true;
+    getcontext(&t.first);
+    t.first.uc_stack.ss_sp = t.stack.get(), t.first.uc_stack.ss_size = stack_bytes, t.first.uc_link = nullptr;
+    makecontext(&t.first, &Block::begin, 0);
+    setcontext(&t.first);
   }
 
-  static void begin();
+  void leave() { leave(threads_[current_]->resume); }
+  __attribute__((noinline, no_sanitize_address)) void leave(Place& resume) {
+    if (__builtin_setjmp(resume) == 0) go_to(scheduler_);
+  }
+
+  [[noreturn]] static void begin();
 
   int current_ = 0, count_ = 0, least_waits_ = 0, any_[2];
-  jmp_buf scheduler_;
+  Place scheduler_;
   const std::function<void()>* kernel_ = nullptr;
   std::vector<std::unique_ptr<Thread>> threads_;
 };
 
 inline Block block;
 inline void Block::begin() {
-  (*block.kernel_)();
-  block.threads_[block.current_]->done = true;
-  _longjmp(block.scheduler_, 1);
+  for (;;) {  // a thread of each of the blocks
+    (*block.kernel_)();
+    block.threads_[block.current_]->done = true;
+    block.leave();
+  }
 }
 
 }  // namespace emulated

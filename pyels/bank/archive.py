@@ -143,7 +143,8 @@ def find_arrays(path: Path, split: str) -> Arrays:
             _text(path, archive, name, dimensions) if name in members else None
             for name, dimensions in (("class_names", 1), ("latents", 0))
         )
-        return Arrays(images, labels, checksums, names, Latents.of(latents and parse_record(latents, SCHEMA)))
+        latents = None if latents is None else Latents.of(parse_record(latents, SCHEMA))
+        return Arrays(images, labels, checksums, names, latents)
 
 
 def _text(path: Path, archive: zipfile.ZipFile, name: str, dimensions: int) -> Any:

@@ -53,6 +53,7 @@ def encode_command(given: Encode) -> None:
     source = given.autoencoder or (None if like is None else like.source)
     if source is None:
         raise ValueError("--autoencoder is needed, or --like")
+    given.out.parent.mkdir(parents=True, exist_ok=True)
     given.tell_torch()
     autoencoder = load_autoencoder(source, check_device(given.device or "cpu"))
     bank = given.read(memory_limit=given.memory_limit)

@@ -58,13 +58,15 @@ class Autoencoder:
         return shift or 0.0, factor or 1.0
 
     def _ask(self, name: str, given: Tensor) -> Tensor:
-        length = max(1, _AT_ONCE // given[0, 0].numel())
-        with torch.no_grad():
-            return torch.cat([self._answer(name, part.to(self.device)).cpu() for part in torch.split(given, length)])
+        answers = [self._answer(name, given[:1])]  # which says how large both are
+        length = max(1, _AT_ONCE // max(images[0, 0].numel() for images in (given, answers[0])))
+        answers += [self._answer(name, given[i : i + length]) for i in range(1, len(given), length)]
+        return torch.cat(answers)
 
+    @torch.no_grad()
     def _answer(self, name: str, given: Tensor) -> Tensor:
         try:
-            out = getattr(self.model, name)(given)
+            out = getattr(self.model, name)(given.to(self.device))
             out = out.latent_dist.mode() if hasattr(out, "latent_dist") else out
             out = next((getattr(out, part) for part in ("latents", "sample") if hasattr(out, part)), out)
         except Exception as error:  # one of one's own may fail in any way
@@ -77,7 +79,7 @@ class Autoencoder:
             raise ValueError(f"{self.source}: {name} gave {what} for {tuple(given.shape)}; it must give (B, c, h, w)")
         if not torch.isfinite(out).all():
             raise ValueError(f"{self.source}: {name} gave NaN or infinite values")
-        return out.float()
+        return out.float().cpu()
 
 
 def load_autoencoder(source: str | Path, device: torch.device = CPU) -> Autoencoder:

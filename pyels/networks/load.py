@@ -80,10 +80,10 @@ def place_of(source: str | Path, what: str, made: str) -> tuple[Path, str]:
     """The place of a network, and its name where that is a Python file. Raises ValueError for a pickle, which `made` of
     it may replace, and for a Python file without a name."""
     file, _, name = str(source).rpartition(":")
-    if file.endswith(".py"):
+    if file.endswith(".py") and name:
         return path_of(file).resolve(), name
-    if str(source).endswith(".py"):
-        raise ValueError(f"{source}: say which name in it is the {what}, as {source}:NAME")
+    if (python := str(source).rstrip(":")).endswith(".py"):
+        raise ValueError(f"{python}: say which name in it is the {what}, as {python}:NAME")
     path = path_of(source).resolve()
     if path.suffix in _PICKLES:
         raise ValueError(

@@ -85,8 +85,9 @@ def test_where_there_is_none(tmp_path, toy):
         load_autoencoder(tmp_path / "nowhere")
     with pytest.raises(FileNotFoundError, match=r"no config\.json"):
         load_autoencoder(tmp_path)
-    with pytest.raises(ValueError, match="say which name in it is the autoencoder"):
-        load_autoencoder(tmp_path / "toy.py")
+    for given in ("toy.py", "toy.py:"):
+        with pytest.raises(ValueError, match=r"say which name in it is the autoencoder, as .*toy\.py:NAME"):
+            load_autoencoder(f"{tmp_path}/{given}")
     with pytest.raises(ValueError, match=r"\.pt files are pickles, .* of the object with encode and decode made of it"):
         load_autoencoder(tmp_path / "a.pt")
     (tmp_path / "config.json").write_text('{"_class_name": "VQModel"}')

@@ -64,7 +64,7 @@ def encode_command(given: Encode) -> None:
         plots.Row(name, images[:_SHOWN]) for name, images in (("given", trial.pictures), ("decoded", trial.decoded))
     ]
     share, latents = trial.error / max(trial.variance, 1e-12), trial.latents.record()
-    plots.draw_rows(picture, rows, title=f"{source}, {Path(given.dataset).name}")
+    plots.draw_rows(picture, rows, title=f"{'/'.join(Path(source).parts[-2:])}, {Path(given.dataset).name}")
     result = {**given.record(**given.record_of_data(bank), latents=latents), "shape": list(made.shape)}
     result |= {"error": trial.error, "variance": trial.variance}
     shapes = ("x".join(map(str, shape)) for shape in (bank.shape, made.shape))

@@ -152,7 +152,7 @@ class UseOptions(Settings):
         channels, size = getattr(denoiser, "channels", None), getattr(denoiser, "size", None)
         trained_on = record.get("training", {}).get("data", {}).get("bank")
         if trained_on is not None:
-            _check_space(Latents.of(trained_on.get("latents")), bank.latents)
+            check_space(Latents.of(trained_on.get("latents")), bank.latents, "the network was trained on")
             size = tuple(trained_on["shape"][1:]) if "shape" in trained_on else size
         if channels not in (None, bank.shape[0]):
             raise ValueError(f"the network takes {channels} channels, but the data set's images have {bank.shape[0]}")
@@ -213,13 +213,13 @@ class NetworkOptions(BankOptions):
         return denoiser, bank, record, {"network": self.fit(denoiser, record, bank), "data": data}
 
 
-def _check_space(trained_on: Latents | None, latents: Latents | None) -> None:
-    """Raise ValueError unless both are pictures, or latents of one space."""
-    if not (latents is None if trained_on is None else trained_on.is_space_of(latents)):
-        known, given = ("pictures" if one is None else str(one) for one in (trained_on, latents))
+def check_space(known: Latents | None, given: Latents | None, what: str, holds: str = "the data set holds") -> None:
+    """Raise ValueError unless both are pictures, or latents of one space; `what` has to do with the first."""
+    if not (given is None if known is None else known.is_space_of(given)):
+        first, second = ("pictures" if one is None else str(one) for one in (known, given))
         raise ValueError(
-            f"the network was trained on {known}, but the data set holds {given}: give what it was trained on "
-            "(pyels encode makes latents of pictures, with --like on the scale of others)"
+            f"{what} {first}, but {holds} {second}: they must be of one kind (pyels encode makes latents of pictures, "
+            "with --like on the scale of others)"
         )
 
 

@@ -85,6 +85,10 @@ def test_pictures_and_latents_are_not_mixed(tmp_path, latents, bank_file, refuse
     other = ("encode", "--like", latents, "--dataset", bank_file, "--limit", 7, "--threads", 1, "--out", "like.npz")
     assert run_program(*other) == 0
     assert run_program("compare", "--network", "latents", "--dataset", "like.npz", *how) == 0
+    held_out = ("evaluate", "--dataset", latents, "--machines", "is", *SHORT, "--out", "error", "--held-out")
+    assert "the bank holds latents of" in refused(*held_out, "others.npz")
+    assert "but the held-out images are pictures" in refused(*held_out, "pictures.npz")
+    assert run_program(*held_out, "like.npz") == 0
 
 
 @pytest.mark.parametrize(

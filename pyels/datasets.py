@@ -316,6 +316,10 @@ def _missing(folder: Path, file_name: str) -> Path:
 
 
 def _resized(bank: PatchBank, size: int, crop: bool) -> PatchBank:
+    if bank.latents is not None:
+        raise ValueError(
+            f"latents are {bank.shape[1]}x{bank.shape[2]}, and not resized: resize the pictures that are encoded"
+        )
     _, height, width = bank.shape
     side = min(height, width)
     top, left = ((height - side) // 2, (width - side) // 2) if crop else (0, 0)

@@ -4,6 +4,7 @@ are written."""
 from __future__ import annotations
 
 import io
+import json
 import math
 import struct
 import zipfile
@@ -19,12 +20,14 @@ import torch
 from torch import Tensor
 
 from pyels.bank.file_images import Pixels, check_complete
+from pyels.bank.latents import SCHEMA, Latents
 from pyels.checks import warn
 from pyels.files import replacing
+from pyels.records import parse_record
 
 _LONGEST_HEADER = 1 << 14  # of an npy array; those of numbers take 128 bytes
 _MOST_PACKED = 1032  # bytes that deflate makes one of, at most
-_MOST_NAMES = 1 << 20  # bytes
+_MOST_TEXT = 1 << 20  # bytes
 
 
 def _names(split: str) -> list[tuple[str, str]]:
@@ -87,6 +90,7 @@ class Arrays:
     labels: Pixels | None = None
     checksums: Pixels | None = None
     class_names: list[str] | None = None
+    latents: Latents | None = None
 
     def __post_init__(self) -> None:
         """See whether the channels come last, which pyels itself, whose files have checksums, never writes."""
@@ -135,10 +139,21 @@ def find_arrays(path: Path, split: str) -> Arrays:
                 f"'{prefix}checksums' must be CRC-32, uint32 of shape {images.shape[:1]}, "
                 f"not {checksums.dtype} of {checksums.shape}"
             )
-        names = _find_member(path, archive, "class_names") if "class_names" in members else None
-        if names is not None and (names.dtype.kind != "U" or len(names.shape) != 1 or names.nbytes > _MOST_NAMES):
-            raise ValueError(f"'class_names' must be text of shape (n,), not {names.dtype} of {names.shape}")
-        return Arrays(images, labels, checksums, None if names is None else names.read(path, mapped=False).tolist())
+        names, latents = (
+            _text(path, archive, name, dimensions) if name in members else None
+            for name, dimensions in (("class_names", 1), ("latents", 0))
+        )
+        latents = None if latents is None else Latents.of(parse_record(latents, SCHEMA))
+        return Arrays(images, labels, checksums, names, latents)
+
+
+def _text(path: Path, archive: zipfile.ZipFile, name: str, dimensions: int) -> Any:
+    """A text, or a list of texts."""
+    found = _find_member(path, archive, name)
+    if found.dtype.kind != "U" or len(found.shape) != dimensions or found.nbytes > _MOST_TEXT:
+        wanted = "text of shape (n,)" if dimensions else "one text"
+        raise ValueError(f"{name!r} must be {wanted}, not {found.dtype} of {found.shape}")
+    return found.read(path, mapped=False).tolist()
 
 
 def _seem_labels(path: Path, archive: zipfile.ZipFile, members: list[str], shape: tuple[int, ...]) -> str | None:
@@ -215,6 +230,7 @@ def write_arrays(
     shape: tuple[int, int, int, int],
     dtype: torch.dtype,
     pieces: Iterable[Tensor],
+    latents: Latents | None = None,
     **others: Any,
 ) -> None:
     """Write images, in pieces (n, C, H, W), their checksums, and the other arrays that there are as an uncompressed
@@ -222,13 +238,14 @@ def write_arrays(
     checksums = array("I")
     with replacing(path) as temporary, zipfile.ZipFile(temporary, "w", allowZip64=True) as archive:
         with archive.open("images.npy", "w", force_zip64=True) as member:
-            descr = np.dtype(np.uint8 if dtype == torch.uint8 else np.float32).str
-            header = {"descr": descr, "fortran_order": False, "shape": shape}
+            header = {"descr": torch.empty(0, dtype=dtype).numpy().dtype.str, "fortran_order": False, "shape": shape}
             np.lib.format.write_array_header_1_0(member, header)
             for piece in pieces:
                 pixels = piece.numpy()
                 checksums.extend(map(zlib.crc32, pixels))
                 member.write(pixels.data.cast("B"))
+        if latents is not None:
+            others["latents"] = json.dumps(latents.record())
         others = {"checksums": np.array(checksums, dtype=np.uint32), **others}
         for name, values in others.items():
             if values is None:

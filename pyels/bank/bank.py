@@ -16,6 +16,7 @@ from torch import Tensor
 
 from pyels.bank.archive import find_arrays, write_arrays
 from pyels.bank.file_images import DTYPES, BankFileError, FileImages, parse_bytes
+from pyels.bank.latents import Latents
 from pyels.bank.pixels import PIECE, check_pixels, looks_channels_last
 from pyels.bank.selection import Selection, image_numbers, select
 from pyels.checks import CPU, check_labels, warn
@@ -35,6 +36,7 @@ class PatchBank:
                  memory. float16 and bfloat16 are taken too, and become float32
     labels       (N,) or (N, 1) integers, or None
     class_names  what the classes 0, 1, .. are called, or None
+    latents      where the images are latents that an autoencoder made, by which, and how they were scaled
 
     Raises
     ------
@@ -55,10 +57,17 @@ class PatchBank:
     labels       (N,) int64 tensor, or None
     classes      the distinct labels, ascending; empty without labels
     class_names  as given
+    latents      as given; None: the images are pictures, or nobody said
     order        (N,) int64 image numbers, those of one class side by side, ascending within a class
     """
 
-    def __init__(self, images: Any, labels: Any = None, class_names: Sequence[str] | None = None) -> None:
+    def __init__(
+        self,
+        images: Any,
+        labels: Any = None,
+        class_names: Sequence[str] | None = None,
+        latents: Latents | None = None,
+    ) -> None:
         stored = images if isinstance(images, FileImages) else _as_tensor("images", images)
         if isinstance(stored, Tensor) and stored.dtype in (torch.float16, torch.bfloat16):
             stored = stored.float()
@@ -80,15 +89,18 @@ class PatchBank:
         class_names = class_names.tolist() if isinstance(class_names, np.ndarray) else class_names
         if isinstance(class_names, str) or not all(isinstance(name, str) for name in class_names or []):
             raise TypeError(f"class_names must be a list of text, of classes 0, 1, .., got {class_names!r:.60}")
+        if latents is not None and len(latents.shift) != stored.shape[1]:
+            raise ValueError(f"the latents have {len(latents.shift)} channels, but the images {stored.shape[1]}")
+        self.latents = latents
         self._hold(stored, self._checked_labels(labels, stored.shape[0]), class_names, _mapped(images, stored))
-        if not isinstance(stored, FileImages) and looks_channels_last(stored.shape):
+        if latents is None and not isinstance(stored, FileImages) and looks_channels_last(stored.shape):
             n, c, h, w = stored.shape
             warn(
                 f"images of shape ({n}, {c}, {h}, {w}) are taken as {c} channels of {h}x{w}; if (N, H, W, C) is meant, "
                 "give images.transpose(0, 3, 1, 2) of an array, images.permute(0, 3, 1, 2) of a tensor"
             )
         with closing(self.pieces()) as pieces:
-            check_pixels(pieces, self.shape[0])
+            check_pixels(pieces, self.shape[0], latents is not None)
         self.check_unchanged()  # from here on
 
     def _hold(
@@ -123,6 +135,7 @@ class PatchBank:
     def _like(self, stored: Tensor | FileImages, labels: Tensor | None) -> PatchBank:
         """A bank of images of this one, which need no second look."""
         bank = object.__new__(PatchBank)
+        bank.latents = self.latents
         bank._hold(stored, labels, self.class_names)
         return bank
 
@@ -419,7 +432,8 @@ class PatchBank:
             raise ValueError(f"{path}: a bank is saved as .npz")
         self.check_file()  # no new checksums for what was damaged before
         with closing(self.pieces()) as pieces:
-            write_arrays(path, self._shape, self.dtype, pieces, labels=self.labels, class_names=self.class_names)
+            others = {"labels": self.labels, "class_names": self.class_names}
+            write_arrays(path, self._shape, self.dtype, pieces, self.latents, **others)
 
     @classmethod
     def load(cls, path: str | Path, split: str = "train", memory_limit: int | str | None = None) -> PatchBank:
@@ -453,22 +467,24 @@ class PatchBank:
             raise FileNotFoundError(f"{path}: {'not a file' if path.exists() else 'no such file'}")
         try:
             found = find_arrays(path, split)
-            images = found.images
-            if limit is not None and images.nbytes <= limit:
+            images, others = found.images, (found.labels, found.class_names, found.latents)
+            takes = images.nbytes * (2 if images.dtype == np.float16 else 1)  # as float32
+            if limit is not None and takes <= limit:
                 limit = None
             file = None
             if images.in_place and images.dtype in DTYPES and len(images.image_shape) == 4 and images.nbytes:
                 file = FileImages(path, images.offset, images.image_shape, images.dtype, found.checksums, limit)
             if limit is None:
-                bank = cls(images.read_images(path), found.labels, found.class_names)
+                bank = cls(images.read_images(path), *others)
                 bank._file = file
             elif file is None:
                 raise BankFileError(
-                    f"{path}: its images take {images.nbytes} bytes, more than the memory_limit of {limit}, and only "
-                    "uncompressed uint8 or float32 images (N, C, H, W) are streamed; save them with PatchBank.save"
+                    f"{path}: its images take {takes} bytes, more than the memory_limit of {limit}, and only "
+                    "uncompressed uint8, float16 or float32 images (N, C, H, W) are streamed; save them with "
+                    "PatchBank.save"
                 )
             else:
-                bank = cls(file, found.labels, found.class_names)
+                bank = cls(file, *others)
             return bank
         except (PermissionError, MemoryError, BankFileError):
             raise

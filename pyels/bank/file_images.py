@@ -28,7 +28,8 @@ from pyels.checks import CPU
 
 Pixels = np.ndarray[Any, Any]
 
-DTYPES = {np.dtype(np.uint8): torch.uint8, np.dtype(np.float32): torch.float32}
+# What is stored, and what it is read as.
+DTYPES = {np.dtype(np.uint8): torch.uint8, np.dtype(np.float32): torch.float32, np.dtype(np.float16): torch.float32}
 # Long enough that the fixed costs of a call to the engine do not matter, short enough to be read ahead in time.
 CHUNK_BYTES = 1 << 25
 _LOOK = 0.5  # seconds from look to look of who waits for a turn
@@ -117,7 +118,7 @@ class FileImages:
     ----------
     path          the file
     shape         (N, C, H, W)
-    dtype         torch.uint8 or torch.float32
+    dtype         torch.uint8 or torch.float32, which stored float16 become
     numbers       the images' numbers in the file
     memory_limit  bytes; slices share it
     checksums     (number of images in the file,) uint32 CRC-32 of every image's bytes, or None
@@ -133,22 +134,30 @@ class FileImages:
         memory_limit: int | None,
     ) -> None:
         self.path, self.shape, self.dtype, self.memory_limit = path, shape, DTYPES[dtype], memory_limit
+        self._stored = dtype
         self.numbers: range | Pixels = range(shape[0])
         self.checksums = checksums
         self._offset, self._in_file = offset, shape[0]
-        self._image_bytes = int(np.prod(shape[1:], dtype=np.int64)) * dtype.itemsize
+        values = int(np.prod(shape[1:], dtype=np.int64))
+        self._image_bytes = values * dtype.itemsize
+        # What one takes in each of two buffers; float16 takes half of one more while it is read.
+        self._memory_bytes = values * self.dtype.itemsize + (self._image_bytes // 2 if self._converts else 0)
         status = os.stat(path)
         self._identity, self._written = _identity(status), status.st_mtime_ns
         # What follows is shared with slices of this.
         self._verified = np.zeros(shape[0], dtype=bool)
         self._turn = _Turn()
-        if memory_limit is not None and memory_limit < 2 * self._image_bytes:
+        if memory_limit is not None and memory_limit < 2 * self._memory_bytes:
             raise BankFileError(
-                f"{path}: memory_limit must hold two images, 2 x {self._image_bytes} bytes, got {memory_limit}"
+                f"{path}: memory_limit must hold two images, 2 x {self._memory_bytes} bytes, got {memory_limit}"
             )
 
     def __len__(self) -> int:
         return self.shape[0]
+
+    @property
+    def _converts(self) -> bool:
+        return self._stored.itemsize != self.dtype.itemsize
 
     @property
     def is_whole(self) -> bool:
@@ -177,7 +186,7 @@ class FileImages:
         thread streams already, and in a forked child that goes on with it.
         """
         assert self.memory_limit is not None
-        length = max(1, min(self.memory_limit // 2, CHUNK_BYTES) // self._image_bytes)
+        length = max(1, min(self.memory_limit // 2, CHUNK_BYTES) // self._memory_bytes)
         parts = [which[i : i + length] for i in range(0, len(which), length)]
         with self._turn.taken(self.path) as buffers, self._open() as file, ThreadPoolExecutor(1) as reader:
             process = os.getpid()
@@ -217,7 +226,7 @@ class FileImages:
         images = pixels.numpy()
         for i in np.flatnonzero(~self._verified[in_file]):
             number = in_file[i]
-            if zlib.crc32(images[i]) != self.checksums[number]:
+            if zlib.crc32(np.ascontiguousarray(images[i], self._stored).data) != self.checksums[number]:
                 raise BankFileError(f"{self.path}: image {number} is damaged (its checksum does not match)")
             self._verified[number] = True
 
@@ -264,7 +273,8 @@ class FileImages:
         if not len(numbers):
             return
         in_file, size = self._numbers_in_file(numbers), self._image_bytes
-        into = pixels.numpy().data.cast("B")
+        stored = np.empty(pixels.shape, self._stored) if self._converts else pixels.numpy()
+        into = stored.data.cast("B")
         starts = np.flatnonzero(np.diff(in_file, prepend=-2) != 1)
         for start, end in zip(starts.tolist(), [*starts[1:].tolist(), len(in_file)], strict=True):
             number, done, wanted = int(in_file[start]), start * size, end * size
@@ -279,6 +289,8 @@ class FileImages:
             if done < wanted:
                 at = number + done // size - start
                 raise BankFileError(f"{self.path}: truncated: image {at} of {self._in_file} is cut off")
+        if self._converts:
+            pixels.copy_(torch.from_numpy(stored))
         self.check(numbers, pixels)
 
     def _numbers_in_file(self, numbers: Tensor) -> np.ndarray[Any, np.dtype[np.int64]]:

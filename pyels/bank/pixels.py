@@ -21,9 +21,9 @@ def looks_channels_last(shape: Sequence[int]) -> bool:
     return (w <= 4 < min(c, h)) or (4 < c == h != w)
 
 
-def check_pixels(pieces: Iterable[Tensor], channels: int) -> None:
+def check_pixels(pieces: Iterable[Tensor], channels: int, latents: bool = False) -> None:
     """Look at every pixel of a float bank, and at as many of a uint8 bank as tell that it is none of masks. Warns or
-    raises ValueError where other values seem to be meant."""
+    raises ValueError where other values seem to be meant, as of what is known to be latents they never do."""
     low, high, start, count = math.inf, -math.inf, 0, 0
     for piece in pieces:
         count += piece.numel()
@@ -44,12 +44,14 @@ def check_pixels(pieces: Iterable[Tensor], channels: int) -> None:
         if high == 1 and count >= _FEW:
             warn("uint8 images of 0 and 1 alone are taken for -1 and -0.992; if they are masks, multiply them by 255")
         return
-    pictures = channels in (1, 3)  # latents mostly have others
+    pictures = channels in (1, 3) and not latents  # which mostly have others
     if max(-low, high) > LARGEST_PIXEL or (pictures and low >= 0 and high > 10):
         raise ValueError(
             f"float32 images must lie in [-1, 1], but reach {max(-low, high):.4g}; give 0..255 values as uint8, or "
             f"scale them (latents may reach {LARGEST_PIXEL:g})"
         )
+    if latents:
+        return
     if low >= -_ABOUT and 0 < high <= 1 + _ABOUT and count >= _FEW:
         warn("float images lie in [0, 1], where [-1, 1] is meant: give 2 * images - 1")
     elif max(abs(low + 0.5), abs(high - 0.5)) < _ABOUT and count >= _FEW:

@@ -12,7 +12,19 @@ from pathlib import Path
 
 import click
 
-COMMANDS = ("demo", "sample", "train", "check", "calibrate", "compare", "evaluate", "bench", "scaling", "info")
+COMMANDS = (
+    "demo",
+    "sample",
+    "encode",
+    "train",
+    "check",
+    "calibrate",
+    "compare",
+    "evaluate",
+    "bench",
+    "scaling",
+    "info",
+)
 INTERRUPTED = 130
 
 

@@ -30,11 +30,14 @@ def check_command(given: Check) -> None:
     denoiser, bank, _, of_both = given.load()
     classes = bank.classes if getattr(denoiser, "conditional", False) and bank.labels is not None else None
     checked = check(denoiser, bank, classes)
-    given.show({"command": "check", **of_both, **checked}, _in_words(checked))
+    given.show(
+        {"command": "check", **of_both, **checked},
+        _in_words(checked, "pixels in [-1, 1]" if bank.latents is None else "of latents"),
+    )
 
 
-def _in_words(checked: dict[str, Any]) -> list[str]:
-    lines = ["mean squared error on images of the data set, pixels in [-1, 1]:"]
+def _in_words(checked: dict[str, Any], of: str) -> list[str]:
+    lines = [f"mean squared error on images of the data set, {of}:"]
     lines.append(" ".join(f"{name:>16}" for name in _COLUMNS))
     for row in checked["levels"]:
         lines.append(" ".join(f"{'not reached' if row[n] is None else format(row[n], '.4g'):>16}" for n in _COLUMNS))

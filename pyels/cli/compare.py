@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from pyels.cli.settings import (
     MachinesOptions,
     NetworkOptions,
     OutputOptions,
+    PictureOptions,
     arguments_of,
     boundary_of,
     check_wiring,
@@ -38,7 +39,7 @@ _RESULTS = ("report.json", "scatter.png", "pairs.png", "matrix.png", "steps.png"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Compare(NetworkOptions, LabelOptions, MachinesOptions, JobOptions, OutputOptions):
+class Compare(NetworkOptions, PictureOptions, LabelOptions, MachinesOptions, JobOptions, OutputOptions):
     steps: str | None = option(
         None,
         "Steps of the machines; several numbers, as 20,10,50, for machines with so many each, which are told what the "
@@ -59,10 +60,11 @@ def compare_command(given: Compare) -> None:
     95% bootstrap intervals, how often each machine is closer to the network than IS, and pearson_r of all with all),
     scatter.png (as the paper's figure 10), pairs.png (the network's and the first machine's pictures, best to worst),
     matrix.png, comparison.safetensors and run.json; with --per-step also steps.png, what the machines estimate at every
-    step, asked at the network's x and along their own trajectory. A run that was stopped goes on after its last
-    finished seed when the command is repeated.
+    step, asked at the network's x and along their own trajectory. Of a bank of latents all measures are of latents, and
+    the pictures are decoded. A run that was stopped goes on after its last finished seed when the command is repeated.
     """
     denoiser, bank, record, of_both = given.load()
+    decode = given.decoder(bank)
     jobs, each = given.jobs_and_threads(given.num, bank)
     machines = given.machines_of(given.machines, bank, each, boundary_of(record))
     swept, of_network = _counts("steps", given.steps), _counts("network_steps", given.network_steps)
@@ -87,7 +89,7 @@ def compare_command(given: Compare) -> None:
     doubts = check_wiring(denoiser, bank)
     images, report = run_comparison(contenders, bank, given.out, settings, jobs, given.schedule, doubts, given.per_step)
     write_tensors(given.out / "comparison.safetensors", images)
-    pictures = _draw(given.out, images, report, plots.title_of(settings))
+    pictures = _draw(given.out, images, report, decode, plots.title_of(settings))
     resumable.finished(given.out)
     given.show(
         report,
@@ -129,7 +131,9 @@ def _contenders(
     }
 
 
-def _draw(out: Path, images: dict[str, Tensor], report: dict[str, Any], title: str) -> list[Path]:
+def _draw(
+    out: Path, images: dict[str, Tensor], report: dict[str, Any], decode: Callable[[Tensor], Tensor], title: str
+) -> list[Path]:
     """pairs.png, matrix.png, scatter.png where IS is one of several machines, steps.png where steps are compared."""
     of_seeds = {spec: row["pearson_r"] for spec, row in report["per_seed"].items()}
     seeds, labels, first = report["seeds"], report["labels"], next(iter(of_seeds))
@@ -139,8 +143,8 @@ def _draw(out: Path, images: dict[str, Tensor], report: dict[str, Any], title: s
     pictures = [out / "pairs.png"]
     plots.draw_pairs(
         pictures[0],
-        images[comparison.NETWORK][shown],
-        images[first][shown],
+        decode(images[comparison.NETWORK][shown]),
+        decode(images[first][shown]),
         [f"seed {seeds[i]}{c}\nr = {of_seeds[first][i]:.2f}" for i, c in zip(shown, classes, strict=True)],
         ("network", first.upper()),
         title,
@@ -176,7 +180,7 @@ def run_comparison(
     with StepBar(len(seeds), sum(counts) + per_step * sum(counts[1:])) as bar:
         images = comparison.compare(contenders, bank, seeds, labels, schedule, out, settings, bar, jobs, per_step)
     report = comparison.report(images, [name for name in contenders if name != comparison.NETWORK], seeds)
-    report["labels"] = labels
+    report |= {"labels": labels, "of": "pixels" if bank.latents is None else "latents"}
     limit = limit_of(bank)
     report["outside"] = {name: outside(images[name], limit) for name in contenders}
     report["doubts"] = [
@@ -199,7 +203,7 @@ def table(report: dict[str, Any]) -> list[str]:
     enough = len(report["seeds"]) >= _FEWEST_SEEDS
     what = "[95% interval]" if enough else "(too few for an interval)"
     lines = [
-        f"median over {len(report['seeds'])} seeds, each machine against the network {what}:",
+        f"median over {len(report['seeds'])} seeds, {report['of']} of each machine against the network's {what}:",
         f"{'':12} {'pearson_r':>22} {'pearson_r2':>22} {'r2_score':>22}",
     ]
     for machine, medians in report["median"].items():

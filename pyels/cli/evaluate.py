@@ -20,6 +20,7 @@ from pyels.cli.settings import (
     OutputOptions,
     SeedOptions,
     boundary_of,
+    check_space,
     record_of_data,
     record_of_engine,
 )
@@ -59,6 +60,7 @@ def evaluate_command(given: Evaluate) -> None:
     denoiser, record = (None, {}) if given.network is None else given.use(given.network)
     bank, data = given.read_bank(record)
     images, held_out = _held_out(given, data)
+    check_space(bank.latents, images.latents, "the bank holds", "the held-out images are")
     jobs, each = given.jobs_and_threads(len(images), bank)
     machines = given.machines_of(given.machines, bank, each, boundary_of(record))
     machines.setdefault(WIENER, Wiener(bank))

@@ -40,6 +40,7 @@ def _data_set(dataset: str, bank: PatchBank) -> dict[str, Any]:
         "dataset": dataset,
         "images": len(bank),
         "shape": list(bank.shape),
+        **({} if bank.latents is None else {"latents": bank.latents.record()}),
         "dtype": str(bank.dtype).removeprefix("torch."),
         "megabytes": round(bank.nbytes / 1e6, 1),
         "images_per_class": counts,

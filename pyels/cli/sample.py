@@ -25,6 +25,7 @@ from pyels.cli.settings import (
     DatasetOptions,
     MemoryOptions,
     OutputOptions,
+    PictureOptions,
     PrecisionOptions,
     SampledOptions,
     ThreadOptions,
@@ -47,7 +48,16 @@ from pyels.studies.check import SAID, leaves, limit_of, outside
 
 
 @dataclass(frozen=True, kw_only=True)
-class Sample(DatasetOptions, MemoryOptions, UseOptions, PrecisionOptions, SampledOptions, ThreadOptions, OutputOptions):
+class Sample(
+    DatasetOptions,
+    MemoryOptions,
+    UseOptions,
+    PictureOptions,
+    PrecisionOptions,
+    SampledOptions,
+    ThreadOptions,
+    OutputOptions,
+):
     machine: str = option("els", type=click.Choice(list(MACHINES)))
     network: str | None = option(
         None, "Draw with a network instead (see `pyels compare`), images as --dataset's.", recorded=False
@@ -86,8 +96,9 @@ class Sample(DatasetOptions, MemoryOptions, UseOptions, PrecisionOptions, Sample
 def sample_command(given: Sample) -> None:
     """Draw samples with a machine, or with a network.
 
-    Writes samples.png, samples.safetensors (noise, samples, labels) and run.json to the output folder. A run that was
-    stopped goes on after its last finished sample when the command is repeated.
+    Writes samples.png, samples.safetensors (noise, samples, labels) and run.json to the output folder; of a bank of
+    latents samples are latents, and the autoencoder makes pictures of them. A run that was stopped goes on after its
+    last finished sample when the command is repeated.
     """
     processes = distributed.launched()
     if given.shard is None and processes > 1:
@@ -99,6 +110,7 @@ def sample_command(given: Sample) -> None:
     resumable.check_seeds(given.seed, given.num)
     classes = None if given.labels is None else integers("labels", given.labels)
     bank = given.read(memory_limit=given.memory_limit)
+    decode = given.decoder(bank)
     denoiser, of_it = _denoiser(given, bank)
     if classes is not None and given.network is not None and not getattr(denoiser, "conditional", False):
         raise ValueError("--labels was given, but the network is told no classes: leave it out")
@@ -150,6 +162,8 @@ def sample_command(given: Sample) -> None:
     seconds = time.perf_counter() - started
     counts = denoiser.pairs if isinstance(denoiser, Machine) else lambda label, **told: 0
     pairs = sum(counts(label_of(i), **level.told) for i in computed for level in evaluations)
+    if bank.latents is not None:
+        images["pictures"] = decode(images["samples"])
     if per_sample is not None:
         images["labels"] = torch.tensor(per_sample)
     named = [f", class {bank.name_of(c)}" for c in per_sample or []] or [""] * given.num
@@ -159,7 +173,9 @@ def sample_command(given: Sample) -> None:
     result = {**settings, **shared, "seconds": round(seconds, 3), "pairs": pairs}
     write_tensors(given.out / "samples.safetensors", images)
     write_json(given.out / "run.json", result)
-    plots.draw_grid(given.out / "samples.png", images["samples"], captions, plots.title_of(settings))
+    plots.draw_grid(
+        given.out / "samples.png", images.get("pictures", images["samples"]), captions, plots.title_of(settings)
+    )
     resumable.finished(given.out)
     rate = f" ({pairs:.3g} pairs, {pairs / seconds:.3g} pairs/s)" if isinstance(denoiser, Machine) else ""
     lines = [f"{given.num} samples in {seconds:.1f} s{rate}; picture: {given.out / 'samples.png'}"]

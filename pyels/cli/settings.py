@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import json
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import redirect_stdout
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -16,6 +16,7 @@ import torch
 
 from pyels import adapters, datasets, presets
 from pyels.bank import PatchBank
+from pyels.bank.latents import Latents
 from pyels.bank.pictures import MODES
 from pyels.checks import check_device
 from pyels.cli.options import AT_LEAST_1, AnyPath, Settings, check, flag, in_words, option
@@ -27,6 +28,7 @@ from pyels.engines.cuda import PRECISIONS
 from pyels.engines.sampled import TOLERANCE
 from pyels.files import path_of
 from pyels.machines import ELS, MACHINES
+from pyels.networks.latent import decoder_of
 from pyels.records import read_record
 from pyels.schedules import SCHEDULES
 from pyels.studies import resumable
@@ -148,10 +150,12 @@ class UseOptions(Settings):
     def fit(self, denoiser: Denoiser, record: Mapping[str, Any], bank: PatchBank) -> dict[str, Any]:
         """Make a network one for the images of a bank, if it is; what of it belongs into the record of a run."""
         channels, size = getattr(denoiser, "channels", None), getattr(denoiser, "size", None)
+        trained_on = record.get("training", {}).get("data", {}).get("bank")
+        if trained_on is not None:
+            check_space(Latents.of(trained_on.get("latents")), bank.latents, "the network was trained on")
+            size = tuple(trained_on["shape"][1:]) if "shape" in trained_on else size
         if channels not in (None, bank.shape[0]):
             raise ValueError(f"the network takes {channels} channels, but the data set's images have {bank.shape[0]}")
-        trained_on = record.get("training", {}).get("data", {}).get("bank", {}).get("shape")
-        size = tuple(trained_on[1:]) if trained_on else size
         if size not in (None, bank.shape[1:]):
             at = "x".join(map(str, bank.shape[1:]))
             report(f"pyels: the network is for images of {'x'.join(map(str, size))}, the data set's have {at}: --size?")
@@ -209,6 +213,16 @@ class NetworkOptions(BankOptions):
         return denoiser, bank, record, {"network": self.fit(denoiser, record, bank), "data": data}
 
 
+def check_space(known: Latents | None, given: Latents | None, what: str, holds: str = "the data set holds") -> None:
+    """Raise ValueError unless both are pictures, or latents of one space; `what` has to do with the first."""
+    if not (given is None if known is None else known.is_space_of(given)):
+        first, second = ("pictures" if one is None else str(one) for one in (known, given))
+        raise ValueError(
+            f"{what} {first}, but {holds} {second}: they must be of one kind (pyels encode makes latents of pictures, "
+            "with --like on the scale of others)"
+        )
+
+
 def check_wiring(denoiser: Denoiser, bank: PatchBank) -> list[str]:
     """A quick check of a network before it is compared: its doubts, which are told too.
 
@@ -240,7 +254,23 @@ def where(dataset: str) -> str:
 
 
 def describe(bank: PatchBank) -> dict[str, Any]:
-    return {"images": len(bank), "shape": list(bank.shape), "crc32": bank.fingerprint()}
+    said = {} if bank.latents is None else {"latents": bank.latents.record()}
+    return {"images": len(bank), "shape": list(bank.shape), "crc32": bank.fingerprint(), **said}
+
+
+@dataclass(frozen=True, kw_only=True)
+class PictureOptions(Settings):
+    """How pictures are made of what is drawn."""
+
+    autoencoder: str | None = option(
+        None,
+        "Of a bank of latents: what decodes them, a folder or FILE.py:NAME.  [default: where it was then]",
+        recorded=False,
+    )
+
+    def decoder(self, bank: PatchBank) -> Callable[[torch.Tensor], torch.Tensor]:
+        """What makes pictures of images of the bank; raises ValueError or FileNotFoundError where it is not there."""
+        return decoder_of(bank, self.autoencoder)
 
 
 # ---- Seeds ---------------------------------------------------------------------------------------------------------

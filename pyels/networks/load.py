@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from pyels.bank.latents import SCHEMA
 from pyels.checks import warn
 from pyels.denoiser import Denoiser
 from pyels.files import TensorFile, path_of
@@ -25,11 +26,12 @@ from pyels.records import parse_record, read_record, short
 _SIZE = range(1, 1 << 16)
 _READING = {"split?": ("train", "test", None), "root?": (str, None), "mode?": (str, None)}
 _SIZES = {"limit?": (range(1, 1 << 40), None), "size?": (_SIZE, None), "crop?": bool, "skip_unreadable?": bool}
-_DATA = {"dataset": str, **_READING, **_SIZES, "bank?": {"crc32": str}}
+_DATA = {"dataset": str, **_READING, **_SIZES, "bank?": {"crc32": str, "latents?": SCHEMA}}
 _CONFIG = {"channels": _SIZE, "width": _SIZE, "depth": range(1, 1000), "num_classes": (range(1, 1 << 31), None)}
 _RECORD = {"kind": tuple(KINDS), "config": _CONFIG, "training?": {"data?": _DATA}}
 
 _PIPELINE = {"unet?": ([(str, None)], None), "scheduler?": ([(str, None)], None)}
+_UNREADABLE = (AttributeError, KeyError, TypeError, RuntimeError)
 _PICKLES = (".pt", ".pth", ".ckpt", ".bin", ".pkl", ".pickle")
 
 
@@ -48,19 +50,16 @@ def load(source: str | Path) -> tuple[Denoiser, dict[str, Any]]:
     ------
     FileNotFoundError, ValueError  there is no network there; ImportError: diffusers is needed and not installed
     """
-    file, _, name = str(source).rpartition(":")
-    if file.endswith(".py"):
-        python = path_of(file).resolve()
-        denoiser = _load_python(python, name)
-        return denoiser, {"source": f"{python}:{name}", "crc32": checksum(denoiser, python)}
-    if str(source).endswith(".py"):
-        raise ValueError(f"{source}: say which name in it is the network, as {source}:NAME")
-    path = path_of(source).resolve()
-    if path.suffix in _PICKLES:
-        raise ValueError(
-            f"{source}: {path.suffix} files are pickles, which run code when they are read; load it in a Python "
-            "file of your own, and give FILE.py:NAME of the pyels.NetworkDenoiser made of it"
-        )
+    path, name = place_of(source, "network", "the pyels.NetworkDenoiser")
+    if name:
+        denoiser = load_python(path, name)
+        if not isinstance(denoiser, Denoiser):
+            raise ValueError(
+                f"{path}:{name} gave {kind_of(denoiser)}; it must be or return a pyels.Denoiser: wrap a network in "
+                "pyels.NetworkDenoiser(network, predicts=.., schedule=..), or give one of diffusers to "
+                "pyels.adapters.from_diffusers"
+            )
+        return denoiser, {"source": f"{path}:{name}", "crc32": checksum(denoiser, path)}
     beside = ("model_index.json", "scheduler/scheduler_config.json")
     if (path / "config.json").exists() and any((path.parent / name).exists() for name in beside):
         path = path.parent  # of the pipeline whose model this is
@@ -75,6 +74,23 @@ def load(source: str | Path) -> tuple[Denoiser, dict[str, Any]]:
             )
     network, record = load_network(path)
     return from_pyels(network), {**record, "source": str(path), "crc32": checksum(None, path)}
+
+
+def place_of(source: str | Path, what: str, made: str) -> tuple[Path, str]:
+    """The place of a network, and its name where that is a Python file. Raises ValueError for a pickle, which `made` of
+    it may replace, and for a Python file without a name."""
+    file, _, name = str(source).rpartition(":")
+    if file.endswith(".py") and name:
+        return path_of(file).resolve(), name
+    if (python := str(source).rstrip(":")).endswith(".py"):
+        raise ValueError(f"{python}: say which name in it is the {what}, as {python}:NAME")
+    path = path_of(source).resolve()
+    if path.suffix in _PICKLES:
+        raise ValueError(
+            f"{source}: {path.suffix} files are pickles, which run code when they are read; load it in a Python "
+            f"file of your own, and give FILE.py:NAME of {made} made of it"
+        )
+    return path, ""
 
 
 def load_network(path: str | Path) -> tuple[Network, dict[str, Any]]:
@@ -100,33 +116,24 @@ def load_network(path: str | Path) -> tuple[Network, dict[str, Any]]:
 
 def _load_diffusers(folder: Path) -> NetworkDenoiser:
     """A UNet2DModel and its scheduler, each in a folder of its own or not."""
-    try:
-        import diffusers
-    except ImportError as error:
-        raise ImportError(f"{folder} holds a model of diffusers: pip install diffusers to read it") from error
+    diffusers = import_diffusers(folder)
     unet_folder, scheduler_folder = (
         folder / name if (folder / name).is_dir() else folder for name in ("unet", "scheduler")
     )
-    kinds = {"unet": _class_name(unet_folder / "config.json")}
-    kinds["scheduler"] = _class_name(scheduler_folder / "scheduler_config.json") or "DDPMScheduler"
+    kinds = {"unet": class_name(unet_folder / "config.json")}
+    kinds["scheduler"] = class_name(scheduler_folder / "scheduler_config.json") or "DDPMScheduler"
     if (folder / "model_index.json").exists():
         index = read_record(folder / "model_index.json", _PIPELINE, "the index of a pipeline of diffusers")
         kinds = {name: (index.get(name) or [""])[-1] or "" for name in kinds}
     scheduler_kind = getattr(diffusers, kinds["scheduler"], None)
     if kinds["unet"] != "UNet2DModel" or scheduler_kind is None:
         raise ValueError(f"{folder}: needed is a pipeline of a UNet2DModel and a scheduler, got {kinds}")
-    kind: Any = diffusers.UNet2DModel
-    files = list(unet_folder.glob("diffusion_pytorch_model*.safetensors"))
-    variant = files[0].stem.removeprefix("diffusion_pytorch_model").strip(".") if len(files) == 1 else ""
-    how = {"use_safetensors": True, "low_cpu_mem_usage": False, "output_loading_info": True}
+    unet = from_pretrained(diffusers.UNet2DModel, unet_folder)
     saved = (scheduler_folder / "scheduler_config.json").exists()
     try:
-        unet, read = kind.from_pretrained(unet_folder, variant=variant or None, **how)
         scheduler = scheduler_kind.from_pretrained(scheduler_folder) if saved else scheduler_kind()
-    except (AttributeError, KeyError, TypeError, RuntimeError) as error:
+    except _UNREADABLE as error:
         raise ValueError(f"{folder}: diffusers cannot read it ({short(error)})") from error
-    if wrong := [*read["missing_keys"], *read["unexpected_keys"], *read["mismatched_keys"]]:
-        raise ValueError(f"{unet_folder}: config.json and the weights do not belong together ({short(wrong)})")
     if not saved:
         warn(
             f"{folder} does not say with which scheduler its network was trained: DDPMScheduler() is assumed (predicts "
@@ -135,13 +142,37 @@ def _load_diffusers(folder: Path) -> NetworkDenoiser:
     return from_diffusers(unet, scheduler)
 
 
-def _class_name(file: Path) -> str:
+def import_diffusers(folder: Path) -> Any:
+    try:
+        import diffusers
+    except ImportError as error:
+        raise ImportError(f"{folder} holds a model of diffusers: pip install diffusers to read it") from error
+    return diffusers
+
+
+def from_pretrained(kind: Any, folder: Path) -> Any:
+    """A model of diffusers, of safetensors, in float32."""
+    files = list(folder.glob("diffusion_pytorch_model*.safetensors"))
+    variant = files[0].stem.removeprefix("diffusion_pytorch_model").strip(".") if len(files) == 1 else ""
+    how = {"use_safetensors": True, "low_cpu_mem_usage": False, "output_loading_info": True}
+    try:
+        model, read = kind.from_pretrained(folder, variant=variant or None, **how)
+    except _UNREADABLE as error:
+        raise ValueError(f"{folder}: diffusers cannot read it ({short(error)})") from error
+    if wrong := [*read["missing_keys"], *read["unexpected_keys"], *read["mismatched_keys"]]:
+        raise ValueError(f"{folder}: config.json and the weights do not belong together ({short(wrong)})")
+    return model
+
+
+def class_name(file: Path) -> str:
+    """Of a model or scheduler of diffusers, as its configuration says; empty where there is none."""
     if not file.exists():
         return ""
     return str(read_record(file, {"_class_name": str}, "a configuration of diffusers")["_class_name"])
 
 
-def _load_python(path: Path, name: str) -> Denoiser:
+def load_python(path: Path, name: str) -> Any:
+    """What is called so in a Python file, or what a function of that name returns."""
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file")
     spec = importlib.util.spec_from_file_location(OWN + path.stem, path)
@@ -173,11 +204,8 @@ def _load_python(path: Path, name: str) -> Denoiser:
     finally:
         sys.argv = arguments
     sys.stderr.write(said.getvalue())
-    if not isinstance(made, Denoiser):
-        what = "the torch module " if isinstance(made, nn.Module) else ""
-        raise ValueError(
-            f"{path}:{name} gave {what}{type(made).__name__}; it must be or return a pyels.Denoiser: wrap a network in "
-            "pyels.NetworkDenoiser(network, predicts=.., schedule=..), or give one of diffusers to "
-            "pyels.adapters.from_diffusers"
-        )
     return made
+
+
+def kind_of(made: object) -> str:
+    return ("the torch module " if isinstance(made, nn.Module) else "") + type(made).__name__

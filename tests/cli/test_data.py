@@ -10,7 +10,7 @@ from PIL import Image
 import pyels
 from pyels.cli import program
 
-READERS = ("sample", "train", "calibrate", "compare", "bench", "scaling", "info")
+READERS = ("sample", "encode", "train", "calibrate", "compare", "bench", "scaling", "info")
 SHORT = ("--patch-size", 3, "--steps", 1, "--num", 1, "--threads", 1)
 
 

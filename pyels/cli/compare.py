@@ -15,6 +15,7 @@ from pyels.bank import PatchBank
 from pyels.cli.options import AT_LEAST_1, check, command, option
 from pyels.cli.progress import StepBar
 from pyels.cli.settings import (
+    GuidanceOptions,
     JobOptions,
     LabelOptions,
     MachinesOptions,
@@ -39,7 +40,9 @@ _RESULTS = ("report.json", "scatter.png", "pairs.png", "matrix.png", "steps.png"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Compare(NetworkOptions, PictureOptions, LabelOptions, MachinesOptions, JobOptions, OutputOptions):
+class Compare(
+    NetworkOptions, GuidanceOptions, PictureOptions, LabelOptions, MachinesOptions, JobOptions, OutputOptions
+):
     steps: str | None = option(
         None,
         "Steps of the machines; several numbers, as 20,10,50, for machines with so many each, which are told what the "
@@ -69,10 +72,12 @@ def compare_command(given: Compare) -> None:
     machines = given.machines_of(given.machines, bank, each, boundary_of(record))
     swept, of_network = _counts("steps", given.steps), _counts("network_steps", given.network_steps)
     told, steps = given.told(machines, swept[0] if swept else None)
-    contenders = _contenders(denoiser, machines, told, [steps, *swept[1:]], of_network or [steps])
+    guided = given.guided(denoiser)
+    machines = {spec: given.guided(machine) for spec, machine in machines.items()}
+    contenders = _contenders(guided, machines, told, [steps, *swept[1:]], of_network or [steps])
     if given.per_step and {one.steps for one in contenders.values()} != {steps}:
         raise ValueError("--per-step compares step by step: give network and machines one number of steps, the same")
-    classes = given.classes(denoiser, bank)
+    classes = given.classes(guided, bank)
     settings = given.record(
         machines=list(machines),
         boundary=boundary_of(record),

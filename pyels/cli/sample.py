@@ -23,6 +23,7 @@ from pyels.cli.settings import (
     DEFAULT_STEPS,
     WINDOWS,
     DatasetOptions,
+    GuidanceOptions,
     MemoryOptions,
     OutputOptions,
     PictureOptions,
@@ -52,6 +53,7 @@ class Sample(
     DatasetOptions,
     MemoryOptions,
     UseOptions,
+    GuidanceOptions,
     PictureOptions,
     PrecisionOptions,
     SampledOptions,
@@ -114,7 +116,7 @@ def sample_command(given: Sample) -> None:
     denoiser, of_it = _denoiser(given, bank)
     if classes is not None and given.network is not None and not getattr(denoiser, "conditional", False):
         raise ValueError("--labels was given, but the network is told no classes: leave it out")
-    stepping = _stepping(given, denoiser)
+    stepping, denoiser = _stepping(given, denoiser), given.guided(denoiser)
     if classes is None and getattr(denoiser, "conditional", False) and getattr(denoiser, "null_label", None) is None:
         classes = list(bank.classes)
     per_sample = None if not classes else [classes[i % len(classes)] for i in range(given.num)]

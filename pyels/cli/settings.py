@@ -27,6 +27,7 @@ from pyels.engines import NAMES, default_threads, find_engine
 from pyels.engines.cuda import PRECISIONS
 from pyels.engines.sampled import TOLERANCE
 from pyels.files import path_of
+from pyels.guided import Guided
 from pyels.machines import ELS, MACHINES
 from pyels.networks.latent import decoder_of
 from pyels.records import read_record
@@ -167,6 +168,18 @@ class UseOptions(Settings):
             denoiser.clip = limit_of(bank)
         said = {"device": self.device, "clip": denoiser.clip}
         return {**{key: record[key] for key in ("source", "crc32")}, **{k: v for k, v in said.items() if v is not None}}
+
+
+@dataclass(frozen=True, kw_only=True)
+class GuidanceOptions(Settings):
+    guidance: float | None = option(
+        None,
+        "Classifier-free guidance of networks, trained with --label-dropout, and machines alike: 0 is no class, 1 the "
+        "class, more leans further towards it.",
+    )
+
+    def guided(self, denoiser: Denoiser) -> Denoiser:
+        return denoiser if self.guidance is None else Guided(denoiser, self.guidance)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -512,3 +512,25 @@ def test_a_random_diffusers_unet_goes_through_compare(trained, tmp_path):
     options = (*options[:4], "--num", 2, "--steps", 2, "--sizes", "3,5", "--out", tmp_path / "sizes")
     assert run_program("calibrate", *options) == 0
     assert (tmp_path / "sizes" / "receptive_field.png").exists()
+
+
+def test_guidance_is_of_network_and_machines_alike(trained, tmp_path, capsys):
+    data = ("--dataset", trained / "bank.npz")
+    options = ("--width", 4, "--depth", 1, "--steps", 5, "--batch-size", 4, "--label-dropout", 0.5)
+    assert run_program("train", *data, *options, "--out", tmp_path / "net") == 0
+    out = tmp_path / "guided"
+    common = ("--num", 2, "--patch-size", 3, "--steps", 3, "--guidance", 2)
+    assert run_program("compare", "--network", tmp_path / "net", "--machines", "els", *common, "--out", out) == 0
+    images = read_tensors(out / "comparison.safetensors")
+    bank = pyels.datasets.load(trained / "bank.npz")
+    network, _ = pyels.adapters.load(tmp_path / "net")
+    for name, denoiser in (("els", pyels.ELS(bank, 3)), ("network", network)):
+        guided = pyels.sample(pyels.Guided(denoiser, 2), images["noise"], 3, labels=[0, 1])
+        torch.testing.assert_close(guided, images[name], atol=1e-5, rtol=0)
+    sampled = ("sample", *data, *common, "--labels", "0,1", "--out", tmp_path / "drawn")
+    assert run_program(*sampled) == 0
+    drawn = read_tensors(tmp_path / "drawn" / "samples.safetensors")["samples"]
+    torch.testing.assert_close(drawn, images["els"], atol=1e-5, rtol=0)
+    capsys.readouterr()
+    assert run_program("compare", "--network", trained / "net", *common, "--out", tmp_path / "none") == 2
+    assert "null_label" in capsys.readouterr().err

@@ -113,6 +113,7 @@ PYBIND11_MODULE(_core, module) {
       .field("patch_size", &Problem::patch_size)
       .field("taps", &Problem::taps)
       .field("masks", &Problem::masks)
+      .field("sets", &Problem::sets)
       .field("want", &Problem::want);
 
   Bound<Out>(module, "Out")

@@ -68,7 +68,8 @@ struct Problem {
   std::int64_t patch_size = 1;    // k, odd; of Window::square
   const double* taps = nullptr;   // (k), of Window::square: L of a place is the product of those of its row and column
                                   // within the window; null: all 1
-  const double* masks = nullptr;  // (H * W, C, H, W); of Window::masks
+  const double* masks = nullptr;  // (H * W, C, H, W), of Window::masks; or
+  const bool* sets = nullptr;     // likewise, where all weights are 0 or 1
   int want = want_mean;           // bits of Want
 
   bool (*interrupted)() = nullptr;  // asked a few times a second by the calling thread; true stops the work
@@ -76,6 +77,7 @@ struct Problem {
   bool full() const { return (want & want_posterior) == want_posterior; }
   bool others_answer() const { return responses_uint8 || responses_float; }
   std::int64_t answer_channels() const { return others_answer() ? response_channels : channels; }  // R
+  double mask(std::int64_t at) const { return sets ? sets[at] : masks[at]; }
 };
 
 // The second pass. With W_i(p) = exp(log w_i(p) - log_sum(p)), of every image of the problem's ranges, it adds to every

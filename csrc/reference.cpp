@@ -73,7 +73,7 @@ double precision(const Problem& a, std::int64_t b, Place p, std::int64_t c, Plac
   const std::int64_t at = (c * a.height + z.row) * a.width + z.column, size = a.channels * a.height * a.width;
   double weight = a.precision ? static_cast<double>(a.precision[b * size + at]) : 1.0;
   if (a.window == Window::square && a.taps) weight *= a.taps[o.row] * a.taps[o.column];
-  if (a.window == Window::masks) weight *= a.masks[(p.row * a.width + p.column) * size + at];
+  if (a.window == Window::masks) weight *= a.mask((p.row * a.width + p.column) * size + at);
   return weight;
 }
 
@@ -176,7 +176,7 @@ void add_answers(const Problem& a, const Second& to, std::int64_t b, std::vector
         if (to.derivative)
           to.derivative[at(a.channels, c, z)] += l * a.alpha[b] * w * projected * bank_pixel(a, image, c, at_q);
         if (a.window == Window::masks)
-          answers |= a.masks[(p * a.channels + c) * pixels + z.row * a.width + z.column] > 0.0;
+          answers |= a.mask((p * a.channels + c) * pixels + z.row * a.width + z.column) > 0.0;
       }
       if (!to.folded || !answers) return;
       const double r = a.window == Window::square ? to.fold_taps[o.row] * to.fold_taps[o.column] : 1.0;

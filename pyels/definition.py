@@ -124,26 +124,29 @@ class Masks:
 
     Parameters
     ----------
-    weights    (H*W, H, W) or (H*W, C, H, W), not negative, for output pixel p = row * W + column; or a function of
-               (alpha, sigma) that returns such
-    parameter  "threshold" or "mass": such a field of the query is a third argument of the function
-    setting    of it, where a query says none
+    weights      (H*W, H, W) or (H*W, C, H, W), not negative, for output pixel p = row * W + column; or a
+                 function of (alpha, sigma) that returns such. Sets, of weights 0 and 1, are smaller and quicker as bool
+    parameter    "threshold" or "mass": such a field of the query is a third argument of the function
+    setting      of it, where a query says none
+    temperature  > 0, a factor of sigma^2
     """
 
     weights: Tensor | Callable[..., Tensor] = field(repr=False)
     parameter: str | None = None
     setting: float | None = None
+    temperature: float = 1.0
     __repr__ = said
 
     def of(self, value: float) -> Masks:
         return replace(self, setting=value)
 
     def at(self, alpha: float, sigma: float, shape: Sequence[int]) -> Tensor:
-        """The weights at one noise level, (H*W, C, H, W) float64, for images (C, H, W)."""
+        """The weights at one noise level, (H*W, C, H, W) float64 or bool, for images (C, H, W)."""
         further = () if self.parameter is None else (self.setting,)
         weights = self.weights(alpha, sigma, *further) if callable(self.weights) else self.weights
         given = weights if isinstance(weights, Tensor) else torch.as_tensor(weights, device=CPU)
-        weights = given.detach().to("cpu", torch.float64)
+        is_set = given.dtype == torch.bool
+        weights = given.detach().to("cpu", torch.bool if is_set else torch.float64)
         channels, height, width = shape
         pixels = height * width
         if weights.shape == (pixels, height, width):
@@ -153,6 +156,8 @@ class Masks:
             raise ValueError(
                 f"weights of Masks must have shape {allowed} for images {tuple(shape)}, got {tuple(given.shape)}"
             )
+        if is_set:
+            return weights.contiguous()
         seen = None if given.is_inference() else _FOUND_GOOD.get(given)  # type: ignore[no-untyped-call]
         if seen is None or seen != given._version:
             low, high = weights.aminmax()  # NaN where there is one

@@ -48,7 +48,7 @@ class Sums {
  private:
   // Of the outputs that are cheaper this way. In time, measured, a word is worth `word_entries` of the inputs that are
   // gathered, and to fill a table `table_entries`.
-  static constexpr std::int64_t word_entries = 10, table_entries = 800;
+  static constexpr std::int64_t word_entries = 6, table_entries = 300;
   void by_table(const Rows& rows, std::int64_t inputs) {
     std::int64_t gain = -groups_ * table_entries;
     std::vector<std::vector<std::uint64_t>> words(static_cast<std::size_t>(groups_));
@@ -85,8 +85,9 @@ class Sums {
 };
 
 // Of 16 weights: by their bits, so that it is quick.
-bool all_zero(const double* weights) {
-  std::uint64_t bits[16], joined = 0;
+template <class Weight>
+bool all_zero(const Weight* weights) {
+  std::uint64_t bits[2 * sizeof(Weight)], joined = 0;
   std::memcpy(bits, weights, sizeof bits);
   for (const std::uint64_t one : bits) joined |= one;
   return joined == 0;
@@ -102,29 +103,40 @@ struct Band {
   Band(const Problem& a, int threads, std::int64_t first_, std::int64_t pixels_, const Second* second)
       : first(first_), pixels(pixels_) {
     const std::int64_t plane = a.height * a.width, values = a.channels * plane;
-    const double* masks = a.masks + first * values;
     Rows rows(static_cast<std::size_t>(pixels));
     std::vector<double> most(rows.size());
-    in_threads(threads, pixels, a.interrupted, [&](auto take) {
-      std::vector<std::uint32_t> places(static_cast<std::size_t>(values));
-      take([&](std::int64_t p, auto) {
-        const double* mask = masks + p * values;
-        std::size_t n = 0;
-        for (std::int64_t z = 0; z < values; z += 16) {
-          const std::int64_t end = std::min(z + 16, values);
-          if (end - z == 16 && all_zero(mask + z)) continue;
-          for (std::int64_t i = z; i < end; ++i) places[n] = static_cast<std::uint32_t>(i), n += mask[i] > 0.0;
-        }
-        double& own = most[static_cast<std::size_t>(p)];
-        for (std::size_t i = 0; i < n; ++i) own = std::max(own, mask[places[i]]);
-        std::vector<Entry>& row = rows[static_cast<std::size_t>(p)];
-        row.resize(n);
-        for (std::size_t i = 0; i < n; ++i) row[i] = {places[i], static_cast<float>(mask[places[i]] / own)};
+    // What does not weigh nothing of each mask; weights are left to `give`.
+    const auto fill = [&](const auto* masks, auto give) {
+      in_threads(threads, pixels, a.interrupted, [&](auto take) {
+        std::vector<Entry> found(static_cast<std::size_t>(values), {0, 1.0f});
+        take([&](std::int64_t p, auto) {
+          const auto* mask = masks + (first + p) * values;
+          std::size_t n = 0;
+          for (std::int64_t z = 0; z < values; z += 16) {
+            const std::int64_t end = std::min(z + 16, values);
+            if (end - z == 16 && all_zero(mask + z)) continue;
+            for (std::int64_t i = z; i < end; ++i) found[n].input = static_cast<std::uint32_t>(i), n += mask[i] > 0;
+          }
+          std::vector<Entry>& row = rows[static_cast<std::size_t>(p)];
+          row.assign(found.begin(), found.begin() + static_cast<std::ptrdiff_t>(n));
+          give(mask, row, most[static_cast<std::size_t>(p)]);
+        });
       });
-    });
+    };
+    if (a.sets)
+      fill(a.sets, [](const bool*, const std::vector<Entry>&, double& own) { own = 1.0; });
+    else
+      fill(a.masks, [](const double* mask, std::vector<Entry>& row, double& own) {
+        for (const Entry& one : row) own = std::max(own, mask[one.input]);
+        for (Entry& one : row) one.weight = static_cast<float>(mask[one.input] / own);
+      });
     for (const double one : most) largest = std::max(largest, one);
     if (largest == 0.0) largest = 1.0;
     for (std::size_t p = 0; p < rows.size(); ++p) {
+      if (a.sets) {
+        window = std::max(window, static_cast<double>(rows[p].size()));
+        continue;
+      }
       const auto share = static_cast<float>(most[p] / largest);
       double sum = 0.0;
       for (Entry& one : rows[p]) sum += one.weight *= share;
@@ -167,7 +179,14 @@ struct Plan {
   // The entries of the masks in memory at a time, as those of the largest band may be.
   static constexpr std::int64_t band_bytes = std::int64_t{32} << 20, partials_bytes = std::int64_t{64} << 20;
   std::int64_t band_pixels() const {
-    return std::clamp<std::int64_t>(band_bytes / (values * static_cast<std::int64_t>(sizeof(Entry))), 1, plane);
+    const auto pixels = [&](std::int64_t entries) {
+      return std::clamp<std::int64_t>(band_bytes / (entries * static_cast<std::int64_t>(sizeof(Entry))), 1, plane);
+    };
+    if (!a.sets || pixels(values) == plane) return pixels(values);
+    std::int64_t most = 1;  // sets, a byte a value, are quick to count
+    for (const bool* set = a.sets; set < a.sets + plane * values; set += values)
+      most = std::max<std::int64_t>(most, std::count(set, set + values, true));
+    return pixels(most);
   }
   std::int64_t images(std::int64_t b) const { return a.end[b] - a.begin[b]; }
   std::int64_t image(std::int64_t b, std::int64_t n) const {
@@ -177,7 +196,7 @@ struct Plan {
   std::int64_t max_segments() const { return std::clamp<std::int64_t>(partials_bytes / partial_bytes, 8, 64); }
   // None so short that to merge it, and to find its first weights, takes longer than its sums.
   std::int64_t segments(std::int64_t b) const {
-    const std::int64_t few = std::min<std::int64_t>(images(b) / 64, 4);
+    const std::int64_t few = std::min<std::int64_t>(images(b) / 48, 4);
     return std::clamp<std::int64_t>(std::max(few, images(b) / 250), 1, max_segments());
   }
   std::int64_t queries_in_group() const {
@@ -250,7 +269,7 @@ class Worker {
         squares_(aligned<float>(plan.values * plan.block)),
         distances_(aligned<double>(band.pixels * plan.block)),
         alive_(aligned<std::int32_t>(plan.block)),
-        scratch_(aligned<float>(table_floats(lanes_) + std::max(plan.values, plan.plane) * lanes_)) {
+        scratch_(aligned<float>(scratch_floats(std::max(plan.values, plan.plane), lanes_))) {
     const auto doubles = [&](bool wanted, std::int64_t n) { return aligned<double>(wanted ? n * lanes_ : 1); };
     const auto floats = [&](bool wanted, std::int64_t n) { return aligned<float>(wanted ? n : 1); };
     const bool first = !to_, full = first && a_.full(), projected = to_ && to_->derivative;
@@ -342,7 +361,9 @@ class Worker {
     t.plane = plan_.plane, t.values = plan_.values, t.first = band_.first, t.pixels = band_.pixels;
     t.x = a_.x + b * plan_.values;
     t.precision = a_.precision ? a_.precision + b * plan_.values : nullptr;
-    t.masks = a_.masks + band_.first * plan_.values, t.sums = &band_.distances->view();
+    t.masks = a_.masks ? a_.masks + band_.first * plan_.values : nullptr;
+    t.sets = a_.sets ? a_.sets + band_.first * plan_.values : nullptr;
+    t.sums = &band_.distances->view();
     const auto largest = [&](const float* values) {
       float most = 0.0f;
       for (std::int64_t i = 0; i < plan_.values; ++i) most = std::max(most, std::abs(values[i]));

@@ -64,52 +64,63 @@ void gather(const WeightedSums& sums, std::int64_t o, const float* in, double* o
   for (int v = 0; v < V; ++v) store(out + (o * V + v) * kLanes, total[v]);
 }
 
+constexpr int W = tabled_vectors;
+
 // The sums of all subsets of the inputs of a group, field by field; of those behind the last there are none.
 void fill_table(const float* in, std::int64_t inputs, float* table) {
-  for (int field = 0; field < fields; ++field, table += kLanes << subset) {
-    store(table, Vec{});
+  for (int field = 0; field < fields; ++field, table += W * kLanes << subset) {
+    for (int v = 0; v < W; ++v) store(table + v * kLanes, Vec{});
     for (int i = 0; i < subset; ++i) {
       const std::int64_t at = field * subset + i;
-      const Vec one = at < inputs ? load(in + at * V * kLanes) : Vec{};
-      for (int j = 0; j < 1 << i; ++j) store(table + ((1 << i) + j) * kLanes, load(table + j * kLanes) + one);
+      Vec one[W];
+      for (int v = 0; v < W; ++v) one[v] = at < inputs ? load(in + (at * V + v) * kLanes) : Vec{};
+      for (int j = 0; j < 1 << i; ++j)
+        for (int v = 0; v < W; ++v)
+          store(table + (((1 << i) + j) * W + v) * kLanes, load(table + (j * W + v) * kLanes) + one[v]);
     }
   }
 }
 
 // The entry of a table that a word asks for in a field.
-template <int field>
-PYELS_INLINE Vec taken(const char* table, std::uint64_t word) {
-  constexpr int size = kLanes * 4, log_size = __builtin_ctz(size), shift = field * subset - log_size;
+PYELS_INLINE const float* taken(const float* table, std::uint64_t word, int field) {
+  constexpr int size = W * kLanes * 4, log_size = __builtin_ctz(size);
   constexpr std::uint64_t mask = ((std::uint64_t{1} << subset) - 1) << log_size;
-  const std::uint64_t offset = (shift < 0 ? word << (shift < 0 ? -shift : 0) : word >> (shift < 0 ? 0 : shift)) & mask;
-  return *reinterpret_cast<const Vec*>(table + (std::int64_t{field} << subset) * size + offset);
+  const int shift = field * subset - log_size;
+  const std::uint64_t offset = (shift < 0 ? word << -shift : word >> shift) & mask;
+  return reinterpret_cast<const float*>(reinterpret_cast<const char*>(table) + (size << subset) * field + offset);
 }
 
 void sum_by_table(const WeightedSums& sums, const float* in, double* out, float* scratch) {
-  constexpr std::int64_t groups_at_once = 8;
+  constexpr std::int64_t groups_at_once = 10;
   float* table = scratch;
-  float* some = table + table_floats(kLanes);  // of the last few groups
-  const char* bytes = reinterpret_cast<const char*>(table);
+  float* some = scratch + scratch_floats(0, kLanes);  // of the last few groups
   for (std::int64_t first = 0; first < sums.groups; first += groups_at_once) {
     const std::int64_t end = first + groups_at_once < sums.groups ? first + groups_at_once : sums.groups;
-    for (std::int64_t o = 0; o < sums.tabled; ++o) store(some + o * kLanes, Vec{});
+    for (std::int64_t i = 0; i < sums.tabled * W; ++i) store(some + i * kLanes, Vec{});
     for (std::int64_t group = first; group < end; ++group) {
-      if (sums.group_begin[group] == sums.group_begin[group + 1]) continue;
+      const std::uint64_t *at = sums.words + sums.group_begin[group], *stop = sums.words + sums.group_begin[group + 1];
+      if (at == stop) continue;
       fill_table(in + group * group_inputs * V * kLanes, sums.inputs - group * group_inputs, table);
-      for (std::int64_t i = sums.group_begin[group]; i < sums.group_begin[group + 1]; ++i) {
-        const std::uint64_t word = sums.words[i];
-        float* to = some + static_cast<std::int64_t>(word >> group_inputs) * kLanes;
-        const Vec sum =
-            ((taken<0>(bytes, word) + taken<1>(bytes, word)) + (taken<2>(bytes, word) + taken<3>(bytes, word))) +
-            ((taken<4>(bytes, word) + taken<5>(bytes, word)) + (taken<6>(bytes, word) + taken<7>(bytes, word)));
-        store(to, load(to) + sum);
+      for (; at < stop; ++at) {
+        const std::uint64_t word = *at;
+        Vec sum[W];
+#pragma GCC unroll 8
+        for (int field = 0; field < fields; ++field) {
+          const float* entry = taken(table, word, field);
+#pragma GCC unroll 2
+          for (int v = 0; v < W; ++v) sum[v] = field == 0 ? load(entry + v * kLanes) : sum[v] + load(entry + v * kLanes);
+        }
+        float* to = some + static_cast<std::int64_t>(word >> group_inputs) * W * kLanes;
+#pragma GCC unroll 2
+        for (int v = 0; v < W; ++v) store(to + v * kLanes, load(to + v * kLanes) + sum[v]);
       }
     }
-    for (std::int64_t o = 0; o < sums.tabled; ++o) {
-      double* to = out + std::int64_t{sums.output[o]} * V * kLanes;
-      const DoubleVec sum = static_cast<double>(sums.weight[o]) * widen(load(some + o * kLanes));
-      store(to, first == 0 ? sum : load(to) + sum);
-    }
+    for (std::int64_t o = 0; o < sums.tabled; ++o)
+      for (int v = 0; v < W; ++v) {
+        double* to = out + (std::int64_t{sums.output[o]} * V + v) * kLanes;
+        const DoubleVec sum = static_cast<double>(sums.weight[o]) * widen(load(some + (o * W + v) * kLanes));
+        store(to, first == 0 ? sum : load(to) + sum);
+      }
   }
 }
 
@@ -117,18 +128,18 @@ void sum(const WeightedSums& sums, const float* in, double* out, float* scratch)
   for (std::int64_t o = 0; o < sums.outputs; ++o)
     if (sums.begin[o] < sums.begin[o + 1] || sums.tabled < sums.outputs) gather(sums, o, in, out);
   if (sums.tabled == 0) return;
-  for (int v = 0; v < V; ++v) sum_by_table(sums, in + v * kLanes, out + v * kLanes, scratch);
+  for (int v = 0; v < V; v += W) sum_by_table(sums, in + v * kLanes, out + v * kLanes, scratch);
 }
 
 // ---- Weights -----------------------------------------------------------------------------------------------------
 
 // The squared distances of pixel p and a plane of images in double: the same terms, one after the other.
 DoubleVec exact_distance(const MaskTask& t, std::int64_t p, int v) {
-  const double* mask = t.masks + p * t.values;
   const float* image = t.images + v * t.values * kLanes;
   const auto term = [&](std::int64_t z) __attribute__((always_inline)) {
     const DoubleVec difference = static_cast<double>(t.x[z]) - t.alpha * widen(load(image + z * kLanes));
-    return (t.precision ? mask[z] * static_cast<double>(t.precision[z]) : mask[z]) * (difference * difference);
+    const double weight = t.sets ? t.sets[p * t.values + z] : t.masks[p * t.values + z];
+    return (t.precision ? weight * static_cast<double>(t.precision[z]) : weight) * (difference * difference);
   };
   DoubleVec even{}, odd{};
   const std::int64_t begin = t.sums->begin[p], end = t.sums->begin[p + 1];
@@ -210,14 +221,18 @@ void weigh(const MaskTask& t) {
     if (!any(some)) continue;
     if (any(far)) refine<full>(t, p, matters, distance);
     double top = t.reference[p];
+    Vec relatives[V];
     for (int v = 0; v < V; ++v) {
-      const DoubleVec log_w = -t.scale * distance[v];
-      if (any(matters[v] & (narrow(log_w - t.reference[p]) > headroom))) top = largest(matters[v], log_w, top);
+      relatives[v] = narrow(-t.scale * distance[v] - t.reference[p]);
+      if (any(matters[v] & (relatives[v] > headroom))) top = largest(matters[v], -t.scale * distance[v], top);
     }
-    if (top > t.reference[p]) raise_reference(t, p, top);
+    if (top > t.reference[p]) {
+      raise_reference(t, p, top);
+      for (int v = 0; v < V; ++v) relatives[v] = narrow(-t.scale * distance[v] - top);
+    }
     Vec w[V], sum{}, e{};
     for (int v = 0; v < V; ++v) {
-      const Vec relative = narrow(-t.scale * distance[v] - t.reference[p]);
+      const Vec relative = relatives[v];
       matters[v] &= relative > -t.skip;
       w[v] = matters[v] ? exp2(relative) : Vec{};
       sum += w[v];

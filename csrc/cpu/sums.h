@@ -22,8 +22,9 @@ struct Entry {
 // by table  where all of these weigh alike, as in a mask of zeros and ones: the sums of all subsets of `subset` inputs
 //           side by side are found once for all outputs, and an output adds up one of them where it would have met
 //           `subset` inputs. A word is what an output takes of a group of inputs: which subset of each field of them,
-//           and above these bits its number among the outputs that are summed by table.
-static constexpr int subset = 6, fields = 8, group_inputs = subset * fields;
+//           and above these bits its number among the outputs that are summed by table. A table is of `tabled_vectors`
+//           of a block's, which share what it takes to read a word; together they stay in the nearest cache.
+static constexpr int subset = 5, fields = 8, group_inputs = subset * fields, tabled_vectors = 2;
 struct WeightedSums {
   std::int64_t outputs, inputs;
   const std::int64_t* begin;  // (outputs + 1) of the entries of each output; none of those that are summed by table
@@ -36,7 +37,9 @@ struct WeightedSums {
 };
 
 // Of WeightedSums, in floats: tables, and sums of the outputs with one.
-static constexpr std::int64_t table_floats(std::int64_t lanes) { return (std::int64_t{fields} << subset) * lanes; }
+static constexpr std::int64_t scratch_floats(std::int64_t outputs, std::int64_t lanes) {
+  return ((std::int64_t{fields} << subset) + outputs) * tabled_vectors * lanes;
+}
 
 // A block of images against the pixels `first` .. `first + pixels - 1` of one query, each with a mask of its own.
 // Logarithms are to base 2. What ends in [L] is carried on from block to block.
@@ -45,7 +48,8 @@ struct MaskTask {
   std::int64_t first, pixels;
   const float* x;            // (C, H, W)
   const float* precision;    // (C, H, W); null: all 1
-  const double* masks;       // (pixels, C, H, W)
+  const double* masks;       // (pixels, C, H, W), or
+  const bool* sets;          // likewise, of ones
   const WeightedSums* sums;  // of the squares, with these weights
   double unit;               // of the distances: the weights there are those of the masks and the precision, times this
   double alpha;              // signal level, times the value of one unit of the images
@@ -86,7 +90,7 @@ struct SumsKernel {
   int lanes;
   // precision[z] * precision_unit * (x[z] - alpha * images[z])^2, (values)[V][L]
   void (*squares)(const MaskTask&, float precision_unit, float* squares);
-  // in (inputs)[V][L], out (outputs)[V][L]; scratch (table_floats(L) + tabled * L), at any values
+  // in (inputs)[V][L], out (outputs)[V][L]; scratch (scratch_floats(tabled, L)), at any values
   void (*sum)(const WeightedSums&, const float* in, double* out, float* scratch);
   void (*weigh)(const MaskTask&);
   // Whether any weight of the block is not zero; only then is all the rest done.

@@ -241,6 +241,16 @@ class PatchBank:
         self.check_unchanged(after=True)
         return cut
 
+    def stacked(self) -> PatchBank:
+        """The same images, with the channels below each other, (1, C*H, W)."""
+        bank = object.__new__(PatchBank)
+        bank.__dict__.update(self.__dict__)
+        n, c, h, w = self._shape
+        bank._shape = n, 1, c * h, w
+        bank._images = None if self._images is None else self._images.view(bank._shape)
+        bank._file = None if self._file is None else self._file.of_shape(*bank.shape)
+        return bank
+
     def __getstate__(self) -> dict[str, Any]:
         self.check_file()
         own = {"_mapped": None, "_as_made": None} | ({} if self.streamed else {"_file": None})

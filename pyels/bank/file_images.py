@@ -165,11 +165,17 @@ class FileImages:
         return isinstance(self.numbers, range) and self.numbers == range(self._in_file)
 
     def __getitem__(self, part: slice | Tensor) -> FileImages:
-        cut = object.__new__(FileImages)
-        cut.__dict__.update(self.__dict__)
+        cut = self.of_shape(*self.shape[1:])
         cut.numbers = self.numbers[part] if isinstance(part, slice) else self._numbers_in_file(part)
         cut.shape = (len(cut.numbers), *self.shape[1:])
         return cut
+
+    def of_shape(self, channels: int, height: int, width: int) -> FileImages:
+        """The same images, of this shape."""
+        other = object.__new__(FileImages)
+        other.__dict__.update(self.__dict__)
+        other.shape = len(self), channels, height, width
+        return other
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_turn": None}  # another process has its own, and its own limit
@@ -195,7 +201,7 @@ class FileImages:
 
             def read(i: int) -> tuple[Tensor, Tensor]:
                 numbers = as_numbers(parts[i])
-                pixels = buffers[i % 2][: len(numbers)]
+                pixels = buffers[i % 2][: len(numbers)].view(-1, *self.shape[1:])
                 self._fill(file, numbers, pixels)
                 return numbers, pixels
 

@@ -84,9 +84,10 @@ def _task(
     engine: str, options: Mapping[str, Any], definition: Definition, query: Query, responses: Tensor | None
 ) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """The arrays that are there for some problems alone, by name, and what a task begins with."""
-    masks = definition.window.weights if isinstance(definition.window, Masks) else None
-    assert masks is None or isinstance(masks, Tensor)
-    all_arrays = {"taps": definition.taps, "masks": masks, "precision": query.precision, "responses": responses}
+    all_arrays = {"taps": definition.taps, "precision": query.precision, "responses": responses}
+    if isinstance(definition.window, Masks):
+        assert isinstance(definition.window.weights, Tensor)
+        all_arrays["sets" if definition.window.weights.dtype == torch.bool else "masks"] = definition.window.weights
     arrays = {name: array for name, array in all_arrays.items() if array is not None}
     return arrays, {
         "engine": engine,

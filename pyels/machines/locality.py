@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from functools import partial
+from dataclasses import replace
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -69,7 +70,8 @@ class PCALocality(Machine):
         if by not in BY:
             raise ValueError(f"by must be one of {', '.join(map(repr, BY))}, got {by!r}")
         self.by = by
-        super().__init__(bank, self._definition_of(0), engine, threads=threads, **options)
+        window = Masks(self._windows_of, "threshold", self.threshold, self.temperature)
+        super().__init__(bank, Definition(window, Sources.SAME_POSITION), engine, threads=threads, **options)
         if (values := math.prod(bank.shape)) > LARGEST:
             raise ValueError(
                 f"images {bank.shape} have {values} values, too many for their covariance; PCALocality takes images of "
@@ -77,37 +79,32 @@ class PCALocality(Machine):
             )
         if len(bank) < 2:
             raise ValueError("a covariance needs at least 2 images, but the bank has 1")
-        # One machine for each channel, since the windows of a pixel's values differ.
-        self._machines = [Machine(bank, self._definition_of(channel), self.engine) for channel in range(bank.shape[0])]
         self._moments: Moments | None = None
         self._kept: dict[tuple[float, ...], Tensor] = {}
-        self._weights: dict[int, tuple[tuple[float, ...], Tensor]] = {}  # of each channel the last
+
+    @cached_property
+    def _stacked(self) -> Machine:
+        """Over images of one channel, in which every value is a pixel, with a window of its own."""
+        return Machine(self.bank.stacked(), self.definition, self.engine)
 
     def __getstate__(self) -> dict[str, Any]:
         """Copies and pickles are without what they find again."""
-        return {**vars(self), "_moments": None, "_kept": {}, "_weights": {}}
+        kept = {name: value for name, value in vars(self).items() if name != "_stacked"}
+        return {**kept, "_moments": None, "_kept": {}}
 
     def estimate(self, query: Query) -> Tensor:
-        return torch.stack([one.estimate(query)[:, channel] for channel, one in enumerate(self._machines)], 1)
+        return self._stacked.estimate(_stack(query)).reshape(query.x.shape)
 
     def estimate_and_pullback(self, query: Query) -> tuple[Tensor, Pullback]:
-        means, pullbacks = zip(*(one.estimate_and_pullback(query) for one in self._machines), strict=True)
-
-        def pullback(gradient: Tensor) -> Tensor:
-            total = torch.zeros_like(query.x)
-            for channel, one in enumerate(pullbacks):
-                own = torch.zeros_like(gradient)
-                own[:, channel] = gradient[:, channel]
-                total += one(own)
-            return total
-
-        return torch.stack([mean[:, channel] for channel, mean in enumerate(means)], 1), pullback
+        mean, pullback = self._stacked.estimate_and_pullback(stacked := _stack(query))
+        shape = query.x.shape
+        return mean.reshape(shape), lambda gradient: pullback(gradient.reshape(stacked.x.shape)).reshape(shape)
 
     def partial(self, query: Query, want: Want = Want.POSTERIOR) -> PartialPosterior:
         """As of any machine, of images with one channel."""
-        if len(self._machines) > 1:
+        if self.bank.shape[0] > 1:
             raise ValueError(
-                f"PCALocality has a posterior for each of the {len(self._machines)} channels of a pixel, and for the "
+                f"PCALocality has a posterior for each of the {self.bank.shape[0]} channels of a pixel, and for the "
                 "pixel a mean alone; use denoise"
             )
         return super().partial(query, want)
@@ -121,17 +118,10 @@ class PCALocality(Machine):
                 del self._kept[next(iter(self._kept))]
         return self._kept[level].reshape(*self.bank.shape, *self.bank.shape)
 
-    def _definition_of(self, channel: int) -> Definition:
-        windows = Masks(partial(self._windows_of, channel), "threshold", self.threshold)
-        return Definition(windows, Sources.SAME_POSITION)
-
-    def _windows_of(self, channel: int, *level: float) -> Tensor:
-        """As weights of a mask, (H*W, C, H, W) float64."""
-        kept, weights = self._weights.get(channel, (None, None))
-        if weights is None or kept != level:
-            weights = self.windows(*level)[channel].flatten(0, 1).double().div_(self.temperature)
-            self._weights[channel] = level, weights
-        return weights
+    def _windows_of(self, *level: float) -> Tensor:
+        """As sets of a mask, (C*H*W, C*H, W)."""
+        channels, height, width = self.bank.shape
+        return self.windows(*level).reshape(-1, channels * height, width)
 
     def _found(self, alpha: float, sigma: float, threshold: float) -> Tensor:
         """(d, d) bool, m first."""
@@ -144,6 +134,13 @@ class PCALocality(Machine):
         own[own < 1e-6] = 1
         ratio /= own.clone()[:, None] if self.by == "output" else own.clone()[None, :]
         return ratio >= threshold * ratio.max()
+
+
+def _stack(query: Query) -> Query:
+    """With the channels below each other, (B, 1, C*H, W)."""
+    stacked = query.x.flatten(1, 2)[:, None]
+    precision = None if query.precision is None else query.precision.reshape(stacked.shape)
+    return replace(query, x=stacked, precision=precision)
 
 
 class PSPC(Machine):
@@ -198,7 +195,7 @@ class PSPC(Machine):
 
 
 class SensitiveSets:
-    """The windows of `PSPC` by heatmaps (H, W, H, W): of a mass, masks (H*W, H, W) float64."""
+    """The windows of `PSPC` by heatmaps (H, W, H, W): of a mass, masks (H*W, H, W) bool."""
 
     def __init__(self, heatmaps: Any) -> None:
         maps = torch.as_tensor(heatmaps, device=CPU).detach().double()
@@ -215,7 +212,7 @@ class SensitiveSets:
     def __call__(self, alpha: float, sigma: float, mass: float) -> Tensor:
         last = self._last
         if last is None or last[0] != mass:
-            chosen = (self._before <= mass * self._all).double()
+            chosen = self._before <= mass * self._all
             last = mass, torch.zeros_like(chosen).scatter_(1, self._order, chosen).reshape(self._shape)
             self._last = last
         return last[1]

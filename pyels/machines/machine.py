@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import fields, replace
 from typing import Any, NamedTuple
@@ -326,12 +327,13 @@ class Machine(Denoiser):
         if not isinstance(definition.window, Masks):
             done = work(definition, selection, query, None)
         else:
+            tempered = replace(query, sigma=query.sigma * math.sqrt(definition.window.temperature))
             levels = list(zip(query.alpha.tolist(), query.sigma.tolist(), strict=True)) or [(1.0, 1.0)]
             parts, places = [], []
             for level in dict.fromkeys(levels):
                 of = [b for b, own in enumerate(levels) if own == level and len(query)]
                 there = replace(definition, window=Masks(definition.window.at(*level, self.bank.shape)))
-                parts.append(work(there, selection.of(of), query.of(of), of))
+                parts.append(work(there, selection.of(of), tempered.of(of), of))
                 places += of
             done = stack(parts, torch.tensor(places, dtype=torch.int64, device=CPU))
         if at_home:

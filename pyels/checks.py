@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import sys
 import warnings
@@ -67,11 +68,12 @@ def check_images(
         raise ValueError(f"x has {x.shape[1]} channels, but the network takes {channels}")
     if is_captured(x):  # to look at the pixels would be to wait for them
         return x.contiguous()
-    if not torch.isfinite(x).all():
+    most = max(map(abs, torch.stack(x.aminmax()).tolist())) if x.numel() else 0.0  # NaN where there is one
+    if not math.isfinite(most):
         raise ValueError("x holds NaN or infinite pixels")
-    if x.numel() and float(x.abs().max()) > LARGEST_PIXEL:
+    if most > LARGEST_PIXEL:
         raise ValueError(
-            f"x reaches {float(x.abs().max()):.3g}; allowed is up to {LARGEST_PIXEL:g} "
+            f"x reaches {most:.3g}; allowed is up to {LARGEST_PIXEL:g} "
             "(images lie in [-1, 1], noise a few sigma beyond)"
         )
     return x.contiguous()
@@ -118,16 +120,18 @@ def check_level(name: str, value: Levels, batch: int) -> Tensor:
         levels = levels.expand(batch)
     if levels.shape != (batch,):
         raise ValueError(f"{name} must be a number or have shape ({batch},), got {tuple(levels.shape)}")
-    if not torch.isfinite(levels).all():
+    numbers = levels.tolist()
+    least, most = min(numbers, default=1.0), max(numbers, default=1.0)
+    if not all(map(math.isfinite, numbers)):
         raise ValueError(f"{name} must be finite, got {value}")
-    if name == "sigma" and not (levels > 0).all():
-        raise ValueError(f"sigma must be positive, got {float(levels.min()):g}")
-    if name == "sigma" and not (levels >= SMALLEST_SIGMA).all():
-        raise ValueError(f"sigma must be at least {SMALLEST_SIGMA:g}, got {float(levels.min()):g}")
-    if name == "alpha" and not (levels >= 0).all():
-        raise ValueError(f"alpha must not be negative, got {float(levels.min()):g}")
-    if name == "alpha" and not (levels <= LARGEST_ALPHA).all():
-        raise ValueError(f"alpha must be at most {LARGEST_ALPHA:g}, got {float(levels.max()):g}")
+    if name == "sigma" and least <= 0:
+        raise ValueError(f"sigma must be positive, got {least:g}")
+    if name == "sigma" and least < SMALLEST_SIGMA:
+        raise ValueError(f"sigma must be at least {SMALLEST_SIGMA:g}, got {least:g}")
+    if name == "alpha" and least < 0:
+        raise ValueError(f"alpha must not be negative, got {least:g}")
+    if name == "alpha" and most > LARGEST_ALPHA:
+        raise ValueError(f"alpha must be at most {LARGEST_ALPHA:g}, got {most:g}")
     return levels.contiguous()
 
 

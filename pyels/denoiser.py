@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -145,6 +146,9 @@ class _Derived(torch.autograd.Function):
     @staticmethod
     def vmap(info: Any, dims: Any, *arguments: Any) -> Any:
         raise RuntimeError(_NO_VMAP)
+
+
+_Derived.forward.__signature__ = inspect.signature(_Derived.forward)  # type: ignore[attr-defined]  # asked at every call
 
 
 class _Pulled(torch.autograd.Function):

@@ -210,38 +210,51 @@ template <bool full>
 void weigh(const MaskTask& t) {
   for (std::int64_t p = 0; p < t.pixels; ++p) {
     DoubleVec distance[V];
-    IntVec matters[V], some{}, far{};
-    const float reach = t.skip + t.slack - static_cast<float>(t.reference[p]);  // infinite while there is no weight
+    Vec least{}, most{}, relative[V];
+#pragma GCC unroll 4
     for (int v = 0; v < V; ++v) {
       distance[v] = load(t.distances + (p * V + v) * kLanes);
       const Vec near = narrow(distance[v]);
-      matters[v] = alive(t, v) & (reach > t.least_scale * near);
-      some |= matters[v], far |= matters[v] & (near > t.exact_above);
+      least = v == 0 ? near : least < near ? least : near;
+      most = most > near ? most : near;
     }
-    if (!any(some)) continue;
-    if (any(far)) refine<full>(t, p, matters, distance);
-    double top = t.reference[p];
-    Vec relatives[V];
-    for (int v = 0; v < V; ++v) {
-      relatives[v] = narrow(-t.scale * distance[v] - t.reference[p]);
-      if (any(matters[v] & (relatives[v] > headroom))) top = largest(matters[v], -t.scale * distance[v], top);
+    const float reach = t.skip + t.slack - static_cast<float>(t.reference[p]);  // infinite while there is no weight
+    if (!any(reach > t.least_scale * least)) continue;  // nor of lanes without an image, which repeat others
+    if (any(most > t.exact_above)) {
+      IntVec matters[V], far{};
+      for (int v = 0; v < V; ++v) {
+        const Vec near = narrow(distance[v]);
+        matters[v] = alive(t, v) & (reach > t.least_scale * near), far |= matters[v] & (near > t.exact_above);
+      }
+      if (any(far)) refine<full>(t, p, matters, distance);
     }
-    if (top > t.reference[p]) {
+    const auto relate = [&]() __attribute__((always_inline)) {
+      Vec top = Vec{} - headroom;
+#pragma GCC unroll 4
+      for (int v = 0; v < V; ++v) {
+        relative[v] = narrow(-t.scale * distance[v] - t.reference[p]);
+        top = top > relative[v] ? top : relative[v];
+      }
+      return top;
+    };
+    if (any(relate() > headroom)) {
+      double top = t.reference[p];
+      for (int v = 0; v < V; ++v) top = largest(alive(t, v), -t.scale * distance[v], top);
       raise_reference(t, p, top);
-      for (int v = 0; v < V; ++v) relatives[v] = narrow(-t.scale * distance[v] - top);
+      relate();
     }
     Vec w[V], sum{}, e{};
+#pragma GCC unroll 4
     for (int v = 0; v < V; ++v) {
-      const Vec relative = relatives[v];
-      matters[v] &= relative > -t.skip;
-      w[v] = matters[v] ? exp2(relative) : Vec{};
+      const IntVec matters = alive(t, v) & (relative[v] > -t.skip);
+      w[v] = matters ? exp2(relative[v]) : Vec{};
       sum += w[v];
       if (!full) continue;
-      e += matters[v] ? w[v] * relative : Vec{};
+      e += matters ? w[v] * relative[v] : Vec{};
       // Decided by what does not depend on the reference, so that ties stay ties; the first of equals.
       double* nearest = t.nearest + p * kLanes;
       IntVec& near = *reinterpret_cast<IntVec*>(t.near + p * kLanes);
-      const IntVec nearer = matters[v] & (distance[v] < load(nearest));
+      const IntVec nearer = matters & (distance[v] < load(nearest));
       near = nearer ? IntVec{} + (t.at + v * kLanes) : near;
       store(nearest, choose(nearer, distance[v], load(nearest)));
     }
@@ -250,6 +263,7 @@ void weigh(const MaskTask& t) {
     const float* response = t.responses + (t.first + p) * kLanes;
     for (std::int64_t r = 0; r < t.answers; ++r, response += t.plane * kLanes) {
       Vec some{};
+#pragma GCC unroll 4
       for (int v = 0; v < V; ++v) some += w[v] * load(response + v * t.answers * t.plane * kLanes);
       add(t.y + (r * t.pixels + p) * kLanes, widen(some));
     }

@@ -149,9 +149,11 @@ def select(
     for b, (c, i, w) in enumerate(queries):
         if (key := (classes[c], i, w)) in sets:
             continue
-        numbers = torch.arange(size, device=CPU) if key[0] is None else order[slice(*class_range(key[0]))]
-        if images is not None:
-            numbers = numbers[torch.isin(numbers, only[i])]
+        if key[0] is None:
+            numbers: Tensor = torch.arange(size, device=CPU) if images is None else only[i].unique()  # type: ignore[no-untyped-call]
+        else:
+            numbers = order[slice(*class_range(key[0]))]
+            numbers = numbers if images is None else numbers[torch.isin(numbers, only[i])]
         if without is not None:
             numbers = numbers[~torch.isin(numbers, but[w])]
         if len(numbers) == 0:

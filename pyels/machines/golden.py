@@ -16,7 +16,7 @@ from pyels.machines.machine import Machine
 
 SHARES = 20, 10  # least and most are N/20 and N/10, as its authors have them
 MOST_AVERAGES = 16  # along a side
-ROUNDING = 1e-3  # more than squared distances in float32 are off
+ROUNDING = 2**-22  # for every value, more than two sums of products in float32 are off together
 
 
 class Golden(Composite):
@@ -59,7 +59,7 @@ class Golden(Composite):
         if averages is not None and any(side % check_count("averages", averages) for side in sides):
             raise ValueError(f"averages must divide the sides of {sides[0]}x{sides[1]} images, got {averages}")
         self.averages = tuple(averages or _largest_divisor(side) for side in sides)
-        self._of_bank: Tensor | None = None  # averages (N, n), float32
+        self._of_bank: tuple[Tensor, Tensor] | None = None  # averages (N, n), and their squares' sums (N,), float32
 
     def __getstate__(self) -> dict[str, Any]:
         return {**vars(self), "_of_bank": None}
@@ -73,7 +73,8 @@ class Golden(Composite):
         """The images that count for each query, nearest first."""
         if self._of_bank is None:
             parts = torch.split(torch.arange(len(self.bank), device=CPU), 1024)
-            self._of_bank = torch.cat([self._averages(self.bank.read(part).double()).float() for part in parts])
+            averages = torch.cat([self._averages(self.bank.read(part).double()).float() for part in parts])
+            self._of_bank = averages, averages.square().sum(1)
         selection = self.bank.selection_of(query.labels, query.selection, len(query))
         chosen: list[Tensor] = [torch.empty(0)] * len(query)
         for _, images, queries in selection.sets():
@@ -90,9 +91,10 @@ class Golden(Composite):
             for given, share in zip((self.least, self.most), SHARES, strict=True)
         )
         k = max(least, round(most - (most - least) * (1 - sigma / math.hypot(alpha, sigma))))
-        coarse = self._of_bank if len(numbers) == len(self.bank) else self._of_bank[numbers]
-        near = numbers[_nearest(coarse, self._averages(x).flatten(), alpha, most)]
-        near = near.sort().values
+        averages, squares = (one if len(one) == len(numbers) else one[numbers] for one in self._of_bank)
+        coarse = self._averages(x).flatten()
+        some = _maybe_nearest(averages, squares, coarse, alpha, most)
+        near = numbers[some[_nearest(averages[some], coarse, alpha, most)].sort().values]
         return near[_nearest(self.bank.read(near).flatten(1), x.flatten(), alpha, k)]
 
     def _averages(self, images: Tensor) -> Tensor:
@@ -102,12 +104,18 @@ class Golden(Composite):
         return squares.mean((3, 5)).flatten(1)
 
 
+def _maybe_nearest(images: Tensor, squares: Tensor, x: Tensor, alpha: float, count: int) -> Tensor:
+    """Which of images (n, d), with sums of squares (n,), may be among the nearest to x (d,), by float32 products."""
+    distances = torch.add(alpha**2 * squares, torch.mv(images, x.float()), alpha=-2 * alpha)  # but for |x|^2
+    longest = alpha * math.sqrt(float(squares.max()))
+    slack = ROUNDING * len(x) * longest * (longest + 2 * float(x.norm()))
+    return (distances <= distances.kthvalue(count).values + slack).nonzero()[:, 0]
+
+
 def _nearest(images: Tensor, x: Tensor, alpha: float, count: int) -> Tensor:
-    """Which of images (n, d) are the nearest to x (d,), nearest first: in float64 those that may be by float32."""
-    rough = torch.sub(x.float(), images, alpha=alpha).square_().sum(1)
-    near = (rough <= rough.kthvalue(count).values * (1 + ROUNDING)).nonzero()[:, 0]
-    distances = (x - alpha * images[near].double()).square().sum(1)
-    return near[distances.sort(stable=True).indices[:count]]
+    """Which of images (n, d) are the nearest to x (d,), nearest first, in float64."""
+    distances = torch.sub(x, images.double(), alpha=alpha).square_().sum(1)
+    return distances.sort(stable=True).indices[:count]
 
 
 def _largest_divisor(side: int) -> int:

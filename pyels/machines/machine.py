@@ -330,12 +330,15 @@ class Machine(Denoiser):
             tempered = replace(query, sigma=query.sigma * math.sqrt(definition.window.temperature))
             levels = list(zip(query.alpha.tolist(), query.sigma.tolist(), strict=True)) or [(1.0, 1.0)]
             parts, places = [], []
-            for level in dict.fromkeys(levels):
-                of = [b for b, own in enumerate(levels) if own == level and len(query)]
+            for level in (distinct := dict.fromkeys(levels)):
                 there = replace(definition, window=Masks(definition.window.at(*level, self.bank.shape)))
+                if len(distinct) == 1:
+                    parts.append(work(there, selection, tempered, None))
+                    continue
+                of = [b for b, own in enumerate(levels) if own == level]
                 parts.append(work(there, selection.of(of), tempered.of(of), of))
                 places += of
-            done = stack(parts, torch.tensor(places, dtype=torch.int64, device=CPU))
+            done = stack(parts, torch.tensor(places, dtype=torch.int64, device=CPU)) if places else parts[0]
         if at_home:
             self.bank.check_unchanged(after=True)
         return done

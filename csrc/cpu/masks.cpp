@@ -93,6 +93,11 @@ bool all_zero(const Weight* weights) {
   return joined == 0;
 }
 
+// To start a thread, and to wait until it has ended, takes as long as thousands of pairs of a pixel and an image.
+int useful_threads(int threads, std::int64_t pairs) {
+  return static_cast<int>(std::clamp<std::int64_t>(pairs >> 15, 1, threads));
+}
+
 // The masks of the pixels first .. first + pixels - 1, as the sums that are wanted of them, with weights up to 1.
 struct Band {
   std::int64_t first, pixels;
@@ -107,7 +112,7 @@ struct Band {
     std::vector<double> most(rows.size());
     // What does not weigh nothing of each mask; weights are left to `give`.
     const auto fill = [&](const auto* masks, auto give) {
-      in_threads(threads, pixels, a.interrupted, [&](auto take) {
+      in_threads(useful_threads(threads, pixels * values / 64), pixels, a.interrupted, [&](auto take) {
         std::vector<Entry> found(static_cast<std::size_t>(values), {0, 1.0f});
         take([&](std::int64_t p, auto) {
           const auto* mask = masks + (first + p) * values;
@@ -481,12 +486,14 @@ void in_segments(const Plan& plan, int threads, Make make, Work work, Take take)
   std::optional<Band> band;
   for (std::int64_t b0 = 0; b0 < plan.a.queries; b0 += group) {
     std::vector<Unit<decltype(make())>> units;
-    for (std::int64_t b = b0; b < std::min(plan.a.queries, b0 + group); ++b)
+    std::int64_t images = 0;
+    for (std::int64_t b = b0; b < std::min(plan.a.queries, b0 + group); images += plan.images(b++))
       for (std::int64_t segment = 0; segment < plan.segments(b); ++segment) units.push_back({b, segment, make()});
     for (std::int64_t first = 0; first < plan.plane; first += step) {
       if (!band || band->first != first)
         band.emplace(plan.a, threads, first, std::min(step, plan.plane - first), plan.second);
-      in_threads(threads, std::ssize(units), plan.a.interrupted, [&](auto take_units) {
+      const int useful = useful_threads(threads, images * band->pixels);
+      in_threads(useful, std::ssize(units), plan.a.interrupted, [&](auto take_units) {
         Worker worker(plan, *band);
         take_units([&](std::int64_t i, auto stop) { work(worker, units[static_cast<std::size_t>(i)], stop); });
       });

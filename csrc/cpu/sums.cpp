@@ -108,7 +108,8 @@ void sum_by_table(const WeightedSums& sums, const float* in, double* out, float*
         for (int field = 0; field < fields; ++field) {
           const float* entry = taken(table, word, field);
 #pragma GCC unroll 2
-          for (int v = 0; v < W; ++v) sum[v] = field == 0 ? load(entry + v * kLanes) : sum[v] + load(entry + v * kLanes);
+          for (int v = 0; v < W; ++v)
+            sum[v] = field == 0 ? load(entry + v * kLanes) : sum[v] + load(entry + v * kLanes);
         }
         float* to = some + static_cast<std::int64_t>(word >> group_inputs) * W * kLanes;
 #pragma GCC unroll 2

@@ -137,6 +137,10 @@ class Masks:
     temperature: float = 1.0
     __repr__ = said
 
+    def __post_init__(self) -> None:
+        if not 0 < check_number("temperature", self.temperature) < math.inf:
+            raise ValueError(f"temperature must be positive and finite, got {self.temperature}")
+
     def of(self, value: float) -> Masks:
         return replace(self, setting=value)
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from pyels.bank import PatchBank
-from pyels.checks import CPU, check_number, check_share
+from pyels.checks import CPU, check_share
 from pyels.definition import UNIFORM, Definition, Masks, Sources, Square
 from pyels.denoiser import Pullback, Query
 from pyels.engines import Engine
@@ -64,13 +64,10 @@ class PCALocality(Machine):
         **options: Any,
     ) -> None:
         self.threshold = check_share("threshold", threshold)
-        self.temperature = check_number("temperature", temperature)
-        if not 0 < self.temperature < float("inf"):
-            raise ValueError(f"temperature must be positive and finite, got {temperature}")
         if by not in BY:
             raise ValueError(f"by must be one of {', '.join(map(repr, BY))}, got {by!r}")
         self.by = by
-        window = Masks(self._windows_of, "threshold", self.threshold, self.temperature)
+        window = Masks(self._windows_of, "threshold", self.threshold, temperature)
         super().__init__(bank, Definition(window, Sources.SAME_POSITION), engine, threads=threads, **options)
         if (values := math.prod(bank.shape)) > LARGEST:
             raise ValueError(

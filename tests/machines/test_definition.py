@@ -88,6 +88,23 @@ def test_squares_as_masks_are_ls(shape, k):
     assert torch.equal(ours.source, ls.source)
 
 
+def test_sets_are_weights_of_one_and_a_temperature_divides_them():
+    bank = make_bank(40, (2, 6, 5))
+    sets = torch.rand(30, 2, 6, 5, generator=torch.Generator().manual_seed(0)) > 0.6
+    x = noisy(bank, 0.6, 0.8)
+    for temperature in (1.0, 2.5):
+        as_sets, as_weights = (
+            pyels.Definition(window, "same_position", fold="uniform")
+            for window in (pyels.Masks(sets, temperature=temperature), pyels.Masks(sets.double() / temperature))
+        )
+        oracle = pyels.Machine(bank, as_weights, "reference").posterior(x, 0.6, 0.8)
+        check(pyels.Machine(bank, as_sets, "cpu").posterior(x, 0.6, 0.8), oracle)
+        same = pyels.Machine(bank, as_sets, "reference").posterior(x, 0.6, 0.8)
+        torch.testing.assert_close(same.mean, oracle.mean, rtol=0, atol=1e-12)
+    with pytest.raises(ValueError, match="temperature must be positive and finite, got -1"):
+        pyels.Masks(sets, temperature=-1)
+
+
 def test_masks_of_every_value_and_noise_level():
     """Weights of each channel that change with the noise: a batch of several levels is as each by itself."""
     bank = make_bank(7, (2, 4, 5))

@@ -188,4 +188,4 @@ def _own_weights(machine: Machine, level: Level, size: Any) -> Tensor | float:
     if not isinstance(window, Masks):
         return 1.0
     weights = window.at(level.alpha, level.sigma, machine.bank.shape).flatten(2)
-    return weights.diagonal(dim1=0, dim2=2).reshape(machine.bank.shape)
+    return weights.diagonal(dim1=0, dim2=2).reshape(machine.bank.shape).double() / window.temperature

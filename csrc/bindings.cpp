@@ -68,14 +68,14 @@ void without_gil(Problem problem, Work work) {
   }
 }
 
-// Copies each query's partial posterior to the arrays that Python allocated.
+// Copies each query's partial posterior to the arrays that Python allocated: of what is not wanted there is none.
 struct CopyOut : pyels::Sink {
   const Out out;
   explicit CopyOut(const Out& out_) : out(out_) {}
 
   void take(std::int64_t b, const pyels::Partial& from) override {
     const auto put = [b](const auto& values, auto* to) {
-      std::copy(values.begin(), values.end(), to + b * static_cast<std::int64_t>(values.size()));
+      if (to) std::copy(values.begin(), values.end(), to + b * static_cast<std::int64_t>(values.size()));
     };
     put(from.m, out.m), put(from.s, out.s), put(from.y, out.y);
     if (from.full) put(from.e, out.e), put(from.top, out.top), put(from.source, out.source);

@@ -21,7 +21,7 @@ struct Partial {
   bool full = false;                      // want_posterior: e, top and source as well
   std::vector<double> m;                  // (H, W)    exponent of s, y and e: near the largest log w, -inf when empty
   std::vector<double> s;                  // (H, W)    sum of exp(log w - m)
-  std::vector<double> y;                  // (C, H, W) sum of exp(log w - m) * centre
+  std::vector<double> y;                  // (C, H, W) sum of exp(log w - m) * centre; C = 0: not wanted
   std::vector<double> e;                  // (H, W)    sum of exp(log w - m) * (log w - m)
   std::vector<double> top;                // (H, W)    largest log w
   std::vector<std::int64_t> source;       // (H, W)    its patch: image * H * W + row * W + column, -1 when empty

@@ -18,6 +18,7 @@ from dataclasses import dataclass, field, fields, replace
 from enum import Enum
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.weak import WeakTensorKeyDictionary
@@ -266,6 +267,8 @@ class Definition:
             raise ValueError("a whole image answers for all its pixels already: leave out fold")
         if isinstance(self.window, Masks) and isinstance(self.fold, Fold):
             raise ValueError(f"masks have no places along an axis for {self.fold}: use fold={UNIFORM!r}")
+        if self.mirror and isinstance(self.fold, Fold) and self.fold.taps and self.fold.taps != self.fold.taps[::-1]:
+            raise ValueError(f"taps of a fold over mirror images must be the same from both ends, got {self.fold.taps}")
         if isinstance(self.window, Square) and self.window.inside and self.fold is None:
             raise ValueError(f"inside=True leaves border pixels without a window: give fold={UNIFORM!r}, or a Fold")
 
@@ -290,6 +293,15 @@ class Definition:
         if isinstance(self.window, Sized) and self.window.k is None:
             check_patch_size(None)
         return self.patch_size or 1
+
+    def mirrored(self) -> Definition:
+        """What compares a mirrored query as this one compares the query: with masks of one level mirrored too."""
+        if not isinstance(self.window, Masks):
+            return self
+        assert isinstance(self.window.weights, Tensor)
+        weights = self.window.weights
+        pixels = weights.reshape(*weights.shape[-2:], *weights.shape[1:]).flip(1, -1)
+        return replace(self, window=Masks(pixels.flatten(0, 1)))
 
     def of_size(self, k: int | None, height: int, width: int) -> Definition:
         """The same with windows of size k; None: as it is. Raises ValueError for a size that it cannot have, or where
@@ -334,12 +346,10 @@ class Definition:
         assert taps is not None
 
         def along(n: int, has: Tensor) -> Tensor:
-            total = torch.zeros(n, dtype=torch.float64, device=CPU)
-            for o, tap in enumerate(taps.tolist()):
-                at = torch.arange(n, device=CPU)[has] + o - self.size // 2
-                at = at % n if self.wraps else at[(at >= 0) & (at < n)]
-                total.index_add_(0, at, torch.full((len(at),), tap, dtype=torch.float64, device=CPU))
-            return total
+            reached = np.convolve(has.numpy(), taps.numpy())  # from size // 2 places before the first
+            at = np.arange(len(reached)) - self.size // 2
+            inside = np.full(len(at), True) if self.wraps else (at >= 0) & (at < n)
+            return torch.from_numpy(np.bincount(at[inside] % n, reached[inside], n))
 
         has = self.windows(height, width)
         return along(height, has.any(1))[:, None] * along(width, has.any(0))[None, :]

@@ -97,6 +97,11 @@ class Query:
     def __len__(self) -> int:
         return len(self.x)
 
+    def mirrored(self) -> Query:
+        """The same from right to left."""
+        precision = None if self.precision is None else self.precision.flip(-1)
+        return replace(self, x=self.x.flip(-1), precision=precision)
+
     def of(self, queries: Sequence[int]) -> Query:
         """Some of the queries."""
         which = torch.tensor(queries, dtype=torch.int64, device=CPU)

@@ -7,6 +7,7 @@ from dataclasses import dataclass, fields, replace
 from enum import IntFlag
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -17,16 +18,24 @@ from pyels.checks import is_captured
 ROUNDING = 1e-4
 
 
+def alone(on_cpu: Callable[[Any], Any], on_gpu: Callable[[Tensor], Tensor], of: Tensor) -> Tensor:
+    """A function of float64 values, elsewhere than on a GPU without torch's threads: they go on waiting for more while
+    the engine's begin to work."""
+    return on_gpu(of) if of.is_cuda else torch.from_numpy(on_cpu(of.numpy()))
+
+
 class Want(IntFlag):
     """What is wanted of a posterior; bits as in csrc/pyels.h.
 
     MEAN       the posterior mean, and the log-evidence
     POSTERIOR  also the entropy and the heaviest source
-    SECOND     the mean, and log-evidence as exact as that of POSTERIOR, for a second pass
+    WEIGHTS    log-evidence alone, as exact as that of POSTERIOR, for a second pass
+    SECOND     and the mean of these weights to the last digit
     """
 
     MEAN = 1
     POSTERIOR = 3
+    WEIGHTS = 4
     SECOND = 5
 
 
@@ -97,7 +106,7 @@ class PartialPosterior:
     ----------
     m       (B, H, W)    float64  exponent the sums refer to, near the largest log w; -inf when empty
     s       (B, H, W)    float64  sum of exp(log w - m)
-    y       (B, C, H, W) float64  sum of exp(log w - m) * centre
+    y       (B, C, H, W) float64  sum of exp(log w - m) * centre; C = 0 where no mean was asked for
     count   (B, H, W)    float64  number of patches in S(p)
     e       (B, H, W)    float64  sum of exp(log w - m) * (log w - m)
     top     (B, H, W)    float64  largest log w
@@ -136,11 +145,15 @@ class PartialPosterior:
 
     def to(self, device: torch.device) -> PartialPosterior:
         """The same on another device."""
-        moved: dict[str, Any] = {}
-        for field in fields(self):
-            value = getattr(self, field.name)
-            moved[field.name] = None if value is None else value.to(device)
-        return PartialPosterior(**moved)
+        return self._each(lambda value: value.to(device))
+
+    def mirrored(self) -> PartialPosterior:
+        """The same of the mirrored queries; sources are those of the images, which are as they were."""
+        return self._each(lambda value: value.flip(-1))
+
+    def _each(self, change: Callable[[Tensor], Tensor]) -> PartialPosterior:
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        return PartialPosterior(**{name: change(value) for name, value in values.items() if value is not None})
 
     def renumbered(self, numbers: Tensor) -> PartialPosterior:
         """The same, of images that are counted by their place in `numbers`, (n,) int64."""
@@ -160,7 +173,7 @@ class PartialPosterior:
         def rescaled(part: PartialPosterior) -> tuple[Tensor, Tensor]:
             empty = part.s == 0
             shift = torch.where(empty, 0.0, part.m - m)  # -inf - -inf would be NaN
-            return torch.where(empty, 0.0, shift.exp()), shift
+            return torch.where(empty, 0.0, alone(np.exp, torch.exp, shift)), shift
 
         (a, shift_a), (b, shift_b) = rescaled(self), rescaled(other)
         s = a * self.s + b * other.s

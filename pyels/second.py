@@ -23,7 +23,7 @@ class Asked:
     Attributes
     ----------
     log_sum    (B, H, W) float64 log of the sum of all weights; infinite where a pixel has no window
-    mean       (B, R, H, W) float64 posterior mean of the response at the pixel, for the next two but one
+    mean       (B, R, H, W) float64 posterior mean of the response at the pixel, for variance and cotangent; else None
     fold       the answers of all windows for all their pixels, weighted as the definition's fold says
     variance   the variance of the response at the pixel
     cotangent  (B, R, H, W) float64 g: the derivative of sum g * mean with respect to x; None: not asked for
@@ -33,7 +33,7 @@ class Asked:
     """
 
     log_sum: Tensor
-    mean: Tensor
+    mean: Tensor | None = None
     fold: bool = False
     variance: bool = False
     cotangent: Tensor | None = None
@@ -41,12 +41,22 @@ class Asked:
     top: int = 0
     pixels: Tensor | None = None
 
+    def mirrored(self) -> Asked:
+        """The same of the mirrored queries."""
+        width, told = self.log_sum.shape[-1], dict(vars(self))
+        for name in ("log_sum", "mean", "cotangent"):
+            told[name] = None if told[name] is None else told[name].flip(-1)
+        if self.pixels is not None:
+            told["pixels"] = self.pixels + width - 1 - 2 * (self.pixels % width)
+        return Asked(**told)
+
     def of(self, queries: Sequence[int]) -> Asked:
         """The same of some of the queries."""
         which = torch.tensor(queries, dtype=torch.int64, device=CPU)
-        cotangent = None if self.cotangent is None else self.cotangent[which]
-        rest = {name: getattr(self, name) for name in ("fold", "variance", "influence", "top", "pixels")}
-        return Asked(self.log_sum[which], self.mean[which], cotangent=cotangent, **rest)
+        told = dict(vars(self))
+        for name in ("log_sum", "mean", "cotangent"):
+            told[name] = None if told[name] is None else told[name][which]
+        return Asked(**told)
 
 
 @dataclass(frozen=True, eq=False)
@@ -79,13 +89,20 @@ class Answers:
             joined[field.name] = None if values[0] is None else torch.cat(values)[order]
         return cls(**joined)
 
+    def mirrored(self) -> Answers:
+        """The same of the mirrored queries; sources are those of the images, which are as they were."""
+        changed: dict[str, Any] = dict(vars(self))
+        for name in ("folded", "variance", "derivative"):
+            changed[name] = None if changed[name] is None else changed[name].flip(-1)
+        return Answers(**changed)
+
     def renumbered(self, numbers: Tensor, count: int, pixels: int) -> Answers:
         """The same, of images that are counted by their place in `numbers`, (n,) int64, of a bank of `count` images of
-        so many pixels. Numbers from `count` on are mirror images, whose influence is the image's own."""
+        so many pixels."""
         changed: dict[str, Any] = dict(vars(self))
         if self.influence is not None:
             whole = self.influence.new_zeros(len(self.influence), count)
-            changed["influence"] = whole.index_add_(1, (numbers % count).to(whole.device), self.influence)
+            changed["influence"] = whole.index_copy_(1, numbers.to(whole.device), self.influence)
         if self.source is not None:
             image = numbers.to(self.source.device)[self.source.clamp(min=0) // pixels]
             changed["source"] = torch.where(self.source < 0, self.source, image * pixels + self.source % pixels)

@@ -33,19 +33,30 @@ inline MapRow map_row(const MapTask& t, std::int32_t query, std::int32_t source,
           t.panel + (source * t.panel_width + t.panel_margin + column.source) * kLanes};
 }
 
+// What D is made with, apart from a task that what is stored might change, for all that compilers know.
+struct Level {
+  float alpha;
+  std::int64_t channels, x_image, panel_image;  // values of a channel
+
+  explicit Level(const MapTask& t)
+      : alpha(static_cast<float>(t.alpha)),
+        channels(t.channels),
+        x_image(t.height * t.x_width),
+        panel_image(t.height * t.panel_width * kLanes) {}
+};
+
 // D at place j of a row. C = 0: any number of channels.
 template <int C, bool precise = false>
-PYELS_INLINE Vec squares(const MapTask& t, const MapRow& row, std::int64_t j) {
-  const float alpha = static_cast<float>(t.alpha);
-  const std::int64_t channels = C ? C : t.channels;
+PYELS_INLINE Vec squares(const MapTask& t, const Level& level, const MapRow& row, std::int64_t j) {
+  const std::int64_t channels = C ? C : level.channels;
   const float *x = row.x + j, *phi = row.phi + j * kLanes, *precision = precise ? t.precision + (x - t.x) : nullptr;
   Vec sum{};
   for (std::int64_t c = 0; c < channels; ++c) {
-    const Vec difference = *x - alpha * load(phi);
+    const Vec difference = *x - level.alpha * load(phi);
     const Vec other = precise ? *precision * difference : difference;
     sum = c ? sum + other * difference : other * difference;
-    x += t.height * t.x_width, phi += t.height * t.panel_width * kLanes;
-    if (precise) precision += t.height * t.x_width;
+    x += level.x_image, phi += level.panel_image;
+    if (precise) precision += level.x_image;
   }
   keep_apart(sum);
   return sum;
@@ -87,8 +98,9 @@ PYELS_INLINE void sum_windows(int k, const float* taps, Term term, Put put) {
 template <int K, int band, int C, bool aligned>
 void sums_along_row(const MapTask& t, const MapRow& row, const Axis& column, float* line, float* out) {
   const std::int32_t r = t.k_columns / 2, places = column.outputs + 2 * r;
+  const Level level(t);
 #pragma GCC unroll 4
-  for (std::int32_t j = 0; j < places; ++j) store(line + j * kLanes, squares<C, K == weighted>(t, row, j));
+  for (std::int32_t j = 0; j < places; ++j) store(line + j * kLanes, squares<C, K == weighted>(t, level, row, j));
   for (std::int32_t j = 0, count; j < column.outputs; j += count) {
     const std::int32_t p = t.wraps ? wrapped(column.query + r + j, t.width) : column.query + r + j;
     const std::int32_t before = aligned ? p % band : 0;
@@ -226,10 +238,11 @@ PYELS_INLINE void for_each_run(const MapTask& t, const Axis& row, const Axis& co
 template <bool precise>
 DoubleVec image_distance(const MapTask& t, const Axis& row, const Axis& column) {
   DoubleVec total{};
+  const Level level(t);
   for (std::int32_t i = 0; i < row.outputs; ++i) {
     const MapRow at = map_row(t, row.query + i, row.source + i, column);
     Vec sum{};
-    for (std::int32_t j = 0; j < column.outputs; ++j) sum += squares<0, precise>(t, at, j);
+    for (std::int32_t j = 0; j < column.outputs; ++j) sum += squares<0, precise>(t, level, at, j);
     total = total + widen(sum);
   }
   return total;

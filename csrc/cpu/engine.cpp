@@ -3,11 +3,16 @@
 // on the number of threads or on the other queries, so the result does not either.
 #include "cpu/engine.h"
 
+#include <numeric>
+
 #include "cpu/masks.h"
 #include "cpu/plan.h"
 
 namespace pyels {
 namespace {
+
+// Channels of y: none where no mean is wanted.
+std::int64_t answers_of(const Problem& a) { return a.want & want_mean ? a.answer_channels() : 0; }
 
 class Worker {
  public:
@@ -16,17 +21,21 @@ class Worker {
         a_(plan.a),
         lanes_(plan.kernel.lanes),
         states_(plan.whole_image() ? 1 : plan.pixels),
+        means_(answers_of(a_) * plan.pixels),
+        wide_(means_ && a_.want & want_second),
         loaded_(plan),
         reference_(aligned<double>(states_)),
         offset_(aligned<float>(states_)),
         s_(aligned<float>(states_ * lanes_)),
-        y_(aligned<float>(plan.answer_channels * plan.pixels * lanes_)),
+        y_(aligned<float>(means_ && !wide_ ? means_ * lanes_ : 1)),
+        wide_s_(aligned<double>(wide_ ? states_ * lanes_ : 1)),
+        wide_y_(aligned<double>(wide_ ? means_ * lanes_ : 1)),
         e_(aligned<float>(a_.full() ? states_ * lanes_ : 1)),
         near_(aligned<float>(a_.full() ? states_ * lanes_ : 1)),
         near_at_(aligned<std::int32_t>(a_.full() ? states_ * lanes_ : 1)),
         far_(aligned<double>(a_.full() ? states_ * lanes_ : 1)),
         far_at_(aligned<std::int32_t>(a_.full() ? states_ * lanes_ : 1)),
-        flushed_(plan.pixels, plan.answer_channels, a_.full()) {}
+        flushed_(plan.pixels, answers_of(a_), a_.full()) {}
 
   // Adds the images of one segment of query b to `total`.
   template <class Stop>
@@ -34,7 +43,9 @@ class Worker {
     task_ = {};
     loaded_.load_query(b, task_);
     task_.full = a_.full(), task_.all_exact = a_.want & want_second;
-    task_.reference = reference_.get(), task_.offset = offset_.get(), task_.s = s_.get(), task_.y = y_.get();
+    task_.reference = reference_.get(), task_.offset = offset_.get(), task_.s = s_.get();
+    if (wide_) task_.wide_s = wide_s_.get(), task_.wide_y = wide_y_.get();
+    if (means_ && !wide_) task_.y = y_.get();
     task_.e = e_.get();
     task_.near = near_.get(), task_.near_at = near_at_.get(), task_.far = far_.get(), task_.far_at = far_at_.get();
     // The reference stays from flush to flush, so that weights are measured against the whole segment's maximum.
@@ -63,7 +74,10 @@ class Worker {
 
   void clear() {
     std::fill_n(s_.get(), states_ * lanes_, 0.0f);
-    std::fill_n(y_.get(), plan_.answer_channels * plan_.pixels * lanes_, 0.0f);
+    if (wide_)
+      std::fill_n(wide_s_.get(), states_ * lanes_, 0.0), std::fill_n(wide_y_.get(), means_ * lanes_, 0.0);
+    else
+      std::fill_n(y_.get(), means_ * lanes_, 0.0f);
     if (!a_.full()) return;
     std::fill_n(e_.get(), states_ * lanes_, 0.0f);
     std::fill_n(near_.get(), states_ * lanes_, std::numeric_limits<float>::infinity());
@@ -77,12 +91,19 @@ class Worker {
     Partial& out = flushed_;
     const auto sum_lanes = [&](const Aligned<float>& lanes, std::int64_t n, std::vector<double>& sums) {
       plan_.kernel.sum_lanes(lanes.get(), n, static_cast<int>(live), sums.data());
-      for (std::int64_t p = n; p < plan_.pixels; ++p) sums[p] = sums[0];  // one weight for the whole image
     };
-    sum_lanes(s_, states_, out.s);
-    sum_lanes(y_, plan_.answer_channels * plan_.pixels, out.y);
+    const auto sum_wide = [&](const Aligned<double>& wide, std::int64_t n, std::vector<double>& sums) {
+      for (std::int64_t i = 0; i < n; ++i)
+        sums[i] = std::accumulate(wide.get() + i * lanes_, wide.get() + i * lanes_ + live, 0.0);
+    };
+    if (wide_)
+      sum_wide(wide_s_, states_, out.s), sum_wide(wide_y_, means_, out.y);
+    else
+      sum_lanes(s_, states_, out.s), sum_lanes(y_, means_, out.y);
     for (double& y : out.y) y *= loaded_.answer_unit;
     if (a_.full()) sum_lanes(e_, states_, out.e);
+    for (std::vector<double>* sums : {&out.s, &out.e})  // one weight for the whole image
+      if (!sums->empty()) std::fill(sums->begin() + states_, sums->end(), sums->front());
     for (std::int64_t p = 0; p < plan_.pixels; ++p) {
       const std::int64_t state = plan_.whole_image() ? 0 : p;
       out.m[p] = reference_[state] * ln2;
@@ -117,10 +138,13 @@ class Worker {
 
   const Plan& plan_;
   const Problem& a_;
-  const std::int64_t lanes_, states_;
+  const std::int64_t lanes_, states_, means_;  // means_: values of y
+  const bool wide_;                            // s and y are in double
   Lanes loaded_;
   Aligned<double> reference_;
-  Aligned<float> offset_, s_, y_, e_;
+  Aligned<float> offset_, s_, y_;
+  Aligned<double> wide_s_, wide_y_;
+  Aligned<float> e_;
   Aligned<float> near_;
   Aligned<std::int32_t> near_at_;
   Aligned<double> far_;
@@ -136,7 +160,7 @@ class Worker {
 
 void cpu_engine(const Problem& a, const CpuOptions& options, Sink& sink) {
   if (a.window == Window::masks) return masks_engine(a, options, sink);
-  const std::int64_t channels = a.others_answer() ? a.response_channels : a.channels;
+  const std::int64_t channels = answers_of(a);
   const Plan plan(a, options.rim, (channels + (a.full() ? 5 : 2)) * 8);
   in_segments(
       plan, options.threads, Partial(plan.pixels, channels, a.full()), [&] { return Worker(plan); },

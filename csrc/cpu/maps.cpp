@@ -30,6 +30,8 @@ struct State {
   std::int64_t p, y_first, y_count;
 };
 
+DoubleVec& wide_at(double* all, std::int64_t i) { return *reinterpret_cast<DoubleVec*>(all + i * kLanes); }
+
 // Moves a state to a higher reference.
 void raise_reference(const KernelTask& t, const State& state, double reference) {
   const std::int64_t p = state.p;
@@ -40,13 +42,35 @@ void raise_reference(const KernelTask& t, const State& state, double reference) 
   if (t.full) store(t.e + p * kLanes, factor * (load(t.e + p * kLanes) + s * shift));
   store(t.s + p * kLanes, factor * s);
   const std::int64_t pixels = t.height * t.width;
+  if (t.wide_y) wide_at(t.wide_s, p) = widen(factor) * wide_at(t.wide_s, p);
   for (std::int64_t c = 0; c < t.answer_channels; ++c)
-    for (std::int64_t i = state.y_first; i < state.y_first + state.y_count; ++i) {
-      float* y = t.y + (c * pixels + i) * kLanes;
-      store(y, factor * load(y));
+    for (std::int64_t i = c * pixels + state.y_first; i < c * pixels + state.y_first + state.y_count; ++i) {
+      if (t.y) store(t.y + i * kLanes, factor * load(t.y + i * kLanes));
+      if (t.wide_y) wide_at(t.wide_y, i) = widen(factor) * wide_at(t.wide_y, i);
     }
   t.reference[p] = reference;
   t.offset[p] = -static_cast<float>(reference);
+}
+
+// Adds the weights of n neighbours, times what answers, to y. C = 0: any number of channels.
+template <int C, int n>
+PYELS_INLINE void add_answers(const KernelTask& t, std::int64_t p, const float* centre, const Vec (&w)[n]) {
+  const std::int64_t channels = C ? C : t.answer_channels, pixels = t.height * t.width;
+  const std::int64_t image = t.height * t.panel_width * kLanes;
+  if (t.y) {
+    float* y = t.y + p * kLanes;
+    for (std::int64_t c = 0; c < channels; ++c, y += pixels * kLanes, centre += image)
+      for (int u = 0; u < n; ++u) store(y + u * kLanes, load(y + u * kLanes) + w[u] * load(centre + u * kLanes));
+  } else if (t.wide_y) {
+    for (int u = 0; u < n; ++u) {
+      const DoubleVec weight = widen(w[u]);
+      wide_at(t.wide_s, p + u) = wide_at(t.wide_s, p + u) + weight;
+      for (std::int64_t c = 0; c < channels; ++c) {
+        DoubleVec& y = wide_at(t.wide_y, c * pixels + p + u);
+        y = y + weight * widen(load(centre + c * image + u * kLanes));
+      }
+    }
+  }
 }
 
 // Remembers the least distance of each lane; of equal ones the first source pixel.
@@ -128,13 +152,7 @@ PYELS_INLINE bool weigh_near(const KernelTask& t, const Run& run, std::int64_t j
   for (int u = 0; u < n; ++u) w[u] = exp2(relative[u]);
   float* s = t.s + p * kLanes;
   for (int u = 0; u < n; ++u) store(s + u * kLanes, load(s + u * kLanes) + w[u]);
-  const float* centre = run.centres + j * kLanes;
-  float* y = t.y + p * kLanes;
-  const std::int64_t channels = C ? C : t.answer_channels;
-  for (std::int64_t c = 0; c < channels; ++c) {
-    for (int u = 0; u < n; ++u) store(y + u * kLanes, load(y + u * kLanes) + w[u] * load(centre + u * kLanes));
-    y += t.height * t.width * kLanes, centre += t.height * t.panel_width * kLanes;
-  }
+  add_answers<C>(t, p, run.centres + j * kLanes, w);
   if (full) {
     for (int u = 0; u < n; ++u) {
       float* e = t.e + (p + u) * kLanes;
@@ -152,13 +170,10 @@ void weigh_far(const KernelTask& t, const Run& run, std::int64_t j, std::int64_t
     const std::int64_t p = run.p + i;
     const std::int32_t at = static_cast<std::int32_t>(i);
     const auto wide = [&]() __attribute__((always_inline)) { return wide_distance(t, run, i); };
-    Vec w;
+    Vec w[1];
     const DoubleVec distances = widen(load(run.distances + i * kLanes));
-    if (!weigh<full>(t, {p, p, 1}, run.at + at, distances, wide, window_of(run, at), w)) continue;
-    for (std::int64_t c = 0; c < t.answer_channels; ++c) {
-      float* y = t.y + (c * t.height * t.width + p) * kLanes;
-      store(y, load(y) + w * load(run.centres + (c * t.height * t.panel_width + i) * kLanes));
-    }
+    if (weigh<full>(t, {p, p, 1}, run.at + at, distances, wide, window_of(run, at), w[0]))
+      add_answers<0>(t, p, run.centres + i * kLanes, w);
   }
 }
 
@@ -197,13 +212,20 @@ void whole_image(const KernelTask& t, const Axis& row, const Axis& column) {
   Vec w;
   const std::int64_t pixels = t.height * t.width;
   if (!weigh<full>(t, {0, 0, pixels}, t.at + origin, total, wide, window, w)) return;
+  if (t.wide_y) wide_at(t.wide_s, 0) = wide_at(t.wide_s, 0) + widen(w);
+  if (!t.y && !t.wide_y) return;
   for (std::int64_t c = 0; c < t.answer_channels; ++c)
     for (std::int32_t i = 0; i < row.outputs; ++i) {
       const float* phi = t.answers + (map_row(t, row.query + i, row.source + i, column).phi - t.panel) +
                          c * t.height * t.panel_width * kLanes;
-      float* y = t.y + (c * pixels + wrapped(row.query + i, t.height) * t.width) * kLanes;
+      const std::int64_t first = c * pixels + wrapped(row.query + i, t.height) * t.width;
       for (std::int32_t j = 0, p = wrapped(column.query, t.width); j < column.outputs; ++j) {
-        store(y + p * kLanes, load(y + p * kLanes) + w * load(phi + j * kLanes));
+        const Vec answer = load(phi + j * kLanes);
+        float* y = t.y + (first + p) * kLanes;
+        if (t.y)
+          store(y, load(y) + w * answer);
+        else
+          wide_at(t.wide_y, first + p) = wide_at(t.wide_y, first + p) + widen(w) * widen(answer);
         if (++p == t.width) p = 0;
       }
     }

@@ -62,7 +62,9 @@ struct KernelTask : MapTask {
   double* reference;  // (H, W)
   float* offset;      // (H, W) -reference, as it enters log-weights in float32
   float* s;           // (H, W)[L]
-  float* y;           // (C, H, W)[L]
+  float* y;           // (R, H, W)[L]; null: not wanted, or in double
+  double* wide_s;     // (H, W)[L] both in double, so that the mean is that of these weights to the last digit; or null
+  double* wide_y;     // (R, H, W)[L]
   float* e;           // (H, W)[L] sum of w * (log w - reference)
   // The least squared distance, and its source pixel counted from the panel where `at` was 0: of those that were good
   // enough in float32, and of the others.

@@ -30,6 +30,7 @@ class Worker {
       : plan_(plan),
         a_(plan.a),
         second_(second),
+        kernel_(second_in_use()),
         lanes_(plan.kernel.lanes),
         loaded_(plan),
         reference_(aligned<double>(plan.pixels)),
@@ -68,7 +69,7 @@ class Worker {
   void add(const Plan::Call& call, std::int32_t) {
     tell(task_, call);
     if (task_.influence) std::fill_n(influence_.get(), lanes_, 0.0);
-    second_in_use().accumulate(task_);
+    kernel_.accumulate(task_);
     if (!task_.influence) return;
     double* influence = second_.influence + b_ * a_.images;  // an image is in one segment only
     for (std::int64_t lane = 0; lane < live(); ++lane) influence[plan_.image(b_, block_, lane)] += influence_[lane];
@@ -192,6 +193,7 @@ class Worker {
   const Plan& plan_;
   const Problem& a_;
   const Second& second_;
+  const SecondKernel& kernel_;
   const std::int64_t lanes_;
   Lanes loaded_;
   Aligned<double> reference_, influence_;

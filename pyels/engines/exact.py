@@ -21,7 +21,6 @@ from pyels.engines.operator import answer, evaluate
 from pyels.posterior import PartialPosterior, Want
 from pyels.second import Answers, Asked
 
-MIRRORED_BYTES = 64 << 20  # so much of a bank is mirrored at a time
 # Images (n, C, H, W), the selection of these, and their numbers in the bank; None: they are the bank.
 Part = tuple[Tensor, Selection, Tensor | None]
 
@@ -38,6 +37,9 @@ class Exact(Engine):
         with closing(self._all_parts(definition, bank, selection)) as parts:
             for images, responses, chosen, numbers in parts:
                 part = self.evaluate_part(definition, images, chosen, query, want, responses)
+                if definition.mirror:  # what a query has to do with mirror images, its own has with the images
+                    other, there = definition.mirrored(), query.mirrored()
+                    part = part.merge(self.evaluate_part(other, images, chosen, there, want, responses).mirrored())
                 if numbers is not None:
                     part = part.renumbered(numbers)
                 total = part if total is None else total.merge(part)
@@ -53,6 +55,9 @@ class Exact(Engine):
         with closing(self._all_parts(definition, bank, selection)) as parts:
             for images, responses, chosen, numbers in parts:
                 part = self.answer_part(definition, images, chosen, query, asked, responses)
+                if definition.mirror:
+                    other, there, same = definition.mirrored(), query.mirrored(), asked.mirrored()
+                    part = part.merge(self.answer_part(other, images, chosen, there, same, responses).mirrored())
                 if numbers is not None:
                     part = part.renumbered(numbers, len(bank), height * width)
                 total = part if total is None else total.merge(part)
@@ -102,7 +107,7 @@ class Exact(Engine):
     def _all_parts(
         self, definition: Definition, bank: PatchBank, selection: Selection
     ) -> Generator[tuple[Tensor, Tensor | None, Selection, Tensor | None], None, None]:
-        """With what answers in place of the images; and after each part its mirror images, numbered from N on."""
+        """With what answers in place of the images."""
         others = definition.responses
         with closing(self.parts(bank, selection)) as parts:
             for images, chosen, numbers in parts:
@@ -110,12 +115,6 @@ class Exact(Engine):
                 if others is not None:
                     responses = others.images if numbers is None else others.read(numbers)
                 yield images, responses, chosen, numbers
-                if not definition.mirror:
-                    continue
-                for which, mirrored in chunks(images, chosen.images(), MIRRORED_BYTES):
-                    there = None if responses is None else responses[which].flip(-1)
-                    at = which if numbers is None else numbers[which]
-                    yield mirrored.flip(-1), there, chosen.among(which), at + len(bank)
 
     def _nothing(
         self, definition: Definition, bank: PatchBank, selection: Selection, query: Query, what: Any

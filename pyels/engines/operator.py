@@ -167,7 +167,7 @@ def _second_pass(
     """What the task wants of struct Second; other arguments as of `partial_posterior`."""
     told = json.loads(task)
     given = dict(zip(told["second"], second, strict=True))
-    out = _allocate_answers(images, x, given, told)
+    out = _allocate_answers(images, x, arrays, given, told)
     struct = _filled(_core.Second(), {name: tensor.data_ptr() for name, tensor in given.items()})
     _filled(struct, dict(zip(told["wanted"], map(Tensor.data_ptr, out), strict=True)))
     _filled(struct, {"top": told["top"], "pixels": len(given["pixel"]) if "pixel" in given else 0})
@@ -194,7 +194,7 @@ def _(*given: Any) -> list[Tensor]:
 def _(*given: Any) -> list[Tensor]:
     images, _, _, _, x, _, _, _, second, task = given
     told = json.loads(task)
-    return _allocate_answers(images, x, dict(zip(told["second"], second, strict=True)), told)
+    return _allocate_answers(images, x, arrays, dict(zip(told["second"], second, strict=True)), told)
 
 
 def describe_lists(images: Tensor, patch_size: int, threads: int, tensors: Mapping[str, Tensor]) -> None:
@@ -276,7 +276,8 @@ def _names(task: Mapping[str, Any]) -> list[str]:
 
 def _allocate(x: Tensor, arrays: Sequence[Tensor], task: Mapping[str, Any]) -> list[Tensor]:
     batch, _, height, width = x.shape
-    answers = (batch, _answer_channels(x, arrays, task), height, width)
+    means = Want.MEAN in Want(task["want"])
+    answers = (batch, _answer_channels(x, arrays, task) if means else 0, height, width)
     return [
         x.new_empty(
             answers if name in ("y", "sy", "yy") else (batch, height, width),
@@ -292,9 +293,11 @@ def _answer_channels(x: Tensor, arrays: Sequence[Tensor], task: Mapping[str, Any
     return answers.shape[1]
 
 
-def _allocate_answers(images: Tensor, x: Tensor, second: Mapping[str, Tensor], task: Mapping[str, Any]) -> list[Tensor]:
+def _allocate_answers(
+    images: Tensor, x: Tensor, arrays: Sequence[Tensor], second: Mapping[str, Tensor], task: Mapping[str, Any]
+) -> list[Tensor]:
     """Zeros to be added to; no sources yet."""
-    answers = second["mean"].shape
+    answers = (len(x), _answer_channels(x, arrays, task), *x.shape[2:])
     listed = (len(x), len(second.get("pixel", ())), task["top"])
     shapes = {"folded": answers, "variance": answers, "derivative": x.shape, "influence": (len(x), len(images))}
     return [

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import fields, replace
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -17,7 +18,7 @@ from pyels.checks import CPU, Levels, check_count, check_images, check_labels, c
 from pyels.definition import Definition, Gaussian, Masks, Sized, Sources
 from pyels.denoiser import Denoiser, Pullback, Query, refuse_derivative, underived
 from pyels.engines import Engine, choose_engine
-from pyels.posterior import PartialPosterior, Posterior, Want
+from pyels.posterior import PartialPosterior, Posterior, Want, alone
 from pyels.second import Answers, Asked
 
 
@@ -108,7 +109,7 @@ class Machine(Denoiser):
     def estimate(self, query: Query) -> Tensor:
         """The posterior mean x0_hat (B, R, H, W), in the engine's dtype."""
         if self.definition.fold is not None:
-            return self._folded(query, self.partial(query, Want.SECOND))
+            return self._folded(query, self.partial(query, Want.WEIGHTS))
         return self.partial(query, Want.MEAN).mean(self.engine.dtype)
 
     def estimate_and_pullback(self, query: Query) -> tuple[Tensor, Pullback]:
@@ -155,9 +156,6 @@ class Machine(Denoiser):
         query = self.query(*arguments, **wishes)
         partial = self.partial(query)
         tensors = partial.finish(self.engine.dtype)
-        if self.definition.mirror:  # the pixel of the image itself
-            image, row, column = tensors.source.unbind(-1)
-            tensors = replace(tensors, source=torch.stack(self._unmirrored(image, row, column), -1))
         if self.definition.fold is not None:
             tensors = replace(tensors, mean=self._folded(query, partial))
         return tensors.tensors()
@@ -224,8 +222,6 @@ class Machine(Denoiser):
         source, weight = answers.source.reshape(shape), answers.weight.reshape(shape).to(self.engine.dtype)
         some = source >= 0
         image, row, column = source // (height * width), source // width % height, source % width
-        if self.definition.mirror:
-            image, row, column = self._unmirrored(image, row, column)
         image, row, column = (torch.where(some, one, -1) for one in (image, row, column))
         return HeaviestSources(image, row, column, weight)
 
@@ -285,10 +281,11 @@ class Machine(Denoiser):
 
     def _asked(self, query: Query, partial: PartialPosterior | None = None, **asked: Any) -> Asked:
         """What a second pass needs to know of the first, and what else is asked of it."""
-        partial = self.partial(query, Want.SECOND) if partial is None else partial
+        means = not {"variance", "cotangent"}.isdisjoint(asked)
+        partial = self.partial(query, Want.SECOND if means else Want.WEIGHTS) if partial is None else partial
         windows = self._definition(query).windows(*self.bank.shape[1:]).to(partial.m.device)
-        log_sum = torch.where(windows, partial.m + partial.s.log(), torch.inf)
-        return Asked(log_sum, partial.mean(torch.float64), **asked)
+        log_sum = torch.where(windows, partial.m + alone(np.log, torch.log, partial.s), torch.inf)
+        return Asked(log_sum, partial.mean(torch.float64) if means else None, **asked)
 
     def _answers(self, query: Query, asked: Asked) -> Answers:
         def answer(definition: Definition, selection: Selection, query: Query, of: list[int] | None) -> Any:
@@ -355,12 +352,6 @@ class Machine(Denoiser):
             assert isinstance(definition.window, Gaussian | Masks)  # as all that have another parameter
             definition = replace(definition, window=definition.window.of(value))
         return definition.of_size(patch_size, *self.bank.shape[1:])
-
-    def _unmirrored(self, image: Tensor, row: Tensor, column: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Where in the bank the pixel of a mirror image, numbered from N on, comes from."""
-        count, mirrored = len(self.bank), image >= len(self.bank)
-        column = torch.where(mirrored, self.bank.shape[2] - 1 - column, column)
-        return torch.where(mirrored, image - count, image), row, column
 
     def pairs(self, labels: Any, patch_size: int | None = None, batch: int = 1, **wishes: Any) -> int:
         """The number of pairs (query pixel, source patch) that one call of `denoise` evaluates."""

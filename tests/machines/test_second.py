@@ -1,5 +1,6 @@
 """What definitions beyond the paper's say: mirror images, responses, precision, folds, and the second pass."""
 
+import numpy as np
 import pytest
 import torch
 from helpers import make_bank, noisy
@@ -75,6 +76,23 @@ def test_the_reference_agrees_with_the_oracle(bank, x, name):
             mean = machine.denoise(leaf, *LEVELS, labels, precision=precision)
             (mean * torch.linspace(-1, 1, mean.numel()).reshape(mean.shape)).sum().backward()
             torch.testing.assert_close(leaf.grad.double(), torch.from_numpy(second.derivative), atol=1e-6, rtol=1e-6)
+
+
+@pytest.mark.parametrize("sigma", [0.02, 0.005, 0.002])
+@pytest.mark.parametrize("name", [name for name, definition in DEFINITIONS.items() if definition.fold is None])
+def test_derivatives_keep_their_digits_at_little_noise(bank, name, sigma):
+    """Of images that are about as alike as the noise is large; worst error seen 5e-6."""
+    alpha, generator = (1 - sigma**2) ** 0.5, torch.Generator().manual_seed(3)
+    for apart in (0.3, 1.0, 3.0):
+        noise = torch.randn((11, 2, 5, 6), generator=generator)
+        images = 0.5 * bank.read(slice(0, 1)) + apart * sigma * noise[:9]
+        near = pyels.PatchBank(torch.cat([images.clamp(-0.9, 0.9), torch.ones(1, 2, 5, 6)]))
+        x = (alpha * near.read(slice(0, 2)) + sigma * noise[9:]).requires_grad_()
+        cotangent = torch.linspace(-1, 1, x.numel()).reshape(x.shape)
+        exact = Oracle(DEFINITIONS[name], near, x.detach(), alpha, sigma, None, None).second(cotangent).derivative
+        (pyels.Machine(near, DEFINITIONS[name], "cpu").denoise(x, alpha, sigma) * cotangent).sum().backward()
+        error = (x.grad.double() - torch.from_numpy(exact)).abs().max()
+        assert float(error) < 1e-4 * max(1e-6, np.abs(exact).max())
 
 
 @pytest.mark.parametrize("engine", ENGINES)

@@ -37,7 +37,7 @@ enum class Sources : int {
 enum Want : int {
   want_mean = 1,       // y of struct Partial, beside m and s
   want_posterior = 3,  // and e, top and source
-  want_second = 4      // m and s as good as those of a full posterior, and y in double, for a second pass
+  want_second = 4      // m and s as good as those of a full posterior, for a second pass; y, if nothing else, in double
 };
 
 // Python has checked what is taken for granted here: 0 <= begin <= end, sigma >= 1e-9, 0 <= alpha <= 1e6, |x| <= 1e6,

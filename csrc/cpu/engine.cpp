@@ -22,7 +22,7 @@ class Worker {
         lanes_(plan.kernel.lanes),
         states_(plan.whole_image() ? 1 : plan.pixels),
         means_(answers_of(a_) * plan.pixels),
-        wide_(means_ && a_.want & want_second),
+        wide_(means_ && a_.want & want_second && !a_.full()),
         loaded_(plan),
         reference_(aligned<double>(states_)),
         offset_(aligned<float>(states_)),

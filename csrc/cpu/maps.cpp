@@ -254,51 +254,55 @@ void accumulate(const KernelTask& t) {
 
 // ---- Into lanes and out of them ----------------------------------------------------------------------------------
 
-// Transposes an n x n square by log2(n) times interleaving its upper half with its lower half.
-template <class Row, int n>
-PYELS_INLINE void transpose(Row (&rows)[n]) {
-  for (int round = 1; round < n; round *= 2) {
-    Row next[n];
+// Rows of n pixels, one of each image, become their pixels place by place, by log2(lanes) times interleaving the upper
+// half of the rows with the lower half.
+template <int n, class Row>
+PYELS_INLINE void interleave(Row (&rows)[kLanes]) {
+  for (int round = 1; round < kLanes; round *= 2) {
+    Row next[kLanes];
 #pragma GCC unroll 16
-    for (int i = 0; i < n / 2; ++i) {
+    for (int i = 0; i < kLanes / 2; ++i) {
+      const Row upper = rows[i], lower = rows[i + kLanes / 2];
       if constexpr (n == 16) {
-        next[2 * i] =
-            __builtin_shufflevector(rows[i], rows[i + n / 2], 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23);
-        next[2 * i + 1] = __builtin_shufflevector(rows[i], rows[i + n / 2], 8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13,
-                                                  29, 14, 30, 15, 31);
+        next[2 * i] = __builtin_shufflevector(upper, lower, 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23);
+        next[2 * i + 1] =
+            __builtin_shufflevector(upper, lower, 8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31);
       } else if constexpr (n == 8) {
-        next[2 * i] = __builtin_shufflevector(rows[i], rows[i + n / 2], 0, 8, 1, 9, 2, 10, 3, 11);
-        next[2 * i + 1] = __builtin_shufflevector(rows[i], rows[i + n / 2], 4, 12, 5, 13, 6, 14, 7, 15);
+        next[2 * i] = __builtin_shufflevector(upper, lower, 0, 8, 1, 9, 2, 10, 3, 11);
+        next[2 * i + 1] = __builtin_shufflevector(upper, lower, 4, 12, 5, 13, 6, 14, 7, 15);
       } else {
-        next[2 * i] = __builtin_shufflevector(rows[i], rows[i + n / 2], 0, 4, 1, 5);
-        next[2 * i + 1] = __builtin_shufflevector(rows[i], rows[i + n / 2], 2, 6, 3, 7);
+        next[2 * i] = __builtin_shufflevector(upper, lower, 0, 4, 1, 5);
+        next[2 * i + 1] = __builtin_shufflevector(upper, lower, 2, 6, 3, 7);
       }
     }
 #pragma GCC unroll 16
-    for (int i = 0; i < n; ++i) rows[i] = next[i];
+    for (int i = 0; i < kLanes; ++i) rows[i] = next[i];
   }
 }
 
 // n pixels of each image from place i on, `valid` of them in the image.
-template <int n, class Pixel, class Row>
-PYELS_INLINE void spread_square(const Pixel* const* images, std::int64_t i, std::int64_t valid, float shift,
-                                float* panel) {
-  Row rows[n];
-  for (int lane = 0; lane < n; ++lane) {
-    rows[lane] = Row{};
-    if (lane < kLanes) __builtin_memcpy(&rows[lane], images[lane] + i, static_cast<std::size_t>(valid) * sizeof(Pixel));
-  }
-  transpose<Row, n>(rows);
-  for (std::int64_t j = 0; j < valid; ++j)
-    for (int lane = 0; lane < kLanes; ++lane) panel[j * kLanes + lane] = static_cast<float>(rows[j][lane]) - shift;
+template <int n, class Pixel>
+PYELS_INLINE void spread_some(const Pixel* const* images, std::int64_t i, std::int64_t valid, float shift,
+                              float* panel) {
+  typedef Pixel Row __attribute__((vector_size(n * sizeof(Pixel))));
+  Row rows[kLanes] = {};
+  for (int lane = 0; lane < kLanes; ++lane)
+    __builtin_memcpy(&rows[lane], images[lane] + i, static_cast<std::size_t>(valid) * sizeof(Pixel));
+  interleave<n>(rows);
+  Pixel pixels[n * kLanes];
+  __builtin_memcpy(pixels, rows, sizeof pixels);
+  for (std::int64_t j = 0; j < valid * kLanes; ++j) panel[i * kLanes + j] = static_cast<float>(pixels[j]) - shift;
 }
 
 template <int n, class Pixel>
 void spread(const Pixel* const* images, std::int64_t width, float shift, float* panel) {
-  typedef Pixel Row __attribute__((vector_size(n * sizeof(Pixel))));
   std::int64_t i = 0;
-  for (; i + n <= width; i += n) spread_square<n, Pixel, Row>(images, i, n, shift, panel + i * kLanes);
-  if (i < width) spread_square<n, Pixel, Row>(images, i, width - i, shift, panel + i * kLanes);
+  for (; i + n <= width; i += n) spread_some<n>(images, i, n, shift, panel);
+  if (i == width) return;
+  if (width >= n)  // the last n, of which some are there already
+    spread_some<n>(images, width - n, n, shift, panel);
+  else
+    spread_some<n>(images, 0, width, shift, panel);
 }
 
 void spread_uint8(const std::uint8_t* const* images, std::int64_t width, float* panel) {

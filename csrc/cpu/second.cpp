@@ -326,7 +326,7 @@ void spread_map(const SecondTask& t, const Spread& spread, const Summing& summin
         run_and_meet<false>(t, spread, sums, step, at, j, z, n, running);
     });
   };
-  __builtin_memset(running, 0, static_cast<std::size_t>(row_size) * sizeof(float));
+  __builtin_memset(running, 0, static_cast<std::size_t>(columns) * kLanes * sizeof(float));
   bool nothing = true;
   for (std::int32_t i = 0, count; i < from; i += count) {
     count = least(kernel_band, from - i);
@@ -348,7 +348,7 @@ void spread_map(const SecondTask& t, const Spread& spread, const Summing& summin
       }
     });
   }
-  __builtin_memset(running, 0, static_cast<std::size_t>(row_size) * sizeof(float));
+  __builtin_memset(running, 0, static_cast<std::size_t>(columns) * kLanes * sizeof(float));
   nothing = true;
   for (std::int32_t end = rows, count; end > to; end -= count) {
     count = least(kernel_band, end - to);

@@ -192,7 +192,7 @@ def _(*given: Any) -> list[Tensor]:
 
 @torch.library.register_fake("pyels::second_pass", lib=_library)  # type: ignore[untyped-decorator]
 def _(*given: Any) -> list[Tensor]:
-    images, _, _, _, x, _, _, _, second, task = given
+    images, _, _, _, x, _, _, arrays, second, task = given
     told = json.loads(task)
     return _allocate_answers(images, x, arrays, dict(zip(told["second"], second, strict=True)), told)
 

@@ -38,9 +38,9 @@ def encode_command(given: Encode) -> None:
     scaled so that they deviate from it by 0.5, which is about what pictures do; labels; and which autoencoder made
     them. Beside it a PNG has some images above what the autoencoder gives back.
     """
-    picture = given.out.with_suffix(".png")
     if given.out.suffix != ".npz":
         raise ValueError(f"--out must be an npz file, such as {given.out}.npz")
+    picture = given.out.with_suffix(".png")
     if taken := next((path for path in (given.out, picture) if os.path.lexists(path)), None):
         raise ValueError(f"{taken} is there already: choose another --out, or delete it")
     like = None
@@ -53,11 +53,11 @@ def encode_command(given: Encode) -> None:
     source = given.autoencoder or (None if like is None else like.source)
     if source is None:
         raise ValueError("--autoencoder is needed, or --like")
-    given.out.parent.mkdir(parents=True, exist_ok=True)
     given.tell_torch()
     autoencoder = load_autoencoder(source, check_device(given.device or "cpu"))
     bank = given.read(memory_limit=given.memory_limit)
     trial = measure(bank, autoencoder, given.as_is, like)
+    given.out.parent.mkdir(parents=True, exist_ok=True)
     write_latents(given.out, bank, autoencoder, trial.latents, given.half)
     made = datasets.load(given.out)
     rows = [
@@ -65,8 +65,8 @@ def encode_command(given: Encode) -> None:
     ]
     share, latents = trial.error / max(trial.variance, 1e-12), trial.latents.record()
     plots.draw_rows(picture, rows, title=f"{'/'.join(Path(source).parts[-2:])}, {Path(given.dataset).name}")
-    result = {**given.record(**given.record_of_data(bank), latents=latents), "shape": list(made.shape)}
-    result |= {"error": trial.error, "variance": trial.variance}
+    result = given.record(out=str(given.out), **given.record_of_data(bank), latents=latents)
+    result |= {"shape": list(made.shape), "error": trial.error, "variance": trial.variance}
     shapes = ("x".join(map(str, shape)) for shape in (bank.shape, made.shape))
     line = f"{len(made)} images of {' as latents of '.join(shapes)}; decoded again they are off by a mean square of "
     given.show(

@@ -66,7 +66,7 @@ def test_the_whole_way(tmp_path, latents, capsys, refused):
     assert run_program(*again, "--autoencoder", "moved.py:Toy") == 0
 
 
-def test_pictures_and_latents_are_not_mixed(tmp_path, latents, bank_file, refused):
+def test_pictures_and_latents_are_not_mixed(tmp_path, latents, bank_file, refused, capsys):
     make_bank(20, (4, 4, 4), labels=[0, 1] * 10).save(tmp_path / "pictures.npz")
     source = save_toy_autoencoder(tmp_path)
     given = ("--autoencoder", source, "--dataset", bank_file, "--limit", 7, "--threads", 1)
@@ -82,8 +82,13 @@ def test_pictures_and_latents_are_not_mixed(tmp_path, latents, bank_file, refuse
         assert f"but the data set holds {held}" in said
     said = refused("sample", "--network", "latents", "--dataset", "pictures.npz", *SHORT, "--out", "out")
     assert "but the data set holds pictures" in said
-    other = ("encode", "--like", latents, "--dataset", bank_file, "--limit", 7, "--threads", 1, "--out", "like.npz")
-    assert run_program(*other) == 0
+    other = ("--like", latents, "--dataset", bank_file, "--limit", 7, "--threads", 1, "--out", "new/like.npz", "--json")
+    capsys.readouterr()
+    assert run_program("encode", *other) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert (told["shape"], told["bank"]["images"], told["out"]) == ([4, 4, 4], 7, "new/like.npz")
+    assert told["latents"] == pyels.PatchBank.load(latents).latents.record()
+    (tmp_path / "new" / "like.npz").rename(tmp_path / "like.npz")
     assert run_program("compare", "--network", "latents", "--dataset", "like.npz", *how) == 0
     held_out = ("evaluate", "--dataset", latents, "--machines", "is", *SHORT, "--out", "error", "--held-out")
     assert "the bank holds latents of" in refused(*held_out, "others.npz")

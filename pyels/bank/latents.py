@@ -38,7 +38,7 @@ class Latents:
 
     def __post_init__(self) -> None:
         if len(self.shape) != 3 or not self.shift or not self.scale > 0:
-            raise ValueError(f"latents are of pictures (C, H, W), shifted and scaled by numbers > 0, got {self}")
+            raise ValueError(f"latents are of pictures (C, H, W), and scaled by a number > 0, got {self.record()}")
 
     def scaled(self, z: Tensor) -> Tensor:
         """What is stored of latents (B, c, h, w) as the autoencoder gives them."""

@@ -84,7 +84,10 @@ def test_a_damaged_image_in_half_precision_is_named(tmp_path, limit):
         (np.zeros(3), "'latents' must be one text, not float64"),
         (np.array("{}"), "it has no 'source'"),
         (np.array('{"source": "a", "crc32": "b", "shape": [1, 2], "shift": [0], "scale": 1}'), "pictures"),
-        (np.array('{"source": "a", "crc32": "b", "shape": [1, 2, 2], "shift": [0], "scale": 0}'), "scaled by numbers"),
+        (
+            np.array('{"source": "a", "crc32": "b", "shape": [1, 2, 2], "shift": [0], "scale": 0}'),
+            "scaled by a number > 0",
+        ),
     ],
 )
 def test_what_says_nothing_of_latents(tmp_path, said, message):

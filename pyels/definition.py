@@ -109,7 +109,8 @@ class Gaussian:
             object.__setattr__(self, "k", 2 * math.ceil(3 * self.width) + 1)
 
     def of(self, width: float) -> Gaussian:
-        return Gaussian(width)
+        own = self.k != Gaussian(self.width).k  # a size that was given stays
+        return Gaussian(width, self.k if own else None)
 
     def taps(self, k: int) -> Tensor:
         """As of `Square`."""
@@ -139,6 +140,10 @@ class Masks:
     __repr__ = said
 
     def __post_init__(self) -> None:
+        if self.parameter not in (None, "threshold", "mass"):
+            raise ValueError(f"parameter of Masks must be 'threshold' or 'mass', or None, got {self.parameter!r}")
+        if self.parameter is not None and not callable(self.weights):
+            raise ValueError(f"Masks with a {self.parameter} need a function of (alpha, sigma, {self.parameter})")
         if not 0 < check_number("temperature", self.temperature) < math.inf:
             raise ValueError(f"temperature must be positive and finite, got {self.temperature}")
 

@@ -29,7 +29,7 @@ from torch import Tensor
 from pyels.bank import PatchBank
 from pyels.bank.selection import Selection
 from pyels.checks import CPU, from_environment
-from pyels.definition import Definition
+from pyels.definition import Definition, Gaussian
 from pyels.denoiser import Query
 from pyels.engines import Engine, Sampled
 from pyels.machines import Machine
@@ -290,8 +290,11 @@ def _digest(query: Query, selection: Selection, definition: Definition) -> tuple
     pixels = query.x.double().flatten(1)
     levels = torch.cat([query.alpha, query.sigma]).to(pixels.device)
     sets = zlib.crc32("\n".join(selection.names).encode())  # below 2^53, as all that is sent
-    exact = torch.cat([selection.begin, selection.end, torch.tensor([definition.size, sets], device=CPU)])
-    return torch.cat([pixels.sum(1), pixels.square().sum(1), levels]), exact.double().to(pixels.device)
+    window = definition.window
+    value = window.width if isinstance(window, Gaussian) else getattr(window, "setting", None) or 0.0
+    of_window = torch.tensor([definition.size, sets, value], dtype=torch.float64, device=CPU)
+    exact = torch.cat([selection.begin.double(), selection.end.double(), of_window])
+    return torch.cat([pixels.sum(1), pixels.square().sum(1), levels]), exact.to(pixels.device)
 
 
 def _tell(process: int, i: int) -> None:

@@ -18,6 +18,7 @@ from helpers import MACHINES, make_bank, noisy
 from helpers import run_program as run
 
 import pyels
+from pyels import distributed
 from pyels.bank.file_images import FileImages
 from pyels.cli import program
 from pyels.files import read_tensors
@@ -385,3 +386,13 @@ def test_how_the_processes_share_the_work_must_be_said(monkeypatch):
         program.main(["sample"], standalone_mode=False)
     with pytest.raises(click.UsageError, match="only sample runs in several processes"):
         program.main(["train"], standalone_mode=False)
+
+
+def test_processes_tell_windows_of_one_size_apart():
+    bank = make_bank(5, (1, 9, 8))
+    query = pyels.LS(bank, 3).query(torch.zeros(1, 1, 9, 8), 0.6, 0.8)
+    digests = []
+    for window in (pyels.Gaussian(1.1), pyels.Gaussian(1.3), pyels.Square(9)):
+        definition = pyels.Definition(window, "same_position")
+        digests.append(distributed._digest(query, bank.select().expand(1), definition)[1].tolist())
+    assert len(set(map(tuple, digests))) == 3

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from pyels.bank.file_images import Pixels, check_complete
 from pyels.bank.latents import SCHEMA, Latents
-from pyels.checks import warn
+from pyels.checks import CPU, warn
 from pyels.files import replacing
 from pyels.records import parse_record
 
@@ -238,7 +238,11 @@ def write_arrays(
     checksums = array("I")
     with replacing(path) as temporary, zipfile.ZipFile(temporary, "w", allowZip64=True) as archive:
         with archive.open("images.npy", "w", force_zip64=True) as member:
-            header = {"descr": torch.empty(0, dtype=dtype).numpy().dtype.str, "fortran_order": False, "shape": shape}
+            header = {
+                "descr": torch.empty(0, dtype=dtype, device=CPU).numpy().dtype.str,
+                "fortran_order": False,
+                "shape": shape,
+            }
             np.lib.format.write_array_header_1_0(member, header)
             for piece in pieces:
                 pixels = piece.numpy()

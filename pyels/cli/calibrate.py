@@ -90,7 +90,9 @@ def calibrate_command(given: Calibrate) -> None:
     """
     if given.network is None and given.rule == NETWORK:
         raise ValueError(f"--network is needed, or one of --rule {', '.join(RULES)}")
-    denoiser, record = (None, {}) if given.network is None else given.use(given.network)
+    if given.rule != "entropy" and given.share != SHARE:
+        raise ValueError(f"--share {given.share:g} is for --rule entropy")
+    denoiser, record = given.use_if_any(given.network)
     bank, data = given.read_bank(record)
     of_both = {"data": data}
     if denoiser is not None:
@@ -98,7 +100,7 @@ def calibrate_command(given: Calibrate) -> None:
     jobs, each = given.jobs_and_threads(given.num, bank)
     machine = given.machine_of(given.machine, bank, each, given.boundary, boundary_of(record), given.window)
     sizes = _sizes(given.sizes, machine, record)
-    classes = given.classes(denoiser, bank)
+    classes = given.classes(denoiser if given.rule == NETWORK else None, bank)
     settings = given.record(
         boundary=getattr(machine, "boundary", None),
         sizes=sizes,
@@ -124,6 +126,8 @@ def calibrate_command(given: Calibrate) -> None:
 
     if given.rule != NETWORK and not isinstance(machine, Machine):
         raise ValueError(f"--rule {given.rule} is of machines that have a posterior; {given.machine} has none")
+    if given.rule == "sure" and isinstance(machine, Machine) and machine.definition.fold is not None:
+        raise ValueError(f"--rule sure needs the variance of what answers, which the fold of {given.machine} mixes")
     given.hold_folder(settings, *_RESULTS)
     doubts = [] if denoiser is None or given.rule != NETWORK else check_wiring(denoiser, bank)
     with StepBar(given.num, given.steps, "calibrating") as bar:

@@ -80,6 +80,8 @@ def compare_command(given: Compare) -> None:
     classes = given.classes(guided, bank)
     settings = given.record(
         machines=list(machines),
+        schedule=given.schedule,
+        guidance=given.guidance,
         boundary=boundary_of(record),
         **arguments_of(told),
         steps=steps if len(swept) < 2 else [steps, *swept[1:]],

@@ -53,11 +53,12 @@ def evaluate_command(given: Evaluate) -> None:
     """Measure how well machines denoise images that their bank does not hold, and a network beside them.
 
     Prints each one's squared error at every noise level as a multiple of that of Wiener's filter of the same bank, with
-    95% intervals over the images, and says which of the images the bank holds. Writes report.json, evaluation.png,
-    evaluation.safetensors (the error of every image) and run.json. A run that was stopped goes on when the command is
-    repeated. To predict what a network draws is another thing: that is pyels compare.
+    95% intervals over the images, and says which of the images the bank holds. A network that is told classes is told
+    those of the images; machines draw on the whole bank. Writes report.json, evaluation.png, evaluation.safetensors
+    (the error of every image) and run.json. A run that was stopped goes on when the command is repeated. To predict
+    what a network draws is another thing: that is pyels compare.
     """
-    denoiser, record = (None, {}) if given.network is None else given.use(given.network)
+    denoiser, record = given.use_if_any(given.network)
     bank, data = given.read_bank(record)
     images, held_out = _held_out(given, data)
     check_space(bank.latents, images.latents, "the bank holds", "the held-out images are")
@@ -71,6 +72,7 @@ def evaluate_command(given: Evaluate) -> None:
     shown, seeds = next(iter(levels.values())), given.seeds[: len(images)]
     settings = given.record(
         machines=list(machines),
+        schedule=given.schedule,
         boundary=boundary_of(record),
         per_step=told,
         steps=steps,
@@ -100,7 +102,9 @@ def evaluate_command(given: Evaluate) -> None:
 def _held_out(given: Evaluate, data: Mapping[str, Any]) -> tuple[PatchBank, dict[str, Any]]:
     """The images that are denoised, and what is enough to load them again."""
     dataset = given.held_out or str(data["dataset"])
-    reading = {name: data[name] for name in ("root", "size", "crop", "mode") if data.get(name) is not None}
+    reading = {
+        name: data[name] for name in ("root", "size", "crop", "mode", "skip_unreadable") if data.get(name) is not None
+    }
     if given.held_out is None:
         if data.get("split") == "test":
             raise ValueError("--held-out is needed where the bank is a test split itself")

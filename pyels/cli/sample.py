@@ -124,6 +124,7 @@ def sample_command(given: Sample) -> None:
         bank.class_range(c)
     settings = given.record(
         **given.record_of_data(bank),
+        guidance=given.guidance,
         labels=per_sample,
         **stepping,
         **of_it,

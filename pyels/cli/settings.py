@@ -190,6 +190,14 @@ class BankOptions(ReadingOptions, MemoryOptions, UseOptions):
         None, "A name (see `pyels info`) or a path.  [default: what the network was trained on]"
     )
 
+    def use_if_any(self, network: str | None) -> tuple[Denoiser | None, dict[str, Any]]:
+        """As `use`, of a network that may be left out."""
+        if network is not None:
+            return self.use(network)
+        if self.clip or self.device is not None:
+            raise ValueError("--clip and --device are for --network; machines need neither")
+        return None, {}
+
     def read_bank(self, record: Mapping[str, Any]) -> tuple[PatchBank, dict[str, Any]]:
         """The bank, by default what the network of this record was trained on, and what of it belongs into a record."""
         trained_on = record.get("training", {}).get("data")

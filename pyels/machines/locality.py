@@ -80,20 +80,21 @@ class PCALocality(Machine):
         self._kept: dict[tuple[float, ...], Tensor] = {}
 
     @cached_property
-    def _stacked(self) -> Machine:
-        """Over images of one channel, in which every value is a pixel, with a window of its own."""
+    def stacked(self) -> Machine:
+        """The same over images of one channel, (1, C*H, W), in which every value is a pixel, with a window and a
+        posterior of its own."""
         return Machine(self.bank.stacked(), self.definition, self.engine)
 
     def __getstate__(self) -> dict[str, Any]:
         """Copies and pickles are without what they find again."""
-        kept = {name: value for name, value in vars(self).items() if name != "_stacked"}
+        kept = {name: value for name, value in vars(self).items() if name != "stacked"}
         return {**kept, "_moments": None, "_kept": {}}
 
     def estimate(self, query: Query) -> Tensor:
-        return self._stacked.estimate(_stack(query)).reshape(query.x.shape)
+        return self.stacked.estimate(_stack(query)).reshape(query.x.shape)
 
     def estimate_and_pullback(self, query: Query) -> tuple[Tensor, Pullback]:
-        mean, pullback = self._stacked.estimate_and_pullback(stacked := _stack(query))
+        mean, pullback = self.stacked.estimate_and_pullback(stacked := _stack(query))
         shape = query.x.shape
         return mean.reshape(shape), lambda gradient: pullback(gradient.reshape(stacked.x.shape)).reshape(shape)
 
@@ -102,7 +103,7 @@ class PCALocality(Machine):
         if self.bank.shape[0] > 1:
             raise ValueError(
                 f"PCALocality has a posterior for each of the {self.bank.shape[0]} channels of a pixel, and for the "
-                "pixel a mean alone; use denoise"
+                "pixel a mean alone; use denoise, or machine.stacked, in which every value of (1, C*H, W) is a pixel"
             )
         return super().partial(query, want)
 

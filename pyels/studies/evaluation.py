@@ -41,7 +41,7 @@ def evaluate(
     ----------
     contenders  each with the noise levels, as many for all, and what it is told there
     images      (n, C, H, W) that are denoised
-    labels      of the images, for denoisers that are told classes
+    labels      of the images, which networks that are told classes are told, and machines are not
     seeds       (n,) of the noise of each image, which is the same at all levels
 
     Returns
@@ -56,11 +56,11 @@ def evaluate(
         label = None if labels is None else torch.tensor([labels[i]])
         errors = []
         for denoiser, levels in contenders.values():
-            own = []
+            own, told = [], label if getattr(denoiser, "conditional", False) else None
             for index, level in enumerate(levels):
                 x = level.alpha * x0 + level.sigma * noise
                 try:
-                    found = denoiser.denoise(x, level.alpha, level.sigma, labels=label, **level.told)
+                    found = denoiser.denoise(x, level.alpha, level.sigma, labels=told, **level.told)
                     own.append(float(metrics.mse(x0, found)))
                 except OutOfReach:
                     found = x

@@ -14,7 +14,7 @@ from pyels import metrics
 from pyels.bank.selection import as_numbers
 from pyels.checks import CPU
 from pyels.definition import Masks
-from pyels.machines import Machine
+from pyels.machines import Machine, PCALocality
 from pyels.sampling import Level, Step, ddim, noise_levels
 from pyels.schedules import Schedule, make_schedule
 from pyels.studies.resumable import noise_of_seed
@@ -113,6 +113,8 @@ def scores(
     sizes    values of `machine.parameter`
     on_step  called after every step
     """
+    if isinstance(machine, PCALocality):
+        machine = machine.stacked  # every value has a posterior
     levels = noise_levels(steps, make_schedule(schedule))
     noise = noise_of_seed(seed, machine.bank.shape)[None]
     if rule == "entropy":
@@ -136,10 +138,12 @@ def _along(
     def estimate(x: Tensor, level: Level) -> Tensor:
         means, row = [], []
         for size in sizes:
-            post = machine.posterior(x, level.alpha, level.sigma, label, **{parameter: size})
-            most = machine.counts(label, 1, **{parameter: size}).log().mean()
+            said = {parameter: size}
+            post = machine.posterior(x, level.alpha, level.sigma, label, **said)
+            has = machine.definition_of(**said).windows(*x.shape[2:])
+            most = machine.counts(label, 1, **said)[0][has].log().mean()
             means.append(post.mean)
-            row.append(float(post.entropy.double().mean() / most) if most > 0 else 0.0)
+            row.append(float(post.entropy[0][has].double().mean() / most) if most > 0 else 0.0)
         rows.append(row)
         return means[int(chosen("entropy", torch.tensor(row), share))]
 

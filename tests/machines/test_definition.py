@@ -221,3 +221,15 @@ def test_a_call_may_say_the_width_of_a_gaussian(small):
         pyels.ELS(small, boundary="circular", window=pyels.Gaussian(1.0)).denoise(x, 0.8, 0.6, width=2)
     with pytest.raises(TypeError, match="ELS has no argument 'width'; beyond patch_size it has tolerance"):
         pyels.ELS(small, 3).denoise(x, 0.8, 0.6, width=2)
+
+
+def test_a_gaussian_keeps_the_size_that_was_given():
+    assert pyels.Gaussian(1.0, k=5).of(2.0) == pyels.Gaussian(2.0, k=5)
+    assert pyels.Gaussian(1.0).of(2.0) == pyels.Gaussian(2.0)
+
+
+def test_masks_have_a_parameter_that_they_are_told():
+    with pytest.raises(ValueError, match="parameter of Masks must be 'threshold' or 'mass', or None, got 'width'"):
+        pyels.Masks(lambda alpha, sigma, width: torch.ones(4, 2, 2), "width")
+    with pytest.raises(ValueError, match="Masks with a threshold need a function"):
+        pyels.Masks(torch.ones(4, 2, 2), "threshold")

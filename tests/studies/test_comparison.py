@@ -534,3 +534,8 @@ def test_guidance_is_of_network_and_machines_alike(trained, tmp_path, capsys):
     capsys.readouterr()
     assert run_program("compare", "--network", trained / "net", *common, "--out", tmp_path / "none") == 2
     assert "null_label" in capsys.readouterr().err
+    compared = ("compare", "--network", tmp_path / "net", "--machines", "els", *common, "--out", out)
+    for changed in (("--guidance", 3), ("--schedule", "flow")):  # finished results are not replaced by others
+        for command in (compared, sampled):
+            assert run_program(*command, *changed) == 2
+            assert f"finished results with {changed[0][2:]} = " in capsys.readouterr().err

@@ -39,6 +39,25 @@ def test_entropy_is_that_of_the_posteriors_along_the_way():
     assert (score[-1] > 0.99).all()  # noise alone says nothing
 
 
+def test_entropy_is_that_of_the_windows_that_there_are():
+    """Windows of PSPC lie wholly inside: at 7 on 8 x 8 there are four."""
+    bank = make_bank(10, (1, 8, 8))
+    machine, levels = pyels.PSPC(bank), noise_levels(1, make_schedule("cosine"))
+    (share,) = rules.scores("entropy", machine, 3, None, [7], 1, "cosine", silent)[0].tolist()
+    x = noise_of_seed(3, bank.shape)[None]
+    entropy = machine.posterior(x, levels[0].alpha, levels[0].sigma, patch_size=7).entropy[0, 3:5, 3:5]
+    assert share == pytest.approx(float(entropy.mean()) / math.log(20), rel=1e-5)
+
+
+@pytest.mark.parametrize("rule", rules.RULES)
+def test_every_value_of_a_colour_has_its_threshold(rule):
+    bank = make_bank(15, (3, 6, 6))
+    score = rules.scores(rule, pyels.PCALocality(bank), 3, None, [0.01, 0.5], 2, "cosine", silent)
+    assert score.shape == (2, 2)
+    assert torch.isfinite(score).all()
+    assert rule != "entropy" or float(score[0, 0]) < float(score[0, 1])  # the wider windows tell more
+
+
 def _positions(k, side):
     """Of ELS with boundary zeros: the number of windows that overhang as that of each pixel does, (side, side)."""
     r = k // 2
@@ -118,6 +137,9 @@ def test_calibrate_command(rule, tmp_path, capsys):
         (("--rule", "sure"), "--dataset is needed"),
         (("--rule", "entropy", "--share", 0, "--dataset", "fashion-mnist-6000"), "--share must be in (0, 1]"),
         (("--rule", "sure", "--machine", "golden", "--dataset", "fashion-mnist-6000"), "golden has none"),
+        (("--rule", "sure", "--machine", "pspc", "--dataset", "fashion-mnist-6000"), "which the fold of pspc mixes"),
+        (("--rule", "sure", "--share", 0.7, "--dataset", "fashion-mnist-6000"), "--share 0.7 is for --rule entropy"),
+        (("--rule", "sure", "--clip", "--dataset", "fashion-mnist-6000"), "--clip and --device are for --network"),
     ],
     ids=str,
 )

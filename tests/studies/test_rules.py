@@ -95,11 +95,12 @@ def test_sure_is_the_error_in_the_mean_over_noise(name):
     image = torch.tensor([4])
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(torch, "randint", lambda *_, **__: image)
+        patch.setattr(rules, "noise_levels", lambda *_: noise_levels([0.5], make_schedule("cosine")))
         patch.setattr(rules, "noise_of_seed", lambda seed, shape: torch.randn(shape, generator=generator))
         for rule, values in found.items():
             generator.manual_seed(0)
             for _ in range(200):
-                values.append(rules.scores(rule, machine, 0, None, [value], 2, "cosine", silent)[0, 0])
+                values.append(rules.scores(rule, machine, 0, None, [value], 1, "cosine", silent)[0, 0])
     sure, error = (torch.stack(values) for values in found.values())
     difference = sure - error
     most = 4 * float(difference.std()) / math.sqrt(200)

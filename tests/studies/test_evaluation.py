@@ -110,6 +110,10 @@ def test_a_network_is_told_the_classes(data, tmp_path, capsys):
     assert list(report["levels"][0]["ratio"]) == ["network", "els", "is", "wiener"]
     assert report["held_by_bank"] == [0, 1, 2, 3, 4, 5]  # the training images themselves, as was asked for
     assert json.loads((tmp_path / "out" / "run.json").read_text())["labels"] == [0, 1] * 3
+    assert run_program(*arguments(data, tmp_path / "machines", "--held-out", data)) == 0  # which are told none
+    beside, alone = (read_tensors(tmp_path / one / "evaluation.safetensors")["errors"] for one in ("out", "machines"))
+    torch.testing.assert_close(beside[..., 1:], alone, rtol=1e-6, atol=0)
+    assert run_program(*arguments(data, tmp_path / "machines", "--held-out", data, "--schedule", "flow")) == 2
 
 
 @pytest.mark.parametrize(

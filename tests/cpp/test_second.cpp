@@ -212,7 +212,7 @@ Answers definition(const Work& work) {
 Bounded mean_bound{"mean", 1e-4}, folded_bound{"folded", 1e-4}, variance_bound{"variance", 1e-4},
     derivative_bound{"derivative", 1e-4}, influence_bound{"influence", 1e-4}, heaviest_bound{"heaviest", 1e-4};
 
-void compare(const Work& work, const Answers& ours, const Answers& oracle) {
+void compare(const Work& work, const Answers& ours, const Answers& oracle, bool mean_rounds) {
   const auto worst = [](const std::vector<double>& a, const std::vector<double>& b) {
     double most = 0;
     for (std::size_t i = 0; i < a.size(); ++i) {
@@ -230,7 +230,10 @@ void compare(const Work& work, const Answers& ours, const Answers& oracle) {
     for (std::size_t i = 0; i < ours.folded.size(); ++i)
       folded_bound.see(std::abs(ours.folded[i] - oracle.folded[i]) / std::max(oracle.cover[i], 1e-3));
   variance_bound.see(worst(ours.variance, oracle.variance));
-  derivative_bound.see(worst(ours.derivative, oracle.derivative) / std::max(largest(oracle.derivative), 3e-3));
+  // Where the posterior is all but one source the derivative is all but nothing, and rounding is what is left.
+  const double steepest = work.base.alpha[0] / (work.base.sigma[0] * work.base.sigma[0]);
+  derivative_bound.see(worst(ours.derivative, oracle.derivative) /
+                       std::max(largest(oracle.derivative), mean_rounds ? std::min(0.03 * steepest, 3e-3) : 1e-3));
   influence_bound.see(worst(ours.influence, oracle.influence) / largest(oracle.influence));
   heaviest_bound.see(worst(ours.heaviest, oracle.heaviest));
   for (std::size_t i = 0; i < ours.heaviest.size(); ++i) {
@@ -261,11 +264,11 @@ void compare_with_definition(const Work& work) {
   on_every_isa(work.text(), [&] {
     const Answers ours = both_passes(work);
     for (std::size_t i = 0; i < ours.mean.size(); ++i) mean_bound.see(std::abs(ours.mean[i] - oracle.mean[i]));
-    compare(work, ours, oracle);
+    compare(work, ours, oracle, true);
     Answers told(work);
     told.tell_of(oracle);
     pyels::cpu_second(work.problem(), {}, told.second(work));
-    compare(work, told, oracle);
+    compare(work, told, oracle, false);
   });
 }
 

@@ -38,22 +38,26 @@ from pyels.studies.check import JUDGED, limit_of
 from pyels.studies.check import check as check_network
 
 # Names of machines: with windows whose size a call may say, with a parameter, without, with a boundary, a choice of
-# windows, and an engine.
+# windows, a choice of what answers, and an engine.
 _TAKES = {name: inspect.signature(make).parameters for name, make in MACHINES.items()}
 LOCAL = [name for name in reversed(MACHINES) if "patch_size" in _TAKES[name]]
 CALIBRATED = [*LOCAL, *(name for name in MACHINES if "threshold" in _TAKES[name])]
 OTHERS = [name for name in MACHINES if name not in CALIBRATED]
 BOUNDED = [name for name in MACHINES if "boundary" in _TAKES[name]]
 WINDOWED = [name for name in LOCAL if "window" in _TAKES[name]]
+FOLDED = [name for name in LOCAL if "fold" in _TAKES[name]]
 COMPILED = [name for name in MACHINES if "engine" in _TAKES[name]]
 BOUNDARIES = ELS.boundaries
 GAUSSIAN = "gaussian"
 WINDOWS = ("square", GAUSSIAN)
+FOLD = "fold"
 SPECS = (
     *MACHINES,
     *(f"{name}:{boundary}" for name in BOUNDED for boundary in BOUNDARIES),
     *(f"{name}:{GAUSSIAN}" for name in WINDOWED),
+    *(f"{name}:{FOLD}" for name in FOLDED),
 )
+_OF_SPECS = {GAUSSIAN: {"window": GAUSSIAN}, FOLD: {"fold": "uniform"}}
 DEFAULT_STEPS = 20
 _MOST_JOBS = 8  # each holds its own part of a posterior, up to 130 MB
 _SCALES = {"schedule": str, "parameter?": tuple(TRIED)}
@@ -404,6 +408,7 @@ class EngineOptions(Settings):
         boundary: str | None = None,
         otherwise: str = "zeros",
         window: str | None = None,
+        fold: str | None = None,
     ) -> Denoiser:
         """The machine of a name; where it has a boundary, with the one asked for, or otherwise that of the command."""
         if boundary is not None and name not in BOUNDED:
@@ -414,6 +419,8 @@ class EngineOptions(Settings):
         own: dict[str, Any] = {"boundary": boundary or otherwise} if name in BOUNDED else {}
         if window == GAUSSIAN:
             own["window"] = Gaussian(1.0)  # until a step says another width
+        if fold is not None:
+            own["fold"] = fold
         if name in COMPILED:
             own |= {one.name: getattr(self, one.name) for one in fields(self) if one.metadata["elsewhere"]}
             own |= {"engine": self.engine, "threads": threads}
@@ -422,13 +429,13 @@ class EngineOptions(Settings):
     def machines_of(
         self, names: str, bank: PatchBank, threads: int | None, otherwise: str = "zeros"
     ) -> dict[str, Denoiser]:
-        """The machines of an option --machines, by the names given there, some of which name a boundary or window."""
+        """The machines of an option --machines, by the names given there, some of which name a boundary, window or fold."""
         machines = {}
         for spec in dict.fromkeys(part.strip().lower() for part in names.split(",")):
             if spec not in SPECS:
                 raise ValueError(f"--machines must be of {', '.join(SPECS)}, got {spec!r}")
             name, _, said = spec.partition(":")
-            of_it = {"window" if said == GAUSSIAN else "boundary": said or None}
+            of_it = {} if not said else _OF_SPECS.get(said, {"boundary": said})
             machines[spec] = self.machine_of(name, bank, threads, otherwise=otherwise, **of_it)
         return machines
 
@@ -476,7 +483,8 @@ class MachinesOptions(EngineOptions):
 
     machines: str = option(
         "els,ls,is",
-        f"Of {', '.join(MACHINES)}; {in_words(SPECS[len(MACHINES) :])} name the boundary, or the window; "
+        f"Of {', '.join(MACHINES)}; {in_words(SPECS[len(MACHINES) :])} name the boundary, the window, or the "
+        "fold (all windows over a pixel answer, as their mean); "
         f"{in_words(BOUNDED)} take the boundary of the network's padding (zeros where it is not known).",
     )
     patch_sizes: tuple[str, ...] = option(

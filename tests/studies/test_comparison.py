@@ -366,17 +366,19 @@ def test_each_machine_is_told_what_it_takes(trained, tmp_path, capsys):
     assert (widths["parameter"], widths["sizes"]) == ("width", [0.5, 0.7, 1.0, 1.4, 2.0, 2.8, 4.0, 5.6])
     assert "patch_sizes" not in thresholds
     told = ("--scales", tmp_path / "pca", "--scales", tmp_path / "ls" / "scales.json")
-    machines = ("--machines", "els,pca,ls:gaussian,is", "--num", 1)
+    machines = ("--machines", "els,els:fold,pca,ls:gaussian,is", "--num", 1)
     assert run_program(*compare_arguments(trained, tmp_path / "theory", *told, *machines)) == 0
     record = json.loads((tmp_path / "theory" / "run.json").read_text())
     assert record["per_step"] == {"threshold": thresholds["values"], "width": widths["values"]}
     images = read_tensors(tmp_path / "theory" / "comparison.safetensors")
     bank, labels = pyels.datasets.load(record["data"]["dataset"]), torch.tensor(record["labels"])
+    told = {**record["per_step"], "patch_size": record["patch_sizes"]}
     for name, machine in (
+        ("els:fold", pyels.ELS(bank, fold="uniform")),
         ("pca", pyels.PCALocality(bank)),
         ("ls:gaussian", pyels.LS(bank, window=pyels.Gaussian(1.0))),
     ):
-        per_step = {machine.parameter: record["per_step"][machine.parameter]}
+        per_step = {machine.parameter: told[machine.parameter]}
         again = pyels.sample(machine, images["noise"], STEPS, labels=labels, per_step=per_step)
         torch.testing.assert_close(again, images[name], atol=1e-5, rtol=0)
     one = ("--machines", "pca,els", "--num", 1, "--scales", "threshold=.3")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -13,11 +14,11 @@ import torch
 import pyels
 from pyels.checks import check_device
 from pyels.cli.options import command, option
-from pyels.cli.settings import DatasetOptions, OutputOptions, ThreadOptions
+from pyels.cli.settings import DatasetOptions, OutputOptions, ThreadOptions, values_of
 from pyels.files import write_json
 from pyels.networks import NETWORKS
 from pyels.networks.convolutional import Padding
-from pyels.networks.network import Predicts
+from pyels.networks.network import Network, Predicts
 from pyels.networks.training import CHECKPOINT, Anneal, Optimizer, Recipe, bfloat16_is_faster, train
 from pyels.schedules import SCHEDULES
 from pyels.studies import plots, resumable
@@ -42,6 +43,9 @@ class Train(DatasetOptions, ThreadOptions, OutputOptions):
         None,
         "Passes over the data, instead of --steps (300 in the paper).",
         must_be=("positive", lambda epochs: 0 < epochs < 1e9),
+    )
+    keep: str | None = option(
+        None, "Epochs after which the network is kept as it is then, as 1,2,5: epoch-1.safetensors .."
     )
     batch_size: int = option(Recipe.batch_size)
     optimizer: Optimizer = option(Recipe.optimizer)
@@ -91,6 +95,7 @@ def train_command(given: Train) -> None:
         steps = _STEPS if given.epochs is None else max(1, round(given.epochs * len(bank) / given.batch_size))
     bfloat16 = given.arithmetic == "bfloat16" or (given.arithmetic == "auto" and bfloat16_is_faster(device))
     recipe = given.passed_to(Recipe, steps=steps, bfloat16=bfloat16)
+    kept = _kept(given.keep, steps, len(bank) / given.batch_size)
     classes = None if given.unconditional or bank.labels is None else _rows(bank.classes)
     net = NETWORKS[given.net]
     if given.padding is not None and not net.PADDED:
@@ -113,17 +118,24 @@ def train_command(given: Train) -> None:
     if finished.exists() and not checkpoint.exists():
         raise ValueError(f"{finished} is a finished network: choose another folder, or delete it to train anew")
     data = given.record_of_data(bank)
-    trained, log = train(network, bank, recipe, given.out, device)
     training = {
         "version": pyels.__version__,
         "torch": torch.__version__,
         "data": data,
         "recipe": asdict(recipe),
         "epochs": round(steps * given.batch_size / len(bank), 3),
-        "seconds": round(log.seconds, 1),
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
         "threads": torch.get_num_threads(),
     }
+
+    def keep(step: int, now: Network) -> None:
+        for epochs in kept.get(step, []):
+            so_far = {"steps": step, "epochs": round(step * given.batch_size / len(bank), 3)}
+            path = given.out / f"epoch-{epochs:g}.safetensors"
+            copy.deepcopy(now).to("cpu").save(path, {"training": {**training, "kept_after": so_far}}, given.half)
+
+    trained, log = train(network, bank, recipe, given.out, device, on_step=keep)
+    training["seconds"] = round(log.seconds, 1)
     weights = sum(p.numel() for p in trained.parameters())
     config = {"net": given.net, **trained.config, "weights": weights}
     result = {"command": "train", "network": config, **training, "losses": [round(v, 6) for v in log.losses]}
@@ -135,6 +147,19 @@ def train_command(given: Train) -> None:
     line = f"{weights} weights, {steps} steps of {given.batch_size} ({training['epochs']:.3g} epochs of {len(bank)} "
     line += f"images) in {log.seconds:.0f} s, loss {log.losses[-1]:.4f}; network: {finished}"
     given.show(result, [line])
+
+
+def _kept(text: str | None, steps: int, steps_an_epoch: float) -> dict[int, list[float]]:
+    """The epochs of --keep, by the step after which they are over."""
+    kept: dict[int, list[float]] = {}
+    for epochs in [] if text is None else values_of("keep", text, "epochs"):
+        step = round(epochs * steps_an_epoch) if 0 < epochs < 1e9 else 0
+        if not 1 <= step <= steps:
+            raise ValueError(
+                f"--keep {epochs:g}: the network takes {steps} steps, which are {steps / steps_an_epoch:.3g} epochs"
+            )
+        kept.setdefault(step, []).append(epochs)
+    return kept
 
 
 def _rows(classes: Sequence[int]) -> int:

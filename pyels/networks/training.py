@@ -131,6 +131,7 @@ def train(
     folder: str | Path | None = None,
     device: str | torch.device = "cpu",
     progress: bool = True,
+    on_step: Callable[[int, Network], None] | None = None,
 ) -> tuple[Network, Log]:
     """Train `network` on the bank's images.
 
@@ -145,6 +146,7 @@ def train(
     network   changed in place; class-conditional if it was built with num_classes, and then the bank needs labels
     folder    where the checkpoint is kept, made if need be; None: no checkpoints
     device    where the network is trained; it comes back to the CPU
+    on_step   called after every step with the number of steps done, and the network as it is then, averaged
 
     Returns
     -------
@@ -197,6 +199,8 @@ def train(
                 done.losses.append(sum(done.recent) / len(done.recent))
                 done.recent.clear()
                 bar.set_postfix(loss=f"{done.losses[-1]:.4f}", refresh=False)
+            if on_step is not None:
+                on_step(done.step, average if recipe.ema else network)
             bar.update()
             if path is not None and (interrupted() or time.monotonic() - saved > _CHECKPOINT_SECONDS):
                 state.write(path, run)

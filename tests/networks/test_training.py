@@ -222,6 +222,20 @@ def test_train_command_writes_what_the_others_read(bank_file, tmp_path, capsys):
     assert (network.predicts, network.null_label) == ("velocity", 3)
 
 
+def test_networks_are_kept_on_the_way(bank_file, tmp_path):
+    """They are what a training that ends there makes: the learning rate does not know of the end."""
+    steps = {1.5: 2, 3: 4, 4.5: 7}  # 24 images in batches of 16; the last is what the training ends with
+    out = tmp_path / "net"
+    assert run_program(*command(bank_file, out, "--steps", 7, "--keep", ",".join(map(str, steps)))) == 0
+    for epochs, count in steps.items():
+        kept, record = load_network(out / f"epoch-{epochs:g}.safetensors")
+        assert record["training"]["kept_after"] == {"steps": count, "epochs": round(count * 16 / 24, 3)}
+        assert record["training"]["data"]["dataset"] == str(bank_file)
+        alone = tmp_path / str(count)
+        assert run_program(*command(bank_file, alone, "--steps", count)) == 0
+        assert same(kept, load_network(alone / "network.safetensors")[0])
+
+
 SLOWLY = """
 import time
 from pyels.networks import training
@@ -285,6 +299,8 @@ def test_train_command_goes_on_where_it_was_ended(bank_file, tmp_path, end):
         (("--net", "dit", "--size", 9, "--steps", 1), "squares of 2x2 pixels"),
         (("--label-dropout", 0.1, "--unconditional"), "--label-dropout is of networks that are told classes"),
         (("--label-dropout", 1), "label_dropout must lie in [0, 1)"),
+        (("--steps", 3, "--keep", "1,3"), "--keep 3: the network takes 3 steps, which are 2 epochs"),
+        (("--keep", "0"), "--keep 0: the network takes"),
         (("--learning-rate", 0), "learning_rate must be positive"),
         (("--seed", -1), "seed must be between"),
     ],

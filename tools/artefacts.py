@@ -11,8 +11,8 @@ import tempfile
 from pathlib import Path
 
 import pyels
+from pyels.cli.machines import told_in_file
 from pyels.cli.progress import StepBar
-from pyels.cli.settings import told_in_file
 from pyels.studies import comparison, plots
 
 ROOT = Path(__file__).parent.parent

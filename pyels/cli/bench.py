@@ -14,15 +14,9 @@ from tqdm import tqdm
 
 import pyels
 from pyels.bank import PatchBank
-from pyels.cli.options import AT_LEAST_1, command, option
-from pyels.cli.settings import (
-    DatasetOptions,
-    OutputOptions,
-    PrecisionOptions,
-    ThreadOptions,
-    integers,
-    record_of_engine,
-)
+from pyels.cli.machines import PrecisionOptions, record_of_engine
+from pyels.cli.options import AT_LEAST_1, command, integers, option
+from pyels.cli.settings import DatasetOptions, OutputOptions, ThreadOptions
 from pyels.files import write_json
 from pyels.machines import ELS, MACHINES
 from pyels.studies import bench, costs, plots, resumable

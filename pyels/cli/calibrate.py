@@ -11,23 +11,10 @@ from typing import Any
 import click
 import torch
 
-from pyels.cli.options import AT_LEAST_1, command, option
+from pyels.cli.machines import BOUNDARIES, CALIBRATED, DEFAULT_STEPS, WINDOWS, EngineOptions, record_of_engine
+from pyels.cli.options import AT_LEAST_1, command, option, values_of
 from pyels.cli.progress import StepBar
-from pyels.cli.settings import (
-    BOUNDARIES,
-    CALIBRATED,
-    DEFAULT_STEPS,
-    WINDOWS,
-    BankOptions,
-    EngineOptions,
-    JobOptions,
-    LabelOptions,
-    OutputOptions,
-    boundary_of,
-    check_wiring,
-    record_of_engine,
-    values_of,
-)
+from pyels.cli.settings import BankOptions, JobOptions, LabelOptions, OutputOptions, boundary_of, check_wiring
 from pyels.denoiser import Denoiser
 from pyels.files import write_json, write_tensors
 from pyels.machines import Machine

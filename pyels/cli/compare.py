@@ -12,21 +12,18 @@ from torch import Tensor
 
 from pyels import presets
 from pyels.bank import PatchBank
-from pyels.cli.options import AT_LEAST_1, check, command, option
+from pyels.cli.machines import MachinesOptions, arguments_of, record_of_engine
+from pyels.cli.options import AT_LEAST_1, check, command, integers, option
 from pyels.cli.progress import StepBar
 from pyels.cli.settings import (
     GuidanceOptions,
     JobOptions,
     LabelOptions,
-    MachinesOptions,
     NetworkOptions,
     OutputOptions,
     PictureOptions,
-    arguments_of,
     boundary_of,
     check_wiring,
-    integers,
-    record_of_engine,
 )
 from pyels.denoiser import Denoiser
 from pyels.files import write_json, write_tensors

@@ -7,15 +7,9 @@ from pathlib import Path
 
 from pyels import datasets
 from pyels.cli.compare import run_comparison, table
+from pyels.cli.machines import EngineOptions, record_of_engine
 from pyels.cli.options import command, option
-from pyels.cli.settings import (
-    EngineOptions,
-    JobOptions,
-    OutputOptions,
-    SeedOptions,
-    describe,
-    record_of_engine,
-)
+from pyels.cli.settings import JobOptions, OutputOptions, SeedOptions, describe
 from pyels.files import write_tensors
 from pyels.studies import comparison, plots, resumable
 

@@ -11,18 +11,17 @@ import torch
 
 from pyels import datasets
 from pyels.bank import PatchBank
+from pyels.cli.machines import MachinesOptions, record_of_engine
 from pyels.cli.options import AT_LEAST_1, command, option
 from pyels.cli.progress import StepBar
 from pyels.cli.settings import (
     BankOptions,
     JobOptions,
-    MachinesOptions,
     OutputOptions,
     SeedOptions,
     boundary_of,
     check_space,
     record_of_data,
-    record_of_engine,
 )
 from pyels.denoiser import Denoiser
 from pyels.files import write_json, write_tensors

@@ -145,3 +145,23 @@ def flag(name: str) -> str:
 def in_words(names: Iterable[str]) -> str:
     *others, last = names
     return f"{', '.join(others)} and {last}" if others else last
+
+
+def values_of(name: str, text: str, parameter: str) -> list[Any]:
+    """Values of a parameter, in the text of an option."""
+    if parameter == "patch_size":
+        return integers(name, text)
+    try:
+        return [float(part) for part in text.split(",")]
+    except ValueError:
+        raise ValueError(f"{flag(name)} must be numbers separated by commas, such as .02,.05, got {text!r}") from None
+
+
+def integers(name: str, text: str) -> list[int]:
+    try:
+        numbers = [int(part) for part in text.split(",")]
+        if all(abs(number) < 1 << 63 for number in numbers):
+            return numbers
+        raise ValueError
+    except ValueError:
+        raise ValueError(f"{flag(name)} must be integers separated by commas, such as 3,3,5, got {text!r}") from None

@@ -14,30 +14,31 @@ import torch
 import pyels
 from pyels import distributed, presets
 from pyels.bank import PatchBank
-from pyels.cli.options import AT_LEAST_1, command, flag, option
-from pyels.cli.progress import StepBar, join_processes
-from pyels.cli.settings import (
+from pyels.cli.machines import (
     BOUNDARIES,
     BOUNDED,
     COMPILED,
     DEFAULT_STEPS,
     WINDOWS,
+    PrecisionOptions,
+    SampledOptions,
+    arguments_of,
+    check_told,
+    default_preset,
+    record_of_engine,
+    refuse_sizes,
+    told_at_steps,
+)
+from pyels.cli.options import AT_LEAST_1, command, flag, integers, option
+from pyels.cli.progress import StepBar, join_processes
+from pyels.cli.settings import (
     DatasetOptions,
     GuidanceOptions,
     MemoryOptions,
     OutputOptions,
     PictureOptions,
-    PrecisionOptions,
-    SampledOptions,
     ThreadOptions,
     UseOptions,
-    arguments_of,
-    check_told,
-    default_preset,
-    integers,
-    record_of_engine,
-    refuse_sizes,
-    told_at_steps,
 )
 from pyels.denoiser import Denoiser
 from pyels.files import write_json, write_tensors

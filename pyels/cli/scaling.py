@@ -11,18 +11,10 @@ import click
 
 from pyels.bank import PatchBank
 from pyels.bank.file_images import parse_bytes
-from pyels.cli.options import command, option
+from pyels.cli.machines import check_told, default_preset, told_at_steps
+from pyels.cli.options import command, integers, option
 from pyels.cli.progress import StepBar
-from pyels.cli.settings import (
-    DatasetOptions,
-    OutputOptions,
-    SeedOptions,
-    ThreadOptions,
-    check_told,
-    default_preset,
-    integers,
-    told_at_steps,
-)
+from pyels.cli.settings import DatasetOptions, OutputOptions, SeedOptions, ThreadOptions
 from pyels.files import write_json, write_tensors
 from pyels.machines import ELS
 from pyels.sampling import noise_levels

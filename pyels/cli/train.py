@@ -13,8 +13,8 @@ import torch
 
 import pyels
 from pyels.checks import check_device
-from pyels.cli.options import command, option
-from pyels.cli.settings import DatasetOptions, OutputOptions, ThreadOptions, values_of
+from pyels.cli.options import command, option, values_of
+from pyels.cli.settings import DatasetOptions, OutputOptions, ThreadOptions
 from pyels.files import write_json
 from pyels.networks import NETWORKS
 from pyels.networks.convolutional import Padding

@@ -9,7 +9,7 @@ import torch
 from helpers import run_program as run
 
 import pyels
-from pyels.cli.settings import LOCAL
+from pyels.cli.machines import LOCAL
 from pyels.files import read_tensors
 from pyels.machines import MACHINES
 

@@ -11,14 +11,23 @@ from typing import Any
 import click
 import torch
 
-from pyels.cli.machines import BOUNDARIES, CALIBRATED, DEFAULT_STEPS, WINDOWS, EngineOptions, record_of_engine
+from pyels.cli.machines import (
+    BOUNDARIES,
+    CALIBRATED,
+    DEFAULT_STEPS,
+    WINDOWS,
+    EngineOptions,
+    record_of_engine,
+    told_in_file,
+)
 from pyels.cli.options import AT_LEAST_1, command, option, values_of
 from pyels.cli.progress import StepBar
 from pyels.cli.settings import BankOptions, JobOptions, LabelOptions, OutputOptions, boundary_of, check_wiring
 from pyels.denoiser import Denoiser
-from pyels.files import write_json, write_tensors
+from pyels.files import path_of, write_json, write_tensors
 from pyels.machines import Machine
 from pyels.networks import KINDS, NETWORKS, Network
+from pyels.records import read_record
 from pyels.sampling import Step, noise_levels
 from pyels.schedules import SCHEDULES, make_schedule
 from pyels.studies import plots, resumable
@@ -59,6 +68,12 @@ class Calibrate(BankOptions, LabelOptions, EngineOptions, JobOptions, OutputOpti
     schedule: str = option("cosine", type=click.Choice(SCHEDULES))
     num: int = option(30, "Number of trajectories, or of images.")
     seed: int = option(1_000_000, "First seed; none that is compared later, please.")
+    beside: tuple[str, ...] = option(
+        (),
+        "An earlier calibration, its folder or scales.json, whose best sizes are drawn beside these; may be repeated.",
+        type=str,
+        recorded=False,
+    )
     out: Path = option(Path("pyels-calibration"))
 
 
@@ -87,6 +102,7 @@ def calibrate_command(given: Calibrate) -> None:
     jobs, each = given.jobs_and_threads(given.num, bank)
     machine = given.machine_of(given.machine, bank, each, given.boundary, boundary_of(record), given.window)
     sizes = _sizes(given.sizes, machine, record)
+    beside = _beside(given, str(machine.parameter))
     classes = given.classes(denoiser if given.rule == NETWORK else None, bank)
     settings = given.record(
         boundary=getattr(machine, "boundary", None),
@@ -129,7 +145,7 @@ def calibrate_command(given: Calibrate) -> None:
     result = {**settings, **found.record(), "doubts": doubts}
     write_json(given.out / "run.json", settings)
     write_json(given.out / "scales.json", result)
-    pictures = _draw(given, found, plots.title_of(settings))
+    pictures = _draw(given, found, beside, plots.title_of(settings))
     resumable.finished(given.out)
     given.show(result, [*_table(found), f"sizes: {given.out / 'scales.json'}; pictures: {pictures}"])
 
@@ -145,10 +161,27 @@ def _sizes(text: str | None, machine: Denoiser, record: Mapping[str, Any]) -> li
     return fitting(machine, range(3, largest + 1, 2))
 
 
-def _draw(given: Calibrate, found: Calibration | Scores, title: str) -> str:
+def _beside(given: Calibrate, parameter: str) -> dict[str, list[Any]]:
+    """The best values of other calibrations, by what they were found by and where they are."""
+    values = {}
+    for text in given.beside:
+        path = path_of(text)
+        path = path if path.suffix == ".json" else path / "scales.json"
+        name, values_there = told_in_file(path, given.schedule)
+        if (name, len(values_there)) != (parameter, given.steps):
+            raise ValueError(
+                f"--beside {text} has a {name} for each of {len(values_there)} steps, but here are a {parameter} and "
+                f"{given.steps} steps"
+            )
+        rule = read_record(path, {"rule?": str}, "a scales.json").get("rule", NETWORK)
+        values[f"{rule} ({path.resolve().parent.name})"] = values_there
+    return values
+
+
+def _draw(given: Calibrate, found: Calibration | Scores, beside: Mapping[str, list[Any]], title: str) -> str:
     """The names of the pictures."""
     pictures, schedule = [given.out / "calibration.png"], make_schedule(given.schedule)
-    plots.draw_calibration(pictures[0], found, schedule, title)
+    plots.draw_calibration(pictures[0], found, schedule, title, beside)
     if isinstance(found, Scores):
         return str(pictures[0])
     if found.gradients is not None:

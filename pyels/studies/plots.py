@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
@@ -127,9 +128,15 @@ def draw_losses(path: str | Path, losses: Sequence[float], steps: int, predicts:
     _save(figure, path, title)
 
 
-def draw_calibration(path: str | Path, found: Calibration | Scores, schedule: Schedule, title: str = "") -> None:
+def draw_calibration(
+    path: str | Path,
+    found: Calibration | Scores,
+    schedule: Schedule,
+    title: str = "",
+    beside: Mapping[str, Sequence[float]] | None = None,
+) -> None:
     """Write the best patch sizes, or other values, at every step, and how far all others are from them, as a PNG (the
-    paper's figure 4b)."""
+    paper's figure 4b); `beside` are others, by what they are, to be seen with the best ones."""
     figure = Figure(figsize=(11, 4.2), dpi=150, layout="constrained")
     FigureCanvasAgg(figure)
     left, right = figure.subplots(1, 2)
@@ -137,6 +144,8 @@ def draw_calibration(path: str | Path, found: Calibration | Scores, schedule: Sc
     for (label, values), style in zip(found.series.items(), ("o-", "s:"), strict=False):
         drawn = {"drawstyle": "steps-mid"} if style == "o-" else {"markersize": 4}
         left.plot(times, values, style, label=label, **drawn)
+    for (label, others), marker in zip((beside or {}).items(), cycle("^Dv<>P"), strict=False):
+        left.plot(times, others, marker, linestyle="--", linewidth=0.8, markersize=4, label=label)
     left.set_ylabel(f"{name} that is best")
     left.legend(frameon=False, fontsize=9)
     # The best size of each step is 0, so that steps with very different agreement can stand side by side.

@@ -8,7 +8,7 @@ from helpers import make_bank, run_program
 import pyels
 from pyels.sampling import noise_levels
 from pyels.schedules import make_schedule
-from pyels.studies import rules
+from pyels.studies import plots, rules
 from pyels.studies.resumable import noise_of_seed
 
 
@@ -129,6 +129,30 @@ def test_calibrate_command(rule, tmp_path, capsys):
     torch.testing.assert_close(torch.stack(each).mean(0), torch.tensor(scales["score"]).double(), atol=1e-6, rtol=1e-6)
     sample = ("--dataset", tmp_path / "bank.npz", "--num", 1, "--patch-sizes", out, "--out", tmp_path / "s")
     assert run_program("sample", *sample) == 0
+
+
+def test_calibrations_are_drawn_beside_each_other(tmp_path, capsys, monkeypatch):
+    make_bank(30, (1, 8, 8)).save(tmp_path / "bank.npz")
+    options = ("--dataset", tmp_path / "bank.npz", "--sizes", "3,5", "--num", 2)
+    drawn, draw = [], plots.draw_calibration
+    monkeypatch.setattr(plots, "draw_calibration", lambda *given: [drawn.append(given[-1]), draw(*given)])
+    others = []
+    for rule in rules.RULES:
+        named = ("--rule", rule, "--steps", 3, "--out", tmp_path / rule)
+        assert run_program("calibrate", *options, *named, *others) == 0
+        others += ["--beside", tmp_path / rule]
+    found = {rule: json.loads((tmp_path / rule / "scales.json").read_text())["patch_sizes"] for rule in rules.RULES}
+    assert drawn[0] == {}
+    assert drawn[-1] == {f"{rule} ({rule})": found[rule] for rule in rules.RULES[:2]}
+    for more, message in (
+        (("--steps", 2), "has a patch_size for each of 3 steps, but here are a patch_size and 2 steps"),
+        (("--steps", 3, "--machine", "pca", "--sizes", ".1"), "3 steps, but here are a threshold and 3 steps"),
+        (("--steps", 3, "--beside", tmp_path / "nowhere"), "nowhere"),
+    ):
+        arguments = (*options, *others[:2], "--rule", "sure", *more, "--out", tmp_path / "o")
+        assert run_program("calibrate", *arguments) == 2
+        assert message in capsys.readouterr().err
+        assert not (tmp_path / "o").exists()
 
 
 @pytest.mark.parametrize(

@@ -24,6 +24,7 @@ from pyels.cli.settings import (
     PictureOptions,
     boundary_of,
     check_wiring,
+    unit_of,
 )
 from pyels.denoiser import Denoiser
 from pyels.files import write_json, write_tensors
@@ -184,7 +185,7 @@ def run_comparison(
     with StepBar(len(seeds), sum(counts) + per_step * sum(counts[1:])) as bar:
         images = comparison.compare(contenders, bank, seeds, labels, schedule, out, settings, bar, jobs, per_step)
     report = comparison.report(images, [name for name in contenders if name != comparison.NETWORK], seeds)
-    report |= {"labels": labels, "of": "pixels" if bank.latents is None else "latents"}
+    report |= {"labels": labels, "of": unit_of(bank)}
     limit = limit_of(bank)
     report["outside"] = {name: outside(images[name], limit) for name in contenders}
     report["doubts"] = [

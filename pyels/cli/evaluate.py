@@ -22,6 +22,7 @@ from pyels.cli.settings import (
     boundary_of,
     check_space,
     record_of_data,
+    unit_of,
 )
 from pyels.denoiser import Denoiser
 from pyels.files import write_json, write_tensors
@@ -88,7 +89,7 @@ def evaluate_command(given: Evaluate) -> None:
     with StepBar(len(images), sum(map(len, levels.values())), "evaluating") as bar:
         errors = evaluation.evaluate(contenders, images, labels, seeds, given.out, settings, bar, jobs)
     held = evaluation.held_by(bank, images)
-    result: dict[str, Any] = {"command": "evaluate", "images": len(images), "held_by_bank": held}
+    result: dict[str, Any] = {"command": "evaluate", "images": len(images), "of": unit_of(bank), "held_by_bank": held}
     result["levels"] = evaluation.report(errors, list(everybody), shown)
     write_tensors(given.out / "evaluation.safetensors", {"errors": errors})
     write_json(given.out / "report.json", result)
@@ -150,7 +151,7 @@ def _table(result: Mapping[str, Any], out: Path) -> list[str]:
     rows = result["levels"]
     names = list(rows[0]["ratio"])
     lines = [
-        f"squared error over Wiener's, {result['images']} images [95% interval]:",
+        f"squared error over Wiener's, {result['of']} of {result['images']} images [95% interval]:",
         f"{'sigma/alpha':>11} {'Wiener':>9} " + " ".join(f"{name.upper():>21}" for name in names if name != WIENER),
     ]
     for row in rows:

@@ -245,6 +245,11 @@ def where(dataset: str) -> str:
     return dataset if dataset in datasets.NAMES else str(path_of(dataset).resolve())
 
 
+def unit_of(bank: PatchBank) -> str:
+    """What the images of a bank are made of, and errors are of."""
+    return "pixels" if bank.latents is None else "latents"
+
+
 def describe(bank: PatchBank) -> dict[str, Any]:
     said = {} if bank.latents is None else {"latents": bank.latents.record()}
     return {"images": len(bank), "shape": list(bank.shape), "crc32": bank.fingerprint(), **said}

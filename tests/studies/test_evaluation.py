@@ -87,7 +87,7 @@ def test_evaluate_command(data, tmp_path, capsys):
         "report.json",
         "run.json",
     ]
-    assert report["held_by_bank"] == [2, 5]
+    assert (report["of"], report["held_by_bank"]) == ("pixels", [2, 5])
     assert [row["t"] for row in report["levels"]] == [1.0, 0.5, 0.25]  # of 4 steps
     assert list(report["levels"][0]["ratio"]) == ["els", "is", "wiener"]
     errors = read_tensors(out / "evaluation.safetensors")["errors"]

@@ -161,7 +161,7 @@ def report(images: Mapping[str, Tensor], machines: Sequence[str], seeds: Sequenc
     if "is" in figures:
         result["beats_is"] = {}
         for machine in machines:
-            if machine != "is":
+            if machine != "is" and not machine.startswith(NETWORK):
                 wins = int((figures[machine]["pearson_r"] > figures["is"]["pearson_r"]).sum())
                 share = wins / len(seeds)
                 result["beats_is"][machine] = {"share": share, "interval_95": share_interval(wins, len(seeds))}

@@ -140,7 +140,7 @@ def _draw(
     out: Path, images: dict[str, Tensor], report: dict[str, Any], decode: Callable[[Tensor], Tensor], title: str
 ) -> list[Path]:
     """pairs.png, matrix.png, scatter.png where IS is one of several machines, steps.png where steps are compared."""
-    of_seeds = {spec: row["pearson_r"] for spec, row in report["per_seed"].items()}
+    of_seeds = {spec: row["pearson_r"] for spec, row in report["per_seed"].items() if not comparison.is_network(spec)}
     seeds, labels, first = report["seeds"], report["labels"], next(iter(of_seeds))
     order = sorted(range(len(seeds)), key=lambda i: -of_seeds[first][i])
     shown = [order[i] for i in torch.linspace(0, len(seeds) - 1, min(len(seeds), _MOST_PAIRS)).round().int().tolist()]
@@ -224,11 +224,11 @@ def table(report: dict[str, Any]) -> list[str]:
         )
     matrix = report["matrix"]
     for i, network in enumerate(matrix["names"]):
-        if network.startswith(f"{comparison.NETWORK}@"):
+        if comparison.is_network(network) and network != comparison.NETWORK:
             others = [
                 f"{name.upper()} {matrix['median'][i][j]:.3f}"
                 for j, name in enumerate(matrix["names"])
-                if not name.startswith(comparison.NETWORK)
+                if not comparison.is_network(name)
             ]
             lines.append(f"pearson_r with {network}: {', '.join(others)}")
     return [*lines, *report["doubts"]]

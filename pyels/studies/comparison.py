@@ -36,6 +36,11 @@ NETWORK = "network"
 CURVES = "steps of "  # begins the name of a tensor that holds a machine's measures at every step
 
 
+def is_network(name: str) -> bool:
+    """Whether a contender of this name is the network, with whatever number of steps."""
+    return name.partition("@")[0] == NETWORK
+
+
 @dataclass(frozen=True)
 class Contender:
     """A denoiser to compare, the number of its steps, and by parameter values for each, of which it is told its own."""
@@ -161,7 +166,7 @@ def report(images: Mapping[str, Tensor], machines: Sequence[str], seeds: Sequenc
     if "is" in figures:
         result["beats_is"] = {}
         for machine in machines:
-            if machine != "is" and not machine.startswith(NETWORK):
+            if machine != "is" and not is_network(machine):
                 wins = int((figures[machine]["pearson_r"] > figures["is"]["pearson_r"]).sum())
                 share = wins / len(seeds)
                 result["beats_is"][machine] = {"share": share, "interval_95": share_interval(wins, len(seeds))}

@@ -15,7 +15,7 @@ from pyels.adapters import NetworkDenoiser, from_pyels
 from pyels.files import read_tensors
 from pyels.machines import MACHINES
 from pyels.sampling import Level
-from pyels.studies import comparison, intervals, resumable
+from pyels.studies import comparison, intervals, plots, resumable
 from pyels.studies.calibration import calibrate, centre_gradient, fitting
 
 # ---- calibration ---------------------------------------------------------------------------------------------------
@@ -245,13 +245,17 @@ def test_every_step_and_all_with_all(trained, tmp_path, capsys):
     assert matrix["interval_95"][0][2] == report["interval_95"]["wiener"]["pearson_r"]
 
 
-def test_several_numbers_of_steps_in_one_run(trained, tmp_path, capsys):
+def test_several_numbers_of_steps_in_one_run(trained, tmp_path, capsys, monkeypatch):
+    drawn, draw = [], plots.draw_pairs
+    monkeypatch.setattr(plots, "draw_pairs", lambda *given: [drawn.append(given[4]), draw(*given)])
     out = tmp_path / "swept"
     counts = ("--steps", f"{STEPS},2", "--network-steps", f"{STEPS},7")
     assert run_program(*compare_arguments(trained, out, "--machines", "els,is", *counts, "--json")) == 0
     report = json.loads(capsys.readouterr().out)
     names = ["network", "network@7", "els", "is", "els@2", "is@2"]
     assert report["matrix"]["names"] == names
+    assert drawn == [("network", "ELS")]  # not the network with other steps
+    assert list(report["beats_is"]) == ["els", "els@2", "is@2"]
     images = read_tensors(out / "comparison.safetensors")
     record = json.loads((out / "run.json").read_text())
     assert (record["steps"], record["network_steps"]) == ([STEPS, 2], [STEPS, 7])

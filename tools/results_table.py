@@ -75,7 +75,7 @@ MEASURED = {
 }
 
 
-def read(*parts: str) -> dict[str, Any]:
+def read(*parts: str | Path) -> dict[str, Any]:
     loaded: dict[str, Any] = json.loads(RESULTS.joinpath(*parts).read_text(encoding="utf-8"))
     return loaded
 
@@ -190,25 +190,23 @@ def of_measures() -> str:
     return table(["", "", "Pearson r", "its square", "R2"], lines)
 
 
-def of_epochs() -> str:
-    folders = sorted(RESULTS.glob("fashion6000-epochs/epoch-*"), key=lambda path: float(path.name[6:]))
-    lines = []
-    for folder in folders:
-        report = json.loads((folder / "report.json").read_text(encoding="utf-8"))
-        lines.append([folder.name[6:], *(cell(report, machine) for machine in ("els", "ls", "is"))])
-    return table(["epochs", "ELS", "LS", "IS"], lines)
+def of_training() -> tuple[dict[float, dict[str, Any]], tuple[str, ...]]:
+    """Reports by epochs, and of which machines."""
+    folders = RESULTS.glob("fashion6000-epochs/epoch-*")
+    return {float(folder.name[6:]): read(folder, "report.json") for folder in folders}, ("els", "ls", "is")
 
 
-def of_images() -> str:
-    lines = []
-    found = {6000: "theory"} | {int(path.name): f"images/{path.name}" for path in RESULTS.glob(f"{BANKS}/images/*")}
-    for count, folder in sorted(found.items(), reverse=True):
-        report = read(BANKS, folder, "report.json")
-        lines.append([f"{count:,}", *(cell(report, machine) for machine in ("els", "ls", "is", "pca", "wiener"))])
-    return table(["images", "ELS", "LS", "IS", "PCA-locality", "Wiener"], lines)
+def of_banks() -> tuple[dict[float, dict[str, Any]], tuple[str, ...]]:
+    """Reports by number of images."""
+    row = RESULTS / "fashion6000-resnet-zeros"
+    reports = {float(folder.name): read(folder, "report.json") for folder in row.glob("images/*")}
+    return {6000.0: read(row, "theory", "report.json"), **reports}, ("els", "ls", "is", "pca", "wiener")
 
 
-BANKS = "fashion6000-resnet-zeros"
+def along(what: str, found: tuple[dict[float, dict[str, Any]], tuple[str, ...]]) -> str:
+    reports, machines = found
+    lines = [[f"{n:,g}", *(cell(reports[n], machine) for machine in machines)] for n in sorted(reports)]
+    return table([what, *(MACHINES[machine] for machine in machines)], lines)
 
 
 def of_rules() -> str:
@@ -257,8 +255,8 @@ TABLES = {
     "paper": of_paper,
     "golden": of_golden,
     "measures": of_measures,
-    "epochs": of_epochs,
-    "images": of_images,
+    "epochs": lambda: along("epochs", of_training()),
+    "images": lambda: along("images", of_banks()),
     "rules": of_rules,
     "sizes": of_sizes,
     "networks": of_networks,

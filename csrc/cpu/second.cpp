@@ -118,7 +118,7 @@ void add_influence(const SecondTask& t, DoubleVec weight) {
 }
 
 void note(const SecondTask& t, std::int64_t p, std::int64_t q, Vec w) {
-  if (!any(w >= t.noted[p])) return;
+  if (!any_above(w, Vec{} + t.noted[p])) return;
   float lanes[kLanes];
   __builtin_memcpy(lanes, &w, sizeof lanes);
   t.note(t.notes, p, q, lanes);
@@ -403,15 +403,25 @@ struct Weigh {
       for (std::int64_t j = 0; j < n; ++j) sum += weight(j);
       add_influence(t, widen(sum));
     }
-    if (found && t.noted)
-      for (std::int64_t j = 0; j < n; ++j) note(t, run.p + j, run.at + j, weight(j));
+    if (found && t.noted) {
+      const float* noted = t.noted + run.p;
+      constexpr std::int64_t few = 4;  // looked at together, as nearly all are passed over
+      for (std::int64_t j = 0; j < n; j += few) {
+        const std::int64_t end = j + few < n ? j + few : n;
+        Vec above = weight(j) - noted[j];
+        for (std::int64_t u = j + 1; u < end; ++u) {
+          const Vec other = weight(u) - noted[u];
+          above = above > other ? above : other;
+        }
+        if (!any_above(above, Vec{})) continue;
+        for (std::int64_t u = j; u < end; ++u) note(t, run.p + u, run.at + u, weight(u));
+      }
+    }
     if (run.first + n < column.outputs) return;
     const std::int32_t top = run.window.query_row - row.query;
     if (t.fold.out) spread_row_of(t, t.fold, t.fold_summing, top, column.outputs, !in_row);
     if (t.derivative.out) spread_row_of(t, t.derivative, t.derivative_summing, top, column.outputs, !in_row);
   }
-
-  static Displacement<Task> choose(const Task& t);
 };
 
 template <bool precise>
@@ -468,20 +478,15 @@ void whole_image(const Prepared& t, const Axis& row, const Axis& column) {
   });
 }
 
-// Sources that tie are told apart by their numbers: where these are asked for, equal windows have equal distances.
-template <>
-Displacement<Prepared> Weigh<false>::choose(const Prepared& t) {
+Displacement<Prepared> fitting_one(const Prepared& t) {
   if (t.whole_image) return t.precision ? whole_image<true> : whole_image<false>;
-  return fitting<Weigh>(t);
-}
-template <>
-Displacement<Prepared> Weigh<true>::choose(const Prepared& t) {
-  return t.precision ? squares<weighted, 4, 4, 0> : with_any_size<Weigh>(t, 0);
+  // Sources that tie are told apart by their numbers: where these are asked for, equal windows have equal distances.
+  return t.noted ? fitting<Weigh<true>>(t) : fitting<Weigh<false>>(t);
 }
 
 void accumulate(const SecondTask& second) {
   const Prepared t(second);
-  for_each_displacement(t, t.noted && !t.whole_image ? Weigh<true>::choose(t) : Weigh<false>::choose(t));
+  for_each_displacement(t, fitting_one(t));
 }
 
 }  // namespace

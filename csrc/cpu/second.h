@@ -40,7 +40,7 @@ struct SecondTask : MapTask {
   const float* shift;      // (H, W) what A is to be less than by `mean`, where that is rounded
   float* variance;         // (R, H, W)[L]
   double* influence;       // [L]
-  // note(notes, p, q, W) of L images where one is at least `noted`.
+  // note(notes, p, q, W) of L images where one is above `noted`.
   const float* noted;  // (H, W)
   void (*note)(void* notes, std::int64_t p, std::int64_t q, const float* weights);
   void* notes;

@@ -1,7 +1,5 @@
 // The second pass of the CPU engine: the same segments of the bank as the first pass, whose answers add up in the order of
 // the bank.
-#include <map>
-
 #include "cpu/engine.h"
 #include "cpu/masks.h"
 #include "cpu/plan.h"
@@ -47,8 +45,9 @@ class Worker {
         fold_(plan, second.folded ? plan.answer_channels : 0),
         derivative_(plan, second.derivative ? a_.channels : 0),
         sums_(static_cast<std::size_t>(std::max(a_.channels, plan.answer_channels) * plan.pixels)),
-        chosen_(chosen) {
-    for (std::size_t i = 0; i < chosen.size(); ++i) number_of_[chosen[i]] = i;
+        chosen_(chosen),
+        number_of_(static_cast<std::size_t>(plan.pixels)) {
+    for (std::size_t i = 0; i < chosen.size(); ++i) number_of_[static_cast<std::size_t>(chosen[i])] = i;
     if (second.fold_taps) fold_.weigh(taps(second.fold_taps, plan.row_axis), taps(second.fold_taps, plan.column_axis));
     if (plan.uneven() && !plan.whole_image())
       derivative_.weigh(taps(a_.taps, plan.row_axis), taps(a_.taps, plan.column_axis));
@@ -65,7 +64,13 @@ class Worker {
   }
 
   // The steps of work_off.
-  void load(std::int64_t block) { loaded_.load_block(b_, block), block_ = block; }
+  void load(std::int64_t block) {
+    loaded_.load_block(b_, block), block_ = block;
+    // Of equally heavy sources those of earlier blocks stay: where a background is flat, there are thousands.
+    for (std::size_t i = 0; i < total_->heaviest.size(); ++i)
+      if (is_full(total_->heaviest[i]))
+        noted_[chosen_[i]] = static_cast<float>(total_->heaviest[i].front().weight);
+  }
   void add(const Plan::Call& call, std::int32_t) {
     tell(task_, call);
     if (task_.influence) std::fill_n(influence_.get(), lanes_, 0.0);
@@ -89,17 +94,16 @@ class Worker {
 
   // Called by the kernel.
   void note(std::int64_t p, std::int64_t q, const float* weights) {
-    std::vector<Source>& heap = total_->heaviest[number_of_.at(p)];
+    std::vector<Source>& heap = total_->heaviest[number_of_[static_cast<std::size_t>(p)]];
     for (std::int64_t lane = 0; lane < live(); ++lane) {
-      if (weights[lane] < noted_[p]) continue;
+      if (!(weights[lane] > noted_[p])) continue;
       const Source source{weights[lane], plan_.image(b_, block_, lane) * plan_.pixels + q};
-      if (static_cast<std::int64_t>(heap.size()) == second_.top) {
+      if (is_full(heap)) {
         if (!(source < heap.front())) continue;
         std::pop_heap(heap.begin(), heap.end()), heap.pop_back();
       }
       heap.push_back(source), std::push_heap(heap.begin(), heap.end());
-      if (static_cast<std::int64_t>(heap.size()) == second_.top)
-        noted_[p] = std::max(noted_[p], static_cast<float>(heap.front().weight));
+      if (is_full(heap)) noted_[p] = std::max(noted_[p], just_below(static_cast<float>(heap.front().weight)));
     }
   }
 
@@ -131,6 +135,8 @@ class Worker {
     }
   };
 
+  bool is_full(const std::vector<Source>& heap) const { return static_cast<std::int64_t>(heap.size()) == second_.top; }
+  static float just_below(float weight) { return std::nextafter(weight, 0.0f); }
   static Aligned<float> floats(std::int64_t n) { return aligned<float>(n); }
   std::int64_t row_size() const { return spread_row(a_.width, plan_.column_axis.window); }
   std::int64_t live() const { return std::min(lanes_, plan_.images(b_) - block_ * lanes_); }
@@ -160,7 +166,7 @@ class Worker {
     if (second_.influence) task_.influence = influence_.get();
     if (!second_.top || chosen_.empty()) return;
     std::fill_n(noted_.get(), pixels, std::numeric_limits<float>::infinity());
-    for (const std::int64_t p : chosen_) noted_[p] = std::exp2(-task_.skip);
+    for (const std::int64_t p : chosen_) noted_[p] = just_below(std::exp2(-task_.skip));
     task_.noted = noted_.get(), task_.notes = this;
     task_.note = [](void* worker, std::int64_t p, std::int64_t q, const float* weights) {
       static_cast<Worker*>(worker)->note(p, q, weights);
@@ -201,7 +207,7 @@ class Worker {
   Room fold_, derivative_;
   std::vector<double> sums_;
   const std::vector<std::int64_t>& chosen_;
-  std::map<std::int64_t, std::size_t> number_of_;  // of a chosen pixel
+  std::vector<std::size_t> number_of_;  // of a chosen pixel
   // Of the segment that is worked off.
   SecondTask task_{};
   std::int64_t b_ = 0, block_ = 0;

@@ -40,8 +40,9 @@ class Worker {
         cotangent_(floats(plan.answer_channels * plan.pixels)),
         shift_(floats(plan.pixels)),
         centre_(floats(a_.channels * plan.pixels)),
-        noted_(floats(plan.pixels)),
         variance_(floats(second.variance ? plan.answer_channels * plan.pixels * lanes_ : 1)),
+        noted_(floats(plan.pixels)),
+        floor_(floats(plan.pixels)),
         fold_(plan, second.folded ? plan.answer_channels : 0),
         derivative_(plan, second.derivative ? a_.channels : 0),
         sums_(static_cast<std::size_t>(std::max(a_.channels, plan.answer_channels) * plan.pixels)),
@@ -61,6 +62,8 @@ class Worker {
     loaded_.load_query(b, task_);
     load_second();
     work_off(plan_, b, segment, *this, stop);
+    for (std::size_t i = 0; i < total.heaviest.size(); ++i)
+      if (is_full(total.heaviest[i])) raise(floor_[chosen_[i]], total.heaviest[i]);
   }
 
   // The steps of work_off.
@@ -68,8 +71,7 @@ class Worker {
     loaded_.load_block(b_, block), block_ = block;
     // Of equally heavy sources those of earlier blocks stay: where a background is flat, there are thousands.
     for (std::size_t i = 0; i < total_->heaviest.size(); ++i)
-      if (is_full(total_->heaviest[i]))
-        noted_[chosen_[i]] = static_cast<float>(total_->heaviest[i].front().weight);
+      if (is_full(total_->heaviest[i])) noted_[chosen_[i]] = static_cast<float>(total_->heaviest[i].front().weight);
   }
   void add(const Plan::Call& call, std::int32_t) {
     tell(task_, call);
@@ -103,7 +105,7 @@ class Worker {
         std::pop_heap(heap.begin(), heap.end()), heap.pop_back();
       }
       heap.push_back(source), std::push_heap(heap.begin(), heap.end());
-      if (is_full(heap)) noted_[p] = std::max(noted_[p], just_below(static_cast<float>(heap.front().weight)));
+      if (is_full(heap)) raise(noted_[p], heap);
     }
   }
 
@@ -137,6 +139,10 @@ class Worker {
 
   bool is_full(const std::vector<Source>& heap) const { return static_cast<std::int64_t>(heap.size()) == second_.top; }
   static float just_below(float weight) { return std::nextafter(weight, 0.0f); }
+  // What a source of the pixel has to be above, beside so many.
+  static void raise(float& least, const std::vector<Source>& heap) {
+    least = std::max(least, just_below(static_cast<float>(heap.front().weight)));
+  }
   static Aligned<float> floats(std::int64_t n) { return aligned<float>(n); }
   std::int64_t row_size() const { return spread_row(a_.width, plan_.column_axis.window); }
   std::int64_t live() const { return std::min(lanes_, plan_.images(b_) - block_ * lanes_); }
@@ -166,7 +172,8 @@ class Worker {
     if (second_.influence) task_.influence = influence_.get();
     if (!second_.top || chosen_.empty()) return;
     std::fill_n(noted_.get(), pixels, std::numeric_limits<float>::infinity());
-    for (const std::int64_t p : chosen_) noted_[p] = just_below(std::exp2(-task_.skip));
+    if (std::exchange(floor_query_, b_) != b_) std::fill_n(floor_.get(), pixels, just_below(std::exp2(-task_.skip)));
+    for (const std::int64_t p : chosen_) noted_[p] = floor_[p];
     task_.noted = noted_.get(), task_.notes = this;
     task_.note = [](void* worker, std::int64_t p, std::int64_t q, const float* weights) {
       static_cast<Worker*>(worker)->note(p, q, weights);
@@ -203,14 +210,15 @@ class Worker {
   const std::int64_t lanes_;
   Lanes loaded_;
   Aligned<double> reference_, influence_;
-  Aligned<float> offset_, rest_, weights_, mean_, cotangent_, shift_, centre_, noted_, variance_;
+  Aligned<float> offset_, rest_, weights_, mean_, cotangent_, shift_, centre_, variance_;
+  Aligned<float> noted_, floor_;  // of this segment; of those of the query so far, which later ones begin with
   Room fold_, derivative_;
   std::vector<double> sums_;
   const std::vector<std::int64_t>& chosen_;
   std::vector<std::size_t> number_of_;  // of a chosen pixel
   // Of the segment that is worked off.
   SecondTask task_{};
-  std::int64_t b_ = 0, block_ = 0;
+  std::int64_t b_ = 0, block_ = 0, floor_query_ = -1;
   Answers* total_ = nullptr;
 };
 

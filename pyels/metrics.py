@@ -2,13 +2,28 @@
 
 All take a and b of the same shape (B, ...) and return (B,) float64, one figure an image. The ELS paper's released
 evaluation plots what is `pearson_r` here under the name r^2; `pearson_r2` is its square, `r2_score` the coefficient of
-determination. They differ.
+determination. They differ. How near images come to those of a bank: `pyels.novelty`, whose functions are here too.
 """
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
+
+from pyels.novelty import Nearest, Patches, log_evidence, nearest_image, nearest_patches
+
+__all__ = [
+    "Nearest",
+    "Patches",
+    "cosine",
+    "log_evidence",
+    "mse",
+    "nearest_image",
+    "nearest_patches",
+    "pearson_r",
+    "pearson_r2",
+    "r2_score",
+]
 
 
 def pearson_r(a: Tensor, b: Tensor) -> Tensor:

@@ -120,14 +120,7 @@ def _along(
 
 def nearest_images(bank: PatchBank, images: Tensor) -> Tensor:
     """For each of `images` (n, C, H, W) the bank image with the least squared distance to it."""
-
-    n = max(1, (1 << 20) // images[0].numel())  # in a few MB
-
-    def nearest(image: Tensor) -> Tensor:
-        distances = [(bank.read(slice(i, i + n)) - image).square().sum(dim=(1, 2, 3)) for i in range(0, len(bank), n)]
-        return bank.read(torch.cat(distances).argmin()[None])[0]
-
-    return torch.stack([nearest(image) for image in images])
+    return bank.read(metrics.nearest_image(images, bank).image)
 
 
 def report(images: Mapping[str, Tensor], machines: Sequence[str], seeds: Sequence[int]) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from pyels import adapters, datasets, distributed, metrics, presets
+    from pyels import adapters, datasets, distributed, metrics, novelty, presets, provenance
     from pyels.adapters import NetworkDenoiser
     from pyels.bank import PatchBank
     from pyels.bank.selection import Selection
@@ -45,7 +45,7 @@ if find_spec("pyels._core") is None:
 
 # Where the public names are, which are imported when first used: torch takes seconds.
 _NAMES = {
-    "pyels": "adapters datasets distributed metrics presets",
+    "pyels": "adapters datasets distributed metrics novelty presets provenance",
     "pyels.adapters": "NetworkDenoiser",
     "pyels.bank": "PatchBank",
     "pyels.bank.selection": "Selection",
@@ -98,7 +98,9 @@ __all__ = [
     "distributed",
     "make_schedule",
     "metrics",
+    "novelty",
     "presets",
+    "provenance",
     "sample",
 ]
 

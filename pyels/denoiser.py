@@ -326,6 +326,9 @@ class Denoiser:
             return x0, pullback
 
         x0 = derived(compute, x, alpha, sigma, labels, patch_size, *wishes.values())
+        return self.clipped(x0)
+
+    def clipped(self, x0: Tensor) -> Tensor:
         return x0 if self.clip is None else x0.clamp(-self.clip, self.clip)
 
     def eps(

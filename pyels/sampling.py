@@ -165,10 +165,7 @@ def sample(
         raise TypeError(f"denoiser must be a machine or another pyels.Denoiser, got {type(denoiser).__name__}")
     underived(denoiser.check_images)(noise)  # refuses torch.vmap in words
     labels = check_labels(labels, len(noise))
-    levels = [
-        replace(level, told={name: denoiser.check_wish(name, value) for name, value in level.told.items()})
-        for level in noise_levels(steps, make_schedule(schedule), patch_sizes, per_step)
-    ]  # all of them now, not each at its step
+    levels = levels_of(denoiser, steps, schedule, patch_sizes, per_step)
     if solver not in SOLVERS:
         raise ValueError(f"solver must be one of {', '.join(SOLVERS)}, got {solver!r}")
     eta = check_number("eta", eta)
@@ -191,6 +188,20 @@ def sample(
     if solver == "euler":
         return euler(estimate, x, levels, on_step)
     return ddim(estimate, x, levels, on_step, eta, generator)
+
+
+def levels_of(
+    denoiser: Denoiser,
+    steps: int | Levels,
+    schedule: str | Schedule,
+    patch_sizes: Sequence[int] | None = None,
+    per_step: Mapping[str, Sequence[Any]] | None = None,
+) -> list[Level]:
+    """`noise_levels`, with what the denoiser is told there checked: all of it now, not each at its step."""
+    return [
+        replace(level, told={name: denoiser.check_wish(name, value) for name, value in level.told.items()})
+        for level in noise_levels(steps, make_schedule(schedule), patch_sizes, per_step)
+    ]
 
 
 def noise_levels(

@@ -154,11 +154,11 @@ class Machine(Denoiser):
     @underived
     def _posterior(self, *arguments: Any, **wishes: Any) -> tuple[Any, ...]:
         query = self.query(*arguments, **wishes)
-        partial = self.partial(query)
-        tensors = partial.finish(self.engine.dtype)
-        if self.definition.fold is not None:
-            tensors = replace(tensors, mean=self._folded(query, partial))
-        return tensors.tensors()
+        return self._finished(query, self.partial(query)).tensors()
+
+    def _finished(self, query: Query, partial: PartialPosterior) -> Posterior:
+        posterior = partial.finish(self.engine.dtype)
+        return posterior if self.definition.fold is None else replace(posterior, mean=self._folded(query, partial))
 
     @underived
     def _variance(self, *arguments: Any, **wishes: Any) -> Tensor:
@@ -184,9 +184,12 @@ class Machine(Denoiser):
         """The share of all pixels' weight that each image of the bank holds, (B, N), which sums to 1; arguments as in
         `denoise`. A mirror image's share is its image's."""
         query = self.query(x, alpha, sigma, labels, patch_size, **wishes)
-        influence = self._answers(query, self._asked(query, influence=True)).influence
-        assert influence is not None
-        return (influence / self._definition(query).windows(*self.bank.shape[1:]).sum()).to(self.engine.dtype)
+        return self._influence(query, self._answers(query, self._asked(query, influence=True)))
+
+    def _influence(self, query: Query, answers: Answers) -> Tensor:
+        assert answers.influence is not None
+        windows = self._definition(query).windows(*self.bank.shape[1:]).sum()
+        return (answers.influence / windows).to(self.engine.dtype)
 
     def sources(
         self,
@@ -215,15 +218,27 @@ class Machine(Denoiser):
         _, height, width = self.bank.shape
         where = check_pixels(pixels, height, width)
         asked = self._asked(query, top=check_count("top", top), pixels=where.to(query.x.device))
-        answers = self._answers(query, asked)
+        shape = (len(query), *((height, width) if pixels is None else (len(where),)), top)
+        return self._heaviest(self._answers(query, asked), shape)
+
+    def _heaviest(self, answers: Answers, shape: tuple[int, ...]) -> HeaviestSources:
         assert answers.source is not None
         assert answers.weight is not None
-        shape = (len(query), *((height, width) if pixels is None else (len(where),)), top)
+        _, height, width = self.bank.shape
         source, weight = answers.source.reshape(shape), answers.weight.reshape(shape).to(self.engine.dtype)
         some = source >= 0
         image, row, column = source // (height * width), source // width % height, source % width
         image, row, column = (torch.where(some, one, -1) for one in (image, row, column))
         return HeaviestSources(image, row, column, weight)
+
+    def explain(self, query: Query, top: int) -> tuple[Posterior, HeaviestSources, Tensor]:
+        """`posterior`, `sources` of all pixels and `influence` of the same query, by one first and one second pass."""
+        _, height, width = self.bank.shape
+        partial = self.partial(query)
+        pixels = torch.arange(height * width, device=query.x.device)
+        answers = self._answers(query, self._asked(query, partial, influence=True, top=top, pixels=pixels))
+        heaviest = self._heaviest(answers, (len(query), height, width, top))
+        return self._finished(query, partial), heaviest, self._influence(query, answers)
 
     def denoise_over_sizes(
         self,

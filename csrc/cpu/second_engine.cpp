@@ -193,12 +193,14 @@ class Worker {
       }
       shift_[p] = static_cast<float>(shift);
     }
-    // Since the sum of W A is nothing, images may be less by anything: at little noise, the nearer to the query the
-    // fewer digits are lost.
+    // Since the sum of W A is nothing, images may be less by anything: the nearer to what is found in their place, the
+    // fewer digits are lost. Where other images answer, that is not known but from the query.
     const double alpha = a_.alpha[b_], most = a_.pixels_uint8 ? 1.0 : 10.0;
     for (std::int64_t i = 0; i < a_.channels * pixels; ++i) {
       const double x = a_.x[b_ * a_.channels * pixels + i];
-      centre_[i] = static_cast<float>(alpha > 0 ? std::clamp(x / alpha, -most, most) / loaded_.unit : 0.0);
+      const double near = alpha > 0 ? std::clamp(x / alpha, -most, most) : 0.0;
+      const bool found = !a_.others_answer() && !std::isinf(reference_[i % pixels]);
+      centre_[i] = static_cast<float>((found ? mean[i] : near) / loaded_.unit);
     }
     task_.cotangent = cotangent_.get(), task_.shift = shift_.get(), task_.derivative.centre = centre_.get();
   }

@@ -70,8 +70,10 @@ GOLDEN: list[tuple[str, str | None, tuple[float, ...]]] = [
 # What the same network and machine come to by the measure, the machine, its sizes and the steps.
 MEASURED = {
     "theory": "as above: 20 steps, sizes of its calibration",
-    "ten-steps": "10 steps along the linear schedule",
-    "sevens": "10 steps along the linear schedule, 7 x 7 at all",
+    "ten-steps": "10 steps along the linear schedule, sizes of the same noise levels",
+    "sevens": "these 10 steps, 7 x 7 at all",
+    "threes": "these 10 steps, 3 x 3 at all",
+    "fifteens": "these 10 steps, 15 x 15 at all",
 }
 
 
@@ -184,8 +186,8 @@ def of_measures() -> str:
         if not has("cifar-resnet-zeros", folder, "report.json"):
             continue
         report = read("cifar-resnet-zeros", folder, "report.json")
-        for machine in ("els", "ls"):
-            measures = ("pearson_r", "pearson_r2", "r2_score")
+        measures = ("pearson_r", "pearson_r2", "r2_score")
+        for machine in (one for one in ("els", "ls") if one in report["median"]):
             lines.append([MACHINES[machine], what, *(cell(report, machine, measure) for measure in measures)])
     return table(["", "", "Pearson r", "its square", "R2"], lines)
 

@@ -20,6 +20,7 @@ COMMANDS = (
     "check",
     "calibrate",
     "compare",
+    "explain",
     "evaluate",
     "bench",
     "scaling",

@@ -135,15 +135,9 @@ class SampledOptions(EngineOptions):
 
 
 @dataclass(frozen=True, kw_only=True)
-class MachinesOptions(EngineOptions):
-    """Several machines, and what they are told at each step of a schedule."""
+class StepsOptions(EngineOptions):
+    """What machines are told at each step of a schedule."""
 
-    machines: str = option(
-        "els,ls,is",
-        f"Of {', '.join(MACHINES)}; {in_words(SPECS[len(MACHINES) :])} name the boundary, the window, or the "
-        "fold (all windows over a pixel answer, as their mean); "
-        f"{in_words(BOUNDED)} take the boundary of the network's padding (zeros where it is not known).",
-    )
     patch_sizes: tuple[str, ...] = option(
         (),
         f"Of {in_words(LOCAL)}: one size a step, cleanest first, as 3,3,5,..; a scales.json of pyels calibrate; or a "
@@ -165,6 +159,18 @@ class MachinesOptions(EngineOptions):
         told, count = told_at_steps(texts, steps, self.schedule)
         check_told(told, machines)
         return told, count
+
+
+@dataclass(frozen=True, kw_only=True)
+class MachinesOptions(StepsOptions):
+    """Several machines."""
+
+    machines: str = option(
+        "els,ls,is",
+        f"Of {', '.join(MACHINES)}; {in_words(SPECS[len(MACHINES) :])} name the boundary, the window, or the "
+        "fold (all windows over a pixel answer, as their mean); "
+        f"{in_words(BOUNDED)} take the boundary of the network's padding (zeros where it is not known).",
+    )
 
 
 def record_of_engine(bank: PatchBank, *machines: Denoiser) -> dict[str, Any]:

@@ -9,14 +9,18 @@ from itertools import cycle
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import torch
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.cm import ScalarMappable
-from matplotlib.colors import LogNorm
+from matplotlib.colors import LogNorm, hsv_to_rgb
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from torch import Tensor
 
+from pyels.bank import PatchBank
 from pyels.files import replacing
+from pyels.provenance import Attribution, Trace
 from pyels.schedules import Schedule
 from pyels.studies.calibration import Calibration
 from pyels.studies.rules import Scores
@@ -284,6 +288,53 @@ def draw_steps(path: str | Path, per_step: Mapping[str, Any], title: str = "") -
         _plain(axis)
     figure.legend(*axis.get_legend_handles_labels(), loc="outside right center", frameon=False, fontsize=8)
     _save(figure, path, title)
+
+
+def draw_explained(path: str | Path, trace: Trace, owed: Attribution, bank: PatchBank, title: str = "") -> None:
+    """Write what the first sample of a trace is, whose patches its pixels are, how sure the machine is and how far from
+    the network, and the images that it owes most to, as a PNG."""
+    pictures, x0 = [("sample", trace.sample[0])], trace.x0[-1, 0]
+    if trace.network_x0 is not None:
+        pictures = [("network", trace.sample[0]), ("machine", x0)]
+    count = max(len(owed.image[0]), 5)
+    figure = Figure(figsize=(1.25 * count, 4.6), dpi=150, layout="constrained")
+    FigureCanvasAgg(figure)
+    above, below = figure.subfigures(2, 1, squeeze=False, height_ratios=(1.9, 1))[:, 0]
+    maps: list[tuple[str, Tensor]] = [("entropy, nats", (owed.steps[:, 0, None, None] * trace.entropy[:, 0]).sum(0))]
+    if trace.network_x0 is not None:
+        off = (trace.network_x0 - trace.x0)[:, 0].square().mean(1).sqrt()
+        maps.append(("network less machine, rms", (owed.steps[:, 0, None, None] * off).sum(0)))
+    axes = iter(above.subplots(1, len(pictures) + 1 + len(maps)))
+    for name, picture in pictures:
+        axis = next(axes)
+        _show(axis, picture)
+        axis.set_title(name, fontsize=9)
+    axis = next(axes)
+    _show(axis, _mosaic(x0, owed.pixel_image[0]))
+    axis.set_title("a colour for each image", fontsize=9)
+    for name, values in maps:
+        axis = next(axes)
+        shown = axis.imshow(values.numpy(), cmap="viridis", interpolation="nearest")
+        axis.set_axis_off()
+        axis.set_title(name, fontsize=9)
+        above.colorbar(shown, ax=axis, shrink=0.55).ax.tick_params(labelsize=7)
+    of_images = below.subplots(1, count, squeeze=False)[0]
+    for axis in of_images:
+        axis.set_axis_off()
+    for axis, number, share in zip(of_images, owed.image[0].tolist(), owed.share[0].tolist(), strict=False):
+        axis.set_axis_on()
+        _show(axis, bank.read(slice(number, number + 1))[0])
+        axis.set_xlabel(f"{number}\n{share:.2%}", fontsize=8, labelpad=2)
+    below.suptitle("owed most to", fontsize=9)
+    _save(figure, path, title)
+
+
+def _mosaic(image: Tensor, owners: Tensor) -> Tensor:
+    """An image (C, H, W) as bright as it is, in a colour for each of the owners (H, W) of its pixels."""
+    bright = ((image.mean(0) + 1) / 2).clamp(0, 1) * 0.75 + 0.25
+    hues = (owners * 0.61803398875 % 1).numpy()  # of neighbouring numbers far from each other
+    colours = hsv_to_rgb(np.stack([hues, np.full_like(hues, 0.65), bright.numpy()], axis=-1))
+    return torch.from_numpy(colours).movedim(-1, 0) * 2 - 1
 
 
 def draw_pairs(

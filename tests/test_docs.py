@@ -1,6 +1,8 @@
 """What the documentation promises of itself."""
 
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -20,7 +22,7 @@ def test_every_public_name_is_in_the_reference():
     "block",
     [
         block
-        for page in ("README.md", "docs/denoisers.md")
+        for page in ("README.md", "docs/denoisers.md", "docs/explain.md")
         for block in re.findall(r"```python\n(.*?)```", (ROOT / page).read_text(), re.DOTALL)
     ],
 )
@@ -35,3 +37,10 @@ def test_python_of_the_pages_runs(block, monkeypatch, capsys):
         assert len(capsys.readouterr().out.splitlines()) == 2
         assert names["images"].shape == (4, 1, 28, 28)
         assert names["bank"].labels[names["posterior"].source[0, 14, 14, 0]] == names["labels"][0]
+
+
+def test_tables_of_results_are_what_the_records_say():
+    run = subprocess.run(
+        [sys.executable, ROOT / "tools" / "results_table.py", "--check"], capture_output=True, text=True
+    )
+    assert run.returncode == 0, run.stderr

@@ -174,7 +174,7 @@ def _beside(given: Calibrate, parameter: str) -> dict[str, list[Any]]:
                 f"{given.steps} steps"
             )
         rule = read_record(path, {"rule?": str}, "a scales.json").get("rule", NETWORK)
-        values[f"{rule} ({path.resolve().parent.name})"] = values_there
+        values[f"{rule} ({text})"] = values_there
     return values
 
 

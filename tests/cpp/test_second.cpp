@@ -211,7 +211,7 @@ Answers definition(const Work& work) {
 
 Bounded mean_bound{"mean", 1e-4}, folded_bound{"folded", 1e-4}, variance_bound{"variance", 1e-4},
     derivative_bound{"derivative", 1e-4}, influence_bound{"influence", 1e-4}, heaviest_bound{"heaviest", 1e-4},
-    others_derivative_bound{"derivative where other images answer", 2e-4};  // the mean of the bank is not known then
+    others_derivative_bound{"derivative where other images answer", 1e-4};  // the mean of the bank is not known then
 
 void compare(const Work& work, const Answers& ours, const Answers& oracle, bool mean_rounds) {
   const auto worst = [](const std::vector<double>& a, const std::vector<double>& b) {

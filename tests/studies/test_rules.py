@@ -143,7 +143,7 @@ def test_calibrations_are_drawn_beside_each_other(tmp_path, capsys, monkeypatch)
         others += ["--beside", tmp_path / rule]
     found = {rule: json.loads((tmp_path / rule / "scales.json").read_text())["patch_sizes"] for rule in rules.RULES}
     assert drawn[0] == {}
-    assert drawn[-1] == {f"{rule} ({rule})": found[rule] for rule in rules.RULES[:2]}
+    assert drawn[-1] == {f"{rule} ({tmp_path / rule})": found[rule] for rule in rules.RULES[:2]}
     for more, message in (
         (("--steps", 2), "has a patch_size for each of 3 steps, but here are a patch_size and 2 steps"),
         (("--steps", 3, "--machine", "pca", "--sizes", ".1"), "3 steps, but here are a threshold and 3 steps"),

@@ -151,7 +151,8 @@ def draw_calibration(
     for (label, others), marker in zip((beside or {}).items(), cycle("^Dv<>P"), strict=False):
         left.plot(times, others, marker, linestyle="--", linewidth=0.8, markersize=4, label=label)
     left.set_ylabel(f"{name} that is best")
-    left.legend(frameon=False, fontsize=9)
+    below_it = {"loc": "upper center", "bbox_to_anchor": (0.5, -0.15)} if beside else {}  # names may be long
+    left.legend(frameon=False, fontsize=9, **below_it)
     # The best size of each step is 0, so that steps with very different agreement can stand side by side.
     what, below = found.lost
     shown = below.clamp(min=1e-6).T.numpy()

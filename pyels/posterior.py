@@ -80,6 +80,12 @@ class Posterior:
     def __getstate__(self) -> dict[str, Any]:
         return dict(vars(self))  # copies and pickles know no machine
 
+    def _repr_png_(self) -> bytes:
+        """What notebooks show."""
+        from pyels.notebook import png_of_posterior
+
+        return png_of_posterior(self)
+
     @property
     def variance(self) -> Tensor:
         """(B, R, H, W) posterior variance of the response at each pixel: of the centre c, sum_i w_i (c_i - mean)^2 /

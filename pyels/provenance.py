@@ -10,7 +10,7 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -25,6 +25,9 @@ from pyels.machines import Machine
 from pyels.records import parse_record
 from pyels.sampling import Level, Step, ddim, levels_of
 from pyels.schedules import Schedule
+
+if TYPE_CHECKING:
+    from pyels.explorer import Page
 
 FORMAT = 1
 _KEY = "pyels-trace"
@@ -83,9 +86,39 @@ class Trace:
     influence: Tensor = _kept("SBN")
     candidates: Tensor = _kept("BN", torch.bool)
 
+    __slots__ = ("__dict__", "__weakref__", "_made_by")  # the machine that it was made with is no field
+
     def __len__(self) -> int:
         """The number of steps."""
         return len(self.t)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return dict(vars(self))  # copies and pickles know no machine
+
+    def _repr_png_(self) -> bytes:
+        """What notebooks show."""
+        from pyels.notebook import png_of_trace
+
+        return png_of_trace(self)
+
+    def show(self, machine: Machine | None = None, sample: int = 0, **options: Any) -> Page:
+        """One of the samples as a page to look into, pixel by pixel, where this is the last line of a notebook's cell.
+
+        Parameters
+        ----------
+        machine  the machine it was made with; None: as `trace` was told, which files do not hold
+        sample   which of the samples, from 0
+        options  title, images and limit, as of `pyels.explorer.write_page`
+
+        Raises
+        ------
+        TypeError, ValueError  as of `pyels.explorer.write_page`; no machine, and the trace is from a file
+        """
+        from pyels.explorer import page_of
+
+        if (machine := machine or getattr(self, "_made_by", None)) is None:
+            raise ValueError("a trace from a file has no training images: give show the machine it was made with")
+        return page_of(self, machine, sample, **options)
 
     def check_bank(self, bank: PatchBank) -> None:
         """Raise ValueError unless the trace was made with these images and labels."""
@@ -238,7 +271,7 @@ def trace(
     numbers = {n: [getattr(level, n) for level in levels] for n in ("t", "alpha", "sigma")}
     tensors = {name: torch.tensor(values, dtype=torch.float64, device=CPU) for name, values in numbers.items()}
     tensors |= {name: torch.stack([step[name] for step in kept]) for name in kept[0]}
-    return Trace(
+    made = Trace(
         network_x0=tensors.pop("network_x0", None),
         **tensors,
         sample=sample.cpu(),
@@ -248,6 +281,8 @@ def trace(
         sources=Sources(machine.definition.sources).value,
         bank=machine.bank.fingerprint(),
     )
+    object.__setattr__(made, "_made_by", machine)
+    return made
 
 
 @dataclass(frozen=True, eq=False)

@@ -160,6 +160,12 @@ class PatchBank:
         classes = f", {len(self._ranges)} classes" if self.labels is not None else ""
         return f"PatchBank({len(self)} images of {'x'.join(map(str, self.shape))} {self.dtype}{classes})"
 
+    def _repr_png_(self) -> bytes:
+        """What notebooks show."""
+        from pyels.notebook import png_of_bank
+
+        return png_of_bank(self)
+
     @property
     def shape(self) -> tuple[int, int, int]:
         """(C, H, W) of every image."""

@@ -307,6 +307,7 @@ let waiting;
 function remember() {
   const parts = [`step=${state.step + 1}`, `pixel=${state.row},${state.column}`, `map=${state.map}`];
   if (state.image !== null) parts.push(`image=${state.image}`);
+  if (location.protocol === "about:") return; // within a notebook it has none of its own
   clearTimeout(waiting); // browsers allow few changes of the address a second
   waiting = setTimeout(() => history.replaceState(null, "", `#${parts.join("&")}`), 150);
 }

@@ -12,6 +12,7 @@ import io
 import json
 import math
 import zlib
+from dataclasses import dataclass
 from pathlib import Path
 from string import Template
 from typing import Any
@@ -60,9 +61,39 @@ def write_page(
     OSError                the file cannot be written
     TypeError, ValueError  a trace of another bank; no such sample; more bytes than `limit` even without training images
     """
+    page = page_of(trace, machine, sample, title, images, limit)
+    with replacing(path_of(path)) as temporary:
+        temporary.write_text(page.text, encoding="utf-8")
+
+
+@dataclass(frozen=True, repr=False)
+class Page:
+    """A page, as `write_page` writes it; notebooks show it where it is.
+
+    Attributes
+    ----------
+    text  all of it, HTML
+    """
+
+    text: str
+
+    def __repr__(self) -> str:
+        return f"Page({len(self.text.encode()):,} bytes of HTML, which a notebook shows)"
+
+    def _repr_html_(self) -> str:
+        return (
+            f'<iframe srcdoc="{html.escape(self.text)}" title="pyels explorer" '
+            'style="width: 100%; height: 56rem; border: 0"></iframe>'
+        )
+
+
+def page_of(
+    trace: Trace, machine: Machine, sample: int = 0, title: str = "", images: int = 10, limit: int = 5_000_000
+) -> Page:
+    """What `write_page` writes."""
     if isinstance(sample, bool) or not isinstance(sample, int) or not 0 <= sample < trace.x.shape[1]:
         raise ValueError(f"sample must be one of the trace's {trace.x.shape[1]}, from 0, got {sample!r}")
-    bank, path, limit = machine.bank, path_of(path), check_count("limit", limit)
+    bank, limit = machine.bank, check_count("limit", limit)
     trace.check_bank(bank)
     owed = attribute(trace, images)
     title = title or f"{type(machine).__name__}, {len(bank)} training images"
@@ -105,9 +136,7 @@ def write_page(
     tensors |= {"kept": kept.int(), "sheet": torch.frombuffer(bytearray(sheet), dtype=torch.uint8)}
     if bank.labels is not None:
         tensors["kept_label"] = bank.labels.cpu()[kept].int()
-    page = _filled(title, said, tensors)
-    with replacing(path) as temporary:
-        temporary.write_text(page, encoding="utf-8")
+    return Page(_filled(title, said, tensors))
 
 
 _OF_SAMPLES = ("x", "x0", "network_x0", "entropy", "log_evidence", "image", "row", "column", "weight")

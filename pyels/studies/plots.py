@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from io import BytesIO
 from itertools import cycle
 from pathlib import Path
 from typing import Any
@@ -50,7 +51,9 @@ def title_of(run: Mapping[str, Any]) -> str:
     return ", ".join(parts)
 
 
-def draw_rows(path: str | Path, rows: Sequence[Row], columns: Sequence[str] | None = None, title: str = "") -> None:
+def draw_rows(
+    path: str | Path | BytesIO, rows: Sequence[Row], columns: Sequence[str] | None = None, title: str = ""
+) -> None:
     """Write rows of images with their labels to the left, captions below and column names on top as a PNG."""
     n = len(rows[0].images)
     figure = Figure(figsize=(1.15 * n + 1.5, 1.32 * len(rows) + 0.3), dpi=150, layout="constrained")
@@ -311,7 +314,7 @@ def draw_explained(path: str | Path, trace: Trace, owed: Attribution, bank: Patc
         _show(axis, picture)
         axis.set_title(name, fontsize=9)
     axis = next(axes)
-    _show(axis, _mosaic(x0, owed.pixel_image[0]))
+    _show(axis, mosaic(x0, owed.pixel_image[0]))
     axis.set_title("a colour for each image", fontsize=9)
     for name, values in maps:
         axis = next(axes)
@@ -330,7 +333,7 @@ def draw_explained(path: str | Path, trace: Trace, owed: Attribution, bank: Patc
     _save(figure, path, title)
 
 
-def _mosaic(image: Tensor, owners: Tensor) -> Tensor:
+def mosaic(image: Tensor, owners: Tensor) -> Tensor:
     """An image (C, H, W) as bright as it is, in a colour for each of the owners (H, W) of its pixels."""
     bright = ((image.mean(0) + 1) / 2).clamp(0, 1) * 0.75 + 0.25
     hues = (owners * 0.61803398875 % 1).numpy()  # of neighbouring numbers far from each other
@@ -504,8 +507,10 @@ def _level(schedule: Schedule, t: float) -> str:
     return f"{schedule.sigma(t) / alpha:.2g}" if alpha > 0 else "∞"
 
 
-def _save(figure: Figure, path: str | Path, title: str) -> None:
+def _save(figure: Figure, path: str | Path | BytesIO, title: str) -> None:
     if title:
         figure.suptitle(title, fontsize=min(10, 2 * figure.get_figwidth()), wrap=True)
+    if isinstance(path, BytesIO):
+        return figure.savefig(path, format="png")
     with replacing(path) as temporary:
-        figure.savefig(temporary, format="png")
+        return figure.savefig(temporary, format="png")

@@ -236,6 +236,26 @@ def test_small_screens_and_colours(opened, colour):
     assert len(colours) == 2
 
 
+@in_browser
+def test_in_a_notebook(chromium, colour, tmp_path):
+    """In a frame of another page, whose address is not its own."""
+    _, of = colour
+    page, met = chromium.new_page(), []
+    page.on("console", lambda message: met.append(message.text))
+    page.on("pageerror", lambda error: met.append(str(error)))
+    (tmp_path / "notebook.html").write_text(f"<!DOCTYPE html><p>A cell</p>{of.show()._repr_html_()}")
+    page.goto((tmp_path / "notebook.html").as_uri() + "#cell")
+    frame = page.frame_locator("iframe")
+    frame.locator("#before").click()
+    frame.locator("#x0").click(position={"x": 1, "y": 1})
+    page.wait_for_timeout(300)  # by then a page by itself has changed its address
+    assert frame.locator("#summary").text_content().startswith("Row 0, column 0")
+    assert frame.locator("#level").text_content().startswith("Step 2")
+    assert page.url.endswith("#cell")
+    assert met == []
+    page.close()
+
+
 def test_size(tmp_path):
     """A colour sample of 20 steps, of 60,000 images that all count: as many pictures as there is room for."""
     few = make_bank(60, (3, 32, 32))

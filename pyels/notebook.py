@@ -46,7 +46,7 @@ def png_of_posterior(posterior: Posterior) -> bytes:
     if not posterior.certified.all():
         rows.append(_map("error of\nthe mean", posterior.error[some]))
     left_out = len(posterior.mean) - len(mean)
-    return _png(rows, f"Posterior of {len(posterior.mean)} images" + f", {left_out} not shown" * (left_out > 0))
+    return _png(rows, repr(posterior) + f", of which {left_out} are not shown" * (left_out > 0))
 
 
 def png_of_trace(trace: Trace) -> bytes:
@@ -56,9 +56,7 @@ def png_of_trace(trace: Trace) -> bytes:
     if trace.network_x0 is not None:
         rows.append(plots.Row("network", trace.network_x0[steps, 0]))
     rows += [plots.Row("machine", trace.x0[steps, 0]), _map("entropy, nats", trace.entropy[steps, 0])]
-    others = trace.x.shape[1] - 1
-    title = f"Trace of {trace.machine}" + f", and {others} more" * (others > 0)
-    return _png(rows, title, [f"t = {t:.3g}" for t in trace.t[steps].tolist()])
+    return _png(rows, repr(trace), [f"t = {t:.3g}" for t in trace.t[steps].tolist()])
 
 
 def _map(name: str, values: Tensor) -> plots.Row:

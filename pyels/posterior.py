@@ -39,7 +39,7 @@ class Want(IntFlag):
     SECOND = 5
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Posterior:
     """What a machine knows about every pixel: x0 ~ centre_i with probability w_i / sum w over the source set S(p).
 
@@ -79,6 +79,9 @@ class Posterior:
 
     def __getstate__(self) -> dict[str, Any]:
         return dict(vars(self))  # copies and pickles know no machine
+
+    def __repr__(self) -> str:
+        return f"Posterior({len(self.mean)} images of {'x'.join(map(str, self.mean.shape[1:]))})"
 
     def _repr_png_(self) -> bytes:
         """What notebooks show."""

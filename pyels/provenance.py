@@ -40,7 +40,7 @@ def _kept(letters: str, dtype: torch.dtype = torch.float32) -> Any:
     return field(metadata={"letters": letters, "dtype": dtype})
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Trace:
     """B samples on their way from noise, by S steps, the noisiest first; in CPU memory, float32 where nothing is said.
 
@@ -94,6 +94,9 @@ class Trace:
 
     def __getstate__(self) -> dict[str, Any]:
         return dict(vars(self))  # copies and pickles know no machine
+
+    def __repr__(self) -> str:
+        return f"Trace({len(self)} steps of {self.x.shape[1]} samples, by {self.machine})"
 
     def _repr_png_(self) -> bytes:
         """What notebooks show."""

@@ -4,6 +4,7 @@ import copy
 import io
 import pickle
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -65,7 +66,7 @@ def test_a_posterior_shows_its_fields(drawn, small, engine):
         "mean", "image of the", "its weight", "entropy, nats", "log-evidence, nats"
     ]  # fmt: skip
     assert torch.equal(rows[0].images, posterior.mean.float())
-    assert title == "Posterior of 2 images"
+    assert title == repr(posterior) == "Posterior(2 images of 1x9x8)"
     low, high = (f"{float(value):.3g}" for value in posterior.entropy.double().aminmax())
     assert rows[3].label.endswith(f"\n{low} to {high}")
     place = posterior.entropy[0].argmax()  # the brightest in its image, where the first image has the most
@@ -82,7 +83,7 @@ def test_a_trace_shows_its_way(drawn, small):
     assert [row.label.split("\n")[0] for row in rows] == ["noisy image", "network", "machine", "entropy, nats"]
     assert len(columns) == len(rows[0].images) == 10
     assert (columns[0], columns[-1]) == ("t = 1", "t = 0.0714")
-    assert title.endswith(", and 1 more")
+    assert title.startswith("Trace(14 steps of 2 samples, by ELS: ")
     rows, columns, _ = drawn(traced := trace(machine, NOISE[:1], 2))
     assert len(rows) == 3
     assert torch.equal(rows[1].images, traced.x0[:, 0])
@@ -106,3 +107,20 @@ def test_a_trace_shows_its_page(small, tmp_path):
         read.show(pyels.ELS(make_bank(3, (1, 9, 8)), 3))
     with pytest.raises(ValueError, match="sample must be"):
         traced.show(sample=2)
+
+
+@pytest.mark.needs(package="nbclient")
+@pytest.mark.needs(package="ipykernel")
+@pytest.mark.slow
+@pytest.mark.parametrize("path", sorted((Path(__file__).parents[1] / "examples").glob("*.ipynb")), ids=lambda p: p.name)
+def test_the_examples_run_and_are_kept_as_they_ran(path, tmp_path):
+    import nbclient
+    import nbformat
+
+    kept = nbformat.read(path, as_version=4)
+    fresh = copy.deepcopy(kept)
+    nbclient.NotebookClient(fresh, timeout=600, resources={"metadata": {"path": tmp_path}}).execute()
+    for one, other in zip(kept.cells, fresh.cells, strict=True):
+        if one.cell_type == "code":
+            kinds = [[sorted(output.get("data", {"text": ""})) for output in cell.outputs] for cell in (one, other)]
+            assert kinds[0] == kinds[1]

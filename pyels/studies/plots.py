@@ -207,13 +207,13 @@ def draw_receptive_field(
         beside[height // 2, width // 2] = 0
         field = (gradient[i] / beside.max().clamp(min=1e-30)).clamp(max=1)
         axis.imshow(field.clamp(min=1e-4).numpy(), norm=norm, cmap="magma", interpolation="nearest")
-        title = f"t = {times[i]:.2f}"
+        name = f"t = {times[i]:.2f}"
         if patch_sizes is not None:
             k = patch_sizes[i]
             corner = (width // 2 - k / 2, height // 2 - k / 2)
             axis.add_patch(Rectangle(corner, k, k, fill=False, edgecolor="cyan", linewidth=1.2))
-            title += f", k = {k}"
-        axis.set_title(f"{title}\nsigma / alpha = {_level(schedule, times[i])}", fontsize=7)
+            name += f", k = {k}"
+        axis.set_title(f"{name}\nsigma / alpha = {_level(schedule, times[i])}", fontsize=7)
     figure.colorbar(ScalarMappable(norm, "magma"), ax=axes, label="relative gradient", shrink=0.9)
     _save(figure, path, title)
 
@@ -307,7 +307,7 @@ def draw_explained(path: str | Path, trace: Trace, owed: Attribution, bank: Patc
     maps: list[tuple[str, Tensor]] = [("entropy, nats", (owed.steps[:, 0, None, None] * trace.entropy[:, 0]).sum(0))]
     if trace.network_x0 is not None:
         off = (trace.network_x0 - trace.x0)[:, 0].square().mean(1).sqrt()
-        maps.append(("network less machine, rms", (owed.steps[:, 0, None, None] * off).sum(0)))
+        maps.append(("network and machine apart, rms", (owed.steps[:, 0, None, None] * off).sum(0)))
     axes = iter(above.subplots(1, len(pictures) + 1 + len(maps)))
     for name, picture in pictures:
         axis = next(axes)

@@ -61,8 +61,8 @@ def test_times_have_a_second_axis(tmp_path, monkeypatch):
     plots.draw_receptive_field(
         tmp_path / "b.png", torch.rand(4, 9, 9), times, [3] * 4, make_schedule("flow"), "of what"
     )
-    (both, title), (fields, _) = drawn
-    assert title == "of what"
+    (both, title), (fields, other) = drawn
+    assert title == other == "of what"
     for axis in both.axes[:2]:
         (top,) = axis.child_axes
         assert top.get_xlabel() == "sigma / alpha"

@@ -201,7 +201,10 @@ def _table(found: Calibration | Scores) -> list[str]:
         for i, (t, best) in enumerate(zip(found.times, found.best, strict=True)):
             lines.append(f"{t:6.3f} {best:10} {float(found.score[i, found.sizes.index(best)]):10.4g}")
     else:
-        lines = [f"{'t':>6} {name:>10} {'cosine':>8} {'by squared error':>17}"]
+        lines = [
+            f"{name} by the median cosine of machine's and network's noise estimates, and by their squared error:",
+            f"{'t':>6} {name:>10} {'cosine':>8} {'by squared error':>17}",
+        ]
         for i, t in enumerate(found.times):
             best = float(found.cosine[i].max())
             lines.append(f"{t:6.3f} {found.best[i]:10} {best:8.4f} {found.best_by_mse[i]:17}")

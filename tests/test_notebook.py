@@ -77,6 +77,13 @@ def test_a_posterior_shows_its_fields(drawn, small, engine):
     assert rows[3].label.endswith("0 to 0")
 
 
+def test_labels_of_one_column_have_room(small):
+    """Nothing dark touches the left edge of the picture."""
+    posterior = pyels.ELS(small, 3).posterior(NOISE[:1], 0.8, 0.6)
+    with Image.open(io.BytesIO(posterior._repr_png_())) as picture:
+        assert picture.convert("L").crop((0, 0, 2, picture.height)).getextrema()[0] > 250
+
+
 def test_a_trace_shows_its_way(drawn, small):
     machine = pyels.ELS(small, 3)
     rows, columns, title = drawn(trace(machine, NOISE, 14, network=pyels.LS(small, 3)))

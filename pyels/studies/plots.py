@@ -56,7 +56,7 @@ def draw_rows(
 ) -> None:
     """Write rows of images with their labels to the left, captions below and column names on top as a PNG."""
     n = len(rows[0].images)
-    figure = Figure(figsize=(1.15 * n + 1.5, 1.32 * len(rows) + 0.3), dpi=150, layout="constrained")
+    figure = Figure(figsize=(max(1.15 * n + 1.5, 4), 1.32 * len(rows) + 0.3), dpi=150, layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.subplots(len(rows), n, squeeze=False)
     for i, row in enumerate(rows):
@@ -511,6 +511,7 @@ def _save(figure: Figure, path: str | Path | BytesIO, title: str) -> None:
     if title:
         figure.suptitle(title, fontsize=min(10, 2 * figure.get_figwidth()), wrap=True)
     if isinstance(path, BytesIO):
-        return figure.savefig(path, format="png")
+        figure.savefig(path, format="png")
+        return
     with replacing(path) as temporary:
-        return figure.savefig(temporary, format="png")
+        figure.savefig(temporary, format="png")

@@ -147,17 +147,15 @@ PYBIND11_MODULE(_core, module) {
       .field("count", &Lists::count)
       .field("begin", &Lists::begin)
       .field("end", &Lists::end)
-      .field("image", &Lists::image)
-      .field("place", &Lists::place)
+      .field("window", &Lists::window)
       .field("mean", &Lists::mean)
       .field("spread", &Lists::spread)
       .field("directions_count", &Lists::directions_count)
       .field("origin", &Lists::origin)
       .field("directions", &Lists::directions)
       .field("step", &Lists::step)
-      .field("code", &Lists::code)
-      .field("norm", &Lists::norm)
-      .field("rest", &Lists::rest);
+      .field("lead", &Lists::lead)
+      .field("tail", &Lists::tail);
 
   Bound<CpuOptions>(module, "CpuOptions")
       .field("threads", &CpuOptions::threads);
@@ -230,7 +228,7 @@ PYBIND11_MODULE(_core, module) {
 
   module.attr("INTERVAL") = pyels::interval;
   module.attr("FLOAT32_REACH") = pyels::float32_reach;
-  module.attr("LIST_BLOCK") = pyels::list_block;
+  module.attr("LIST_BLOCK") = pyels::list_block, module.attr("LEADING") = pyels::leading;
   module.def("available_isas", &pyels::available_isas, "Instruction sets this CPU can run, best first.");
   module.def("isa_in_use", &pyels::isa_in_use, "The one the cpu engine uses (PYELS_ISA, else the best).");
 }

@@ -28,3 +28,4 @@ HAS_CUDA: bool
 INTERVAL: float
 FLOAT32_REACH: float
 LIST_BLOCK: int
+LEADING: int

@@ -200,10 +200,10 @@ class Search {
 
   ScanTask task(std::int64_t l, std::int64_t from, std::int64_t to) const {
     const std::int64_t first = lists_.begin[l] + from;
-    return {.code = lists_.code + first * lists_.directions_count,
-            .norm = lists_.norm + first,
-            .rest = lists_.rest + first,
-            .directions = lists_.directions_count,
+    const std::int64_t tail_bytes = (lists_.directions_count - leading) / 4;
+    return {.lead = lists_.lead + first * leading,
+            .tail = lists_.tail + first * tail_bytes,
+            .tail_bytes = tail_bytes,
             .members = to - from,
             .first = static_cast<std::uint32_t>(first)};
   }
@@ -297,9 +297,10 @@ class Search {
   }
 
   void found(std::int64_t share, std::int32_t pixel, std::int64_t member, float probability) {
-    const std::int32_t image = lists_.image[member], place = lists_.place[member];
+    const std::int64_t window = lists_.window[member], pixels = a_.height * a_.width;
     // Of a mapped index that is written to meanwhile; whoever mapped it finds that out, but afterwards.
-    if (image < 0 || image >= a_.images || place >= a_.height * a_.width) return;
+    if (window < 0 || window >= a_.images * pixels) return;
+    const auto image = static_cast<std::int32_t>(window / pixels), place = static_cast<std::int32_t>(window % pixels);
     found_[static_cast<std::size_t>(share * image_shares + image * image_shares / a_.images)].push_back(
         {pixel, image, place, probability});
   }

@@ -7,29 +7,28 @@
 namespace pyels {
 
 // The windows of some images of the bank in lists of similar ones, each with a short description that tells about how
-// far a query is from it: its coordinates along the leading principal directions of all windows.
+// far a query is from it: its coordinates along the principal directions of all windows, the leading ones in 8 bits and
+// the others, which vary less, in 2.
 struct Lists {
   std::int64_t count = 0;
   // Members are numbered through all lists; a list begins at a multiple of list_block, and is filled up behind `end`.
   const std::int64_t* begin = nullptr;   // (lists) first member of each list
   const std::int64_t* end = nullptr;     // (lists) behind its last
-  const std::int32_t* image = nullptr;   // (members) image of the window
-  const std::uint16_t* place = nullptr;  // (members) and its centre: row * W + column
+  const std::int32_t* window = nullptr;  // (members) image * H * W + row * W + column of its centre
   float* mean = nullptr;                 // (lists, directions) of the coordinates of the windows
   float* spread = nullptr;               // (lists) mean squared distance of the windows from that point
-  // Descriptions. A window less `origin` has coordinates along `directions` of about `code` * step; `norm` is the
-  // squared length of these, and `rest` that of what lies in no direction.
-  std::int64_t directions_count = 0;  // even
+  // Descriptions. A window less `origin` has coordinates along `directions` of about `lead` * step, all steps alike, and
+  // then of about (code - 1.5) * step, with a code of 2 bits, four in a byte of `tail`, the first in the lowest bits.
+  std::int64_t directions_count = 0;  // `leading`, and a multiple of 4
   const float* origin = nullptr;      // (C, k, k)
-  const float* directions = nullptr;  // (directions, C, k, k), orthonormal; rows of zeros may fill up
+  const float* directions = nullptr;  // (directions, C, k, k), orthonormal; rows of zeros fill up
   const float* step = nullptr;        // (directions)
-  std::int8_t* code = nullptr;        // (members / list_block, directions / 2, list_block, 2)
-  float* norm = nullptr;              // (members)
-  float* rest = nullptr;              // (members)
+  std::int8_t* lead = nullptr;        // (members / list_block, leading / 2, list_block, 2)
+  std::uint8_t* tail = nullptr;       // (members / list_block, (directions - leading) / 4, list_block)
 };
-constexpr std::int64_t list_block = 16;
+constexpr std::int64_t list_block = 32, leading = 16;
 
-// Describes every member: fills in mean, spread, code, norm and rest. Of `problem`, the bank and the window size count.
+// Describes every member: fills in mean, spread, lead and tail. Of `problem`, the bank and the window size count.
 void describe_lists(const Problem& problem, const CpuOptions& options, const Lists& lists);
 
 // Standard errors to either side that make an interval of 95%. 1.96 would do for a normal distribution; sums of few

@@ -6,9 +6,6 @@
 namespace pyels {
 namespace {
 
-// A window that lies far off the directions may be nearer than it seems: `beta` times that squared length is taken off
-// its squared distance.
-constexpr double beta = 0.2;
 // The model of a list: its windows spread alike in so many directions. Of the descriptions in lists whose weights it
 // predicts to be less than 2^-reach of the whole none is looked at.
 constexpr double directions = 32, reach = 20;
@@ -22,6 +19,30 @@ std::uint32_t seed(const Pixel& q) {
   std::uint32_t hash = 2166136261u;
   for (std::int16_t value : q.z) hash = (hash ^ static_cast<std::uint16_t>(value)) * 16777619u;
   return hash;
+}
+
+// What two coordinates with codes of 2 bits take off log2 w, for all 16 of both: at(i) is the i-th of the query, in steps,
+// and scale(i) what the square of such a step takes off. In units, which are returned, of which nearly all sums have no
+// more than 255; the least of each table is left out, for all alike.
+template <class At, class Scale>
+float fill_tables(std::vector<std::uint8_t>& tables, std::int64_t count, At at, Scale scale) {
+  std::vector<double> entries;
+  double mean = 0, variance = 0;
+  for (std::int64_t i = 0; i < count; ++i) {
+    double sum = 0, squares = 0, least = infinity;
+    for (int code = 0; code < 16; ++code) {
+      const double first = at(2 * i) - (code & 3), second = at(2 * i + 1) - (code >> 2);
+      entries.push_back(scale(2 * i) * first * first + scale(2 * i + 1) * second * second);
+      least = std::min(least, entries.back());
+    }
+    for (auto entry = entries.end() - 16; entry != entries.end(); ++entry)
+      *entry -= least, sum += *entry / 16, squares += *entry * *entry / 16;
+    mean += sum, variance += squares - sum * sum;
+  }
+  const double unit = std::max(1e-3, (mean + 3 * std::sqrt(variance)) / 255);
+  for (const double entry : entries)
+    tables.push_back(static_cast<std::uint8_t>(std::lround(std::min(255.0, entry / unit))));
+  return static_cast<float>(unit);
 }
 
 }  // namespace
@@ -56,24 +77,23 @@ double Prospects::describe(Pixel& q, std::vector<float>& z) const {
     for (std::int64_t i = 0; i < n; ++i) z[static_cast<std::size_t>(i)] += value * along[i];
     whole += static_cast<double>(value) * static_cast<double>(value);
   }
-  double largest = 1e-30;
   for (float value : z) inside += static_cast<double>(value) * static_cast<double>(value);
-  for (std::int64_t i = 0; i < n; ++i) largest = std::max(largest, std::abs(scaled(z, i)));
-  const double step = largest / 16000;
-  for (std::int64_t i = 0; i < n; ++i) q.z.push_back(static_cast<std::int16_t>(std::lround(scaled(z, i) / step)));
+
+  // In steps. Far from all windows, where differences need no longer fit, all are alike.
+  const double weight = tempering * q.scale;  // of a squared distance, in log2
+  const auto step = [&](std::int64_t i) { return layout_.unit * static_cast<double>(lists_.step[i]); };
+  const auto along = [&](std::int64_t i) { return static_cast<double>(z[static_cast<std::size_t>(i)]); };
+  for (std::int64_t i = 0; i < leading; ++i)
+    q.z.push_back(static_cast<std::int16_t>(std::lround(std::clamp(along(i) / step(i), -8000.0, 8000.0))));
   ScanQuery& s = q.scan;
   s.z = q.z.data();
-  s.base = static_cast<float>(-tempering * q.scale * inside);
-  s.norm_scale = static_cast<float>(tempering * q.scale * layout_.unit * layout_.unit);
-  s.rest_scale = static_cast<float>(tempering * beta * q.scale * layout_.unit * layout_.unit);
-  s.dot_scale = static_cast<float>(tempering * 2 * q.scale * step * layout_.unit);
+  s.lead_scale = static_cast<float>(weight * step(0) * step(0));
+  s.tail_scale = fill_tables(
+      q.tables, (n - leading) / 2, [&](std::int64_t i) { return along(leading + i) / step(leading + i) + 1.5; },
+      [&](std::int64_t i) { return weight * step(leading + i) * step(leading + i); });
+  s.tables = q.tables.data();
   s.seed = seed(q);
   return std::max(0.0, whole - inside);
-}
-
-// A coordinate in units of the steps of codes.
-double Prospects::scaled(const std::vector<float>& z, std::int64_t i) const {
-  return static_cast<double>(z[static_cast<std::size_t>(i)]) * static_cast<double>(lists_.step[i]);
 }
 
 // Squared distances of a query window to the windows of a list have the mean D + spread, D being that to the list's

@@ -54,7 +54,8 @@ struct Pixel {
   bool done = false;
   bool search = false;  // one window weighs more than `heavy`
   std::vector<Entry> entries{};
-  std::vector<std::int16_t> z{};
+  std::vector<std::int16_t> z{};       // along the leading directions, in steps
+  std::vector<std::uint8_t> tables{};  // for the others
   ScanQuery scan{};
   double members = 0, picks = first_picks, error = 0;
   double log_total = -infinity;  // log2 of the sum of tempered weights
@@ -96,7 +97,6 @@ class Prospects {
 
  private:
   double describe(Pixel& q, std::vector<float>& z) const;
-  double scaled(const std::vector<float>& z, std::int64_t i) const;
   Model model(const Pixel& q, std::int64_t l, double distance) const;
 
   const Lists& lists_;

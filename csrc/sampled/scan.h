@@ -6,13 +6,14 @@
 
 namespace pyels {
 
-// A query against the descriptions of blocks of 16 windows (Lists in engine.h):
-// log2 w is about base - norm_scale * norm + rest_scale * rest + dot_scale * (z . code).
+// A query against the descriptions of blocks of windows (Lists in engine.h): about
+// log2 w = -lead_scale * |z - lead|^2 - tail_scale * min(255, sum of what the tables have for every 4 bits of the tail).
 struct ScanQuery {
-  const std::int16_t* z;  // (directions)
-  float base, norm_scale, rest_scale, dot_scale;
-  float rate;   // log2 of how often a window of log2 w = 0 is to be picked
-  float least;  // log2 of how often every window is at least
+  const std::int16_t* z;  // (leading)
+  float lead_scale, tail_scale;
+  const std::uint8_t* tables;  // (2 tail_bytes, 16)
+  float rate;                  // log2 of how often a window of log2 w = 0 is to be picked
+  float least;                 // log2 of how often every window is at least
   std::uint32_t seed;
   // The sum of these w, and of their squares, relative to 2^top, where top is the largest so far.
   float top;
@@ -23,9 +24,9 @@ struct Pick {
   float probability;
 };
 struct ScanTask {
-  const std::int8_t* code;   // (blocks, directions / 2, 16, 2)
-  const float *norm, *rest;  // (blocks, 16)
-  std::int64_t directions;
+  const std::int8_t* lead;   // (blocks, leading / 2, list_block, 2)
+  const std::uint8_t* tail;  // (blocks, tail_bytes, list_block)
+  std::int64_t tail_bytes;
   std::int64_t members;  // of the blocks, those behind are not there
   std::uint32_t first;   // number of the first member, for the dice
 };
@@ -40,6 +41,8 @@ struct Scan {
   void (*scan_sum)(const ScanTask&, ScanQuery&);
   // Returns the number of picks, up to `members` of them.
   std::int64_t (*scan_pick)(const ScanTask&, const ScanQuery&, Pick* picks);
+  // z = x, (dims), times a matrix (dims, n); n is a multiple of 4.
+  void (*project)(const float* x, std::int64_t dims, const float* matrix, std::int64_t n, float* z);
   // Squared distances of x, (dims), to L points, (dims)[L].
   void (*point_distances)(const float* panel, const float* x, std::int64_t dims, float* distances);
   // The squared distance of two windows.

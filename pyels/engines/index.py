@@ -2,8 +2,9 @@
 
 Every window of a bank belongs to one inverted list, that of the nearest of some thousand centres, which k-means finds
 among the coordinates of windows along their leading principal directions (faiss, Douze et al., arXiv 2401.08281). The
-index holds no pixels. Of each window it holds the image, the place, and those coordinates in 8 bits: enough to tell
-about how far a query is from it. Exact distances are computed from the images.
+index holds no pixels. Of each window it holds its number, its coordinates along the leading directions in 8 bits, and
+those along further ones in 2, in at most 30 bytes: enough to tell about how far a query is from it. Exact distances are
+computed from the images.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from pyels import checks
-from pyels._core import LIST_BLOCK
+from pyels._core import LEADING, LIST_BLOCK
 from pyels.bank import PatchBank
 from pyels.bank.selection import ALL, as_numbers
 from pyels.checks import CPU
@@ -38,16 +39,17 @@ from pyels.mapped import Stamp, guard
 from pyels.records import parse_record, short
 
 MOST_LISTS = 4096
-MOST_DIRECTIONS = 48
+MOST_DIRECTIONS = LEADING + 40  # in 10 bytes
 _LIST_DIRECTIONS = 24  # the leading ones, along which windows are sorted into lists
-MOST_WINDOWS = 2**31 - 2**20  # numbered in 32 bits, with what fills up the blocks of lists
+MOST_WINDOWS = 2**31 - 2**20  # numbered in 32 bits, wherever they are; with what fills up the blocks of lists
 LEAST_MEMBERS = 256  # of a list, on average
 TRAINING_WINDOWS = 64  # a list
 _AT_ONCE = 1 << 20  # windows assigned to lists
 _VALUES_AT_ONCE = 1 << 24  # of windows to learn from
-_ROOM = 1.2  # codes reach so much further than the coordinates of the windows that directions are learned from
+_ROOM = 1.2  # codes of 8 bits reach so much further than the coordinates that directions are learned from
+_STEP = 1.1  # of codes of 2 bits, in standard deviations: of least squared error for a Laplace distribution
 _SEED = 20250713
-_VERSION = 4
+_VERSION = 5
 _KEY = "pyels-index"
 _RECORD = {
     "version": range(1 << 31),
@@ -65,28 +67,25 @@ class Index:
     Attributes
     ----------
     begin, end  (L)           int64    first member of each list, and the one behind its last
-    image       (M)           int32    image of the window, numbered as in the bank
-    place       (M)           uint16   its centre, row * W + column
+    window      (M)           int32    number of the window: image * H * W + row * W + column of its centre
     origin      (C, k, k)     float32  mean window
-    directions  (D, C, k, k)  float32  leading principal directions
+    directions  (D, C, k, k)  float32  principal directions, LEADING of them leading
     mean        (L, D)        float32  mean coordinates of the windows of each list
     spread      (L)           float32  mean squared distance of its windows from that point
-    code        (M * D)       int8     coordinates of the windows along the directions, in units of `step`
-    norm, rest  (M)           float32  squared length of these, and of what lies in no direction
+    lead        (M * LEADING) int8     coordinates of the windows along the leading directions, in units of `step`
+    tail        (M * (D - LEADING) / 4) uint8  along the others, in 2 bits
     step        (D)           float32
     """
 
     begin: Tensor
     end: Tensor
-    image: Tensor
-    place: Tensor
+    window: Tensor
     origin: Tensor
     directions: Tensor
     mean: Tensor
     spread: Tensor
-    code: Tensor
-    norm: Tensor
-    rest: Tensor
+    lead: Tensor
+    tail: Tensor
     step: Tensor
 
     def __len__(self) -> int:
@@ -99,20 +98,18 @@ class Index:
     def fault(self, images: int, shape: tuple[int, int, int], patch_size: int, wraps: bool) -> str | None:
         """What in it the compiled engine, which trusts it, would stumble over; None: nothing."""
         channels, height, width = shape
-        members, lists, directions = len(self.image), len(self), len(self.directions)
-        window, floats = (channels, patch_size, patch_size), torch.float32
+        members, lists, directions = len(self.window), len(self), len(self.directions)
+        of_window, floats = (channels, patch_size, patch_size), torch.float32
         kinds: dict[str, tuple[torch.dtype, tuple[int, ...]]] = {
             "begin": (torch.int64, (lists,)),
             "end": (torch.int64, (lists,)),
-            "image": (torch.int32, (members,)),
-            "place": (torch.uint16, (members,)),
-            "origin": (floats, window),
-            "directions": (floats, (directions, *window)),
+            "window": (torch.int32, (members,)),
+            "origin": (floats, of_window),
+            "directions": (floats, (directions, *of_window)),
             "mean": (floats, (lists, directions)),
             "spread": (floats, (lists,)),
-            "code": (torch.int8, (members * directions,)),
-            "norm": (floats, (members,)),
-            "rest": (floats, (members,)),
+            "lead": (torch.int8, (members * LEADING,)),
+            "tail": (torch.uint8, (members * (directions - LEADING) // 4,)),
             "step": (floats, (directions,)),
         }
         for name, (dtype, of_shape) in kinds.items():
@@ -121,17 +118,19 @@ class Index:
                 return f"{name} is {given.dtype} of {tuple(given.shape)}, not {dtype} of {of_shape}"
             if dtype == floats and not torch.isfinite(given).all():
                 return f"{name} holds NaN or infinite values"
-        if not (1 <= lists <= MOST_LISTS and 2 <= directions <= MOST_DIRECTIONS and directions % 2 == 0):
+        if not (1 <= lists <= MOST_LISTS and directions in range(LEADING, MOST_DIRECTIONS + 1, 4)):
             return f"it has {lists} lists and {directions} directions"
         ends = torch.cat([torch.zeros(1, dtype=torch.int64, device=CPU), self.end])
         in_order = bool((self.begin >= ends[:-1]).all() and (self.end >= self.begin).all() and ends[-1] >= 1)
         whole_blocks = bool((self.begin % LIST_BLOCK == 0).all()) and members % LIST_BLOCK == 0
         if not (in_order and whole_blocks and int(ends[-1]) <= members):
             return "its lists overlap, or reach beyond its members"
-        if not 0 <= int(self.image.min()) <= int(self.image.max()) < images:
+        if not (self.step[:LEADING] == self.step[0]).all() or not (self.step > 0).all():
+            return "its steps differ, or are 0"
+        if not 0 <= int(self.window.min()) <= int(self.window.max()) < images * height * width:
             return "it names images that the bank has not"
-        r, place = (0 if wraps else patch_size // 2), self.place.to(torch.int32)
-        for at, length in ((place // width, height), (place % width, width)):
+        r = 0 if wraps else patch_size // 2
+        for at, length in ((self.window // width % height, height), (self.window % width, width)):
             if not r <= int(at.min()) <= int(at.max()) < length - r:
                 return "it names windows that reach beyond the border"
         return None
@@ -264,7 +263,7 @@ def build(
 ) -> Index:
     """Sort the windows of the images `which`, (n,) int64, into lists; `progress` is told of every part of them done.
 
-    Raises ImportError without faiss, ValueError for more than 2,146,435,072 windows or a bank on a GPU.
+    Raises ImportError without faiss, ValueError for more than 2,146,435,072 pixels or a bank on a GPU.
     """
     if bank.device.type != "cpu":
         raise ValueError(
@@ -278,10 +277,10 @@ def build(
     _, height, width = bank.shape
     inside = (height - patch_size + 1) * (width - patch_size + 1)
     places = height * width if wraps else inside
-    if places * len(which) > MOST_WINDOWS:
+    if (numbered := height * width * len(bank)) > MOST_WINDOWS:
         raise ValueError(
-            f"{len(which)} images have {places * len(which)} windows, and an index holds at most {MOST_WINDOWS}; "
-            "search by class, or split the bank and merge the partial posteriors of its parts"
+            f"the bank's images have {numbered} pixels, and an index numbers at most {MOST_WINDOWS}; split the bank "
+            "and merge the partial posteriors of its parts"
         )
     threads = 1 if checks.forked else threads
     count = lists_of(places * len(which))
@@ -291,15 +290,16 @@ def build(
     windows -= origin
     directions = torch.linalg.eigh(windows.T @ windows).eigenvectors.flip(1)[:, :MOST_DIRECTIONS]
     coordinates = windows @ directions
-    step = (_ROOM * coordinates.abs().amax(0) / 127).clamp(min=1e-6)
+    lead, tail = coordinates[:, :LEADING], coordinates[:, LEADING:]
+    steps = [(_ROOM * lead.abs().max() / 127).expand(LEADING), _STEP * tail.square().mean(0).sqrt()]
+    step = F.pad(torch.cat(steps), (0, -tail.shape[1] % 4)).clamp(min=1e-6)  # rows of zeros fill up
     filters = directions.T.reshape(-1, bank.shape[0], patch_size, patch_size)
     to_lists = filters[:_LIST_DIRECTIONS]
+    leading = directions[:, :_LIST_DIRECTIONS]
     before = faiss.omp_get_max_threads()
     faiss.omp_set_num_threads(threads)
     try:
-        leading = directions[:, :_LIST_DIRECTIONS]
-        kmeans = faiss.Kmeans(leading.shape[1], count, niter=10, seed=_SEED, min_points_per_centroid=1)
-        kmeans.train(coordinates[:, :_LIST_DIRECTIONS].contiguous().numpy())
+        centres = _Centres(coordinates[:, :_LIST_DIRECTIONS].contiguous().numpy(), count)
         lists = np.empty(places * len(which), np.uint16)
         images = max(1, _AT_ONCE // places)
         for start in range(0, len(which), images):
@@ -307,11 +307,43 @@ def build(
             along = F.conv2d(_padded(pixels, patch_size, wraps), to_lists) - (origin @ leading)[:, None, None]
             searched = along.permute(0, 2, 3, 1).reshape(-1, len(to_lists)).contiguous().numpy()
             first = start * places
-            lists[first : first + len(searched)] = kmeans.index.search(searched, 1)[1][:, 0]
+            lists[first : first + len(searched)] = centres.nearest(searched)
             progress(len(pixels))
     finally:
         faiss.omp_set_num_threads(before)
     return _arranged(bank, which, patch_size, wraps, threads, lists, count, origin, filters, step, generator)
+
+
+class _Centres:
+    """Centres of lists, in groups: k-means of some points (n, d) float32, and then of those of each group. The nearest
+    is looked for in the nearest group alone, which takes a small part of the comparisons with all."""
+
+    def __init__(self, points: npt.NDArray[np.float32], count: int) -> None:
+        import faiss
+
+        def trained(points: npt.NDArray[np.float32], count: int) -> Any:
+            found = faiss.Kmeans(points.shape[1], count, niter=10, seed=_SEED, min_points_per_centroid=1)
+            found.train(points)
+            return found.index
+
+        self._groups = trained(points, groups := math.isqrt(count))
+        of_points = self._groups.search(points, 1)[1][:, 0]
+        members = np.bincount(of_points, minlength=groups)
+        sizes = 1 + (count - groups) * members // len(points)
+        self._first = np.cumsum(sizes) - sizes
+        self._centres = [
+            trained(points[of_points == group], int(size)) if size > 1 else None for group, size in enumerate(sizes)
+        ]
+
+    def nearest(self, points: npt.NDArray[np.float32]) -> npt.NDArray[np.uint16]:
+        """The number of the centre for each of points (n, d) float32."""
+        groups = self._groups.search(points, 1)[1][:, 0]
+        found: npt.NDArray[np.uint16] = self._first[groups].astype(np.uint16)
+        for group in np.unique(groups):
+            if (centres := self._centres[group]) is not None:
+                which = np.flatnonzero(groups == group)
+                found[which] += centres.search(points[which], 1)[1][:, 0].astype(np.uint16)
+        return found
 
 
 def _arranged(
@@ -330,7 +362,7 @@ def _arranged(
     """Members list by list, each list at the beginning of a block, and their descriptions."""
     channels, height, width = bank.shape
     r, k, block = patch_size // 2, patch_size, LIST_BLOCK
-    everywhere = np.arange(height * width, dtype=np.uint16).reshape(height, width)
+    everywhere = np.arange(height * width, dtype=np.int32).reshape(height, width)
     centres = (everywhere if wraps else everywhere[r : height - r, r : width - r]).ravel()
     # Random order first, which a stable sort keeps within each list: its first members are then a fair sample of it.
     order = generator.permutation(len(lists))
@@ -339,24 +371,23 @@ def _arranged(
     ends = np.cumsum((sizes + block - 1) // block * block)
     begin = ends - (sizes + block - 1) // block * block
     at = np.repeat(begin - (np.cumsum(sizes) - sizes), sizes) + np.arange(len(order))
-    image, place = np.zeros(ends[-1], np.int32), np.full(ends[-1], centres[0], np.uint16)
-    image[at], place[at] = which.numpy().astype(np.int32)[order // len(centres)], centres[order % len(centres)]
-    even = torch.zeros((len(filters) + 1) // 2 * 2, channels, k, k, dtype=torch.float32, device=CPU)
-    even[: len(filters)] = filters
-    members = len(image)
+    window = np.full(ends[-1], centres[0], np.int32)
+    numbered = (which.numpy() * (height * width))[:, None] + centres
+    window[at] = numbered.astype(np.int32).ravel()[order]
+    members, directions = len(window), len(step)
+    padded = torch.zeros(directions, channels, k, k, dtype=torch.float32, device=CPU)
+    padded[: len(filters)] = filters
     index = Index(
         begin=torch.from_numpy(begin),
         end=torch.from_numpy(begin + sizes),
-        image=torch.from_numpy(image),
-        place=torch.from_numpy(place),
+        window=torch.from_numpy(window),
         origin=origin.reshape(channels, k, k).contiguous(),
-        directions=even,
-        mean=torch.empty(count, len(even), dtype=torch.float32, device=CPU),
+        directions=padded,
+        mean=torch.empty(count, directions, dtype=torch.float32, device=CPU),
         spread=torch.empty(count, dtype=torch.float32, device=CPU),
-        code=torch.zeros(members * len(even), dtype=torch.int8, device=CPU),
-        norm=torch.zeros(members, dtype=torch.float32, device=CPU),
-        rest=torch.zeros(members, dtype=torch.float32, device=CPU),
-        step=F.pad(step, (0, len(even) - len(step)), value=1.0),
+        lead=torch.zeros(members * LEADING, dtype=torch.int8, device=CPU),
+        tail=torch.zeros(members * (directions - LEADING) // 4, dtype=torch.uint8, device=CPU),
+        step=step,
     )
     describe_lists(bank.images, k, threads, index.tensors())
     return index

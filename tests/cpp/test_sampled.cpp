@@ -18,10 +18,10 @@ constexpr double rounding = 1e-4;
 // Lists over all windows of a case's bank, by their brightness; one of them stays empty.
 struct Index {
   std::vector<std::int64_t> begin, end;
-  std::vector<std::int32_t> image;
-  std::vector<std::uint16_t> place;
-  std::vector<float> origin, directions, mean, spread, step, norm, rest;
-  std::vector<std::int8_t> code;
+  std::vector<std::int32_t> window;
+  std::vector<float> origin, directions, mean, spread, step;
+  std::vector<std::int8_t> lead;
+  std::vector<std::uint8_t> tail;
   pyels::Lists lists;
 
   Index(const Case& work, std::int64_t count) {
@@ -50,25 +50,23 @@ struct Index {
       return a.list < b.list || (a.list == b.list && a.dice < b.dice);
     });
     for (std::int64_t list = 0; list < count; ++list) {
-      begin.push_back(std::ssize(image));
-      for (const Window& window : windows)
-        if (window.list == list)
-          image.push_back(static_cast<std::int32_t>(window.image)),
-              place.push_back(static_cast<std::uint16_t>(window.place));
-      end.push_back(std::ssize(image));
-      while (std::ssize(image) % pyels::list_block) image.push_back(0), place.push_back(place.back());
+      begin.push_back(std::ssize(window));
+      for (const Window& one : windows)
+        if (one.list == list) window.push_back(static_cast<std::int32_t>(one.image * shape.pixels() + one.place));
+      end.push_back(std::ssize(window));
+      while (std::ssize(window) % pyels::list_block) window.push_back(window.back());
     }
-    // Directions of some windows less the origin, made orthonormal; a row of zeros fills up where their number is odd.
+    // Directions of some windows less the origin, made orthonormal; rows of zeros fill up.
     origin.assign(static_cast<std::size_t>(dims), -0.5f);
-    const std::int64_t wanted = std::min<std::int64_t>(dims, 21), even = (wanted + 1) / 2 * 2;
-    directions.assign(static_cast<std::size_t>(even * dims), 0.0f);
+    const std::int64_t wanted = std::min<std::int64_t>(dims, 21), all = wanted > pyels::leading ? 24 : pyels::leading;
+    directions.assign(static_cast<std::size_t>(all * dims), 0.0f);
     for (std::int64_t i = 0; i < wanted; ++i) {
       float* direction = directions.data() + i * dims;
-      const Window& window = windows[random.bits() % windows.size()];
+      const Window& some = windows[random.bits() % windows.size()];
       for (std::int64_t j = 0; j < dims; ++j) {
-        const std::int64_t row = window.place / shape.width - r + j / work.k % work.k;
-        const std::int64_t column = window.place % shape.width - r + j % work.k;
-        direction[j] = static_cast<float>(value(work, window.image, (row + shape.height) % shape.height,
+        const std::int64_t row = some.place / shape.width - r + j / work.k % work.k;
+        const std::int64_t column = some.place % shape.width - r + j % work.k;
+        direction[j] = static_cast<float>(value(work, some.image, (row + shape.height) % shape.height,
                                                 (column + shape.width) % shape.width, j / (work.k * work.k)) +
                                           0.5 + 0.01 * random.normal());
       }
@@ -79,11 +77,13 @@ struct Index {
           direction[j] = before < i ? direction[j] - along * other[j] : direction[j] / std::sqrt(along);
       }
     }
-    step.assign(static_cast<std::size_t>(even), static_cast<float>(2 * std::sqrt(dims) / 127));
-    mean.resize(static_cast<std::size_t>(count * even)), spread.resize(static_cast<std::size_t>(count));
-    code.resize(image.size() * static_cast<std::size_t>(even)), norm.resize(image.size()), rest.resize(image.size());
-    lists = {count, begin.data(),  end.data(),        image.data(), place.data(), mean.data(), spread.data(),
-             even,  origin.data(), directions.data(), step.data(),  code.data(),  norm.data(), rest.data()};
+    step.assign(static_cast<std::size_t>(all), static_cast<float>(2 * std::sqrt(dims) / 127));
+    std::fill(step.begin() + pyels::leading, step.end(), 0.5f);
+    mean.resize(static_cast<std::size_t>(count * all)), spread.resize(static_cast<std::size_t>(count));
+    lead.resize(window.size() * pyels::leading);
+    tail.resize(window.size() * static_cast<std::size_t>(all - pyels::leading) / 4);
+    lists = {count, begin.data(),  end.data(),        window.data(), mean.data(), spread.data(),
+             all,   origin.data(), directions.data(), step.data(),   lead.data(), tail.data()};
     describe_lists(work.problem(), {}, lists);
   }
 

@@ -278,16 +278,16 @@ def ask(bank, folder, k=5):
 
 
 OUTSIDE = [
-    ("image", 60),
-    ("image", -1),
-    ("place", 144),
-    ("place", 0),  # whose window reaches beyond the border
-    ("place", 23),
+    ("window", 60 * 144),
+    ("window", -1),
+    ("window", 0),  # which reaches beyond the border
+    ("window", 23),
     ("begin", 8),
     ("end", 10**6),
     ("end", -1),
-    ("norm", float("nan")),
+    ("mean", float("nan")),
     ("step", float("inf")),
+    ("step", 0.0),
 ]
 
 
@@ -301,6 +301,14 @@ def test_an_index_that_points_outside_is_refused(built, name, value):
         write(tensors, path, about) if write is save_file else write(path, tensors, about)
         with pytest.raises(ValueError, match=r"k5.safetensors: damaged index \("):
             ask(bank, path.parent)
+
+
+def test_an_index_whose_leading_steps_differ_is_refused(built):
+    bank, path, about, tensors = built
+    tensors["step"][3] *= 2
+    write_tensors(path, tensors, about)
+    with pytest.raises(ValueError, match=r"damaged index \(its steps differ"):
+        ask(bank, path.parent)
 
 
 @pytest.mark.parametrize("change", ["dtype", "shape", "missing"])
@@ -458,8 +466,9 @@ def test_bad_input(small, tmp_path):
     streamed = pyels.PatchBank.load(path, memory_limit=20_000)
     with pytest.raises(ValueError, match="engine 'sampled' needs the bank in memory or mapped"):
         pyels.ELS(streamed, 3, engine="faiss").denoise(torch.zeros(1, 1, 12, 12), 0.5, 0.5)
-    with pytest.raises(ValueError, match="have 3200000000 windows, and an index holds at most 2146435072"):
-        index.build(make_bank(1, (1, 42, 42)), torch.zeros(1, dtype=torch.int64).expand(2_000_000), 3, False)
+    many = pyels.PatchBank(make_bank(1, (1, 42, 42)).images.expand(2_000_000, -1, -1, -1))
+    with pytest.raises(ValueError, match="have 3528000000 pixels, and an index numbers at most 2146435072"):
+        index.build(many, torch.zeros(1, dtype=torch.int64), 3, False)
     with pytest.raises(ValueError, match="let processes share seeds instead"):
         pyels.distributed.Sharded(pyels.ELS(small, 3, engine="faiss"))
 

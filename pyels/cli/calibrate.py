@@ -24,6 +24,7 @@ from pyels.cli.options import AT_LEAST_1, command, option, values_of
 from pyels.cli.progress import StepBar
 from pyels.cli.settings import BankOptions, JobOptions, LabelOptions, OutputOptions, boundary_of, check_wiring
 from pyels.denoiser import Denoiser
+from pyels.engines.sampled import Sampled
 from pyels.files import path_of, write_json, write_tensors
 from pyels.machines import Machine
 from pyels.networks import KINDS, NETWORKS, Network
@@ -40,6 +41,8 @@ _FURTHER = [
     for kind in NETWORKS.values()
     if kind.LARGEST_SIZE != Network.LARGEST_SIZE
 ]
+
+IMAGES = 2000  # the sizes of more differ from these by less than those of other seeds do: docs/networks.md
 
 _RESULTS = ("scales.json", "calibration.png", "receptive_field.png", "calibration.safetensors", "run.json")
 
@@ -67,6 +70,12 @@ class Calibrate(BankOptions, LabelOptions, EngineOptions, JobOptions, OutputOpti
     steps: int = option(DEFAULT_STEPS, "Steps of the trajectories.", must_be=AT_LEAST_1)
     schedule: str = option("cosine", type=click.Choice(SCHEDULES))
     num: int = option(30, "Number of trajectories, or of images.")
+    images: int | None = option(
+        None,
+        "Look at so many, at random of those that a trajectory draws on; 0: at all.  "
+        f"[default: {IMAGES} of ELS with an exact engine, which takes longest, else 0]",
+        must_be=("at least 0", lambda images: images >= 0),
+    )
     seed: int = option(1_000_000, "First seed; none that is compared later, please.")
     beside: tuple[str, ...] = option(
         (),
@@ -102,11 +111,13 @@ def calibrate_command(given: Calibrate) -> None:
     jobs, each = given.jobs_and_threads(given.num, bank)
     machine = given.machine_of(given.machine, bank, each, given.boundary, boundary_of(record), given.window)
     sizes = _sizes(given.sizes, machine, record)
+    images = _images(given, machine)
     beside = _beside(given, str(machine.parameter))
     classes = given.classes(denoiser if given.rule == NETWORK else None, bank)
     settings = given.record(
         boundary=getattr(machine, "boundary", None),
         sizes=sizes,
+        images=images,
         seeds=given.seeds,
         labels=classes,
         **of_both,
@@ -121,7 +132,8 @@ def calibrate_command(given: Calibrate) -> None:
             return {"scores": scores(given.rule, *of_rule)}
         assert denoiser is not None
         noise = resumable.noise_of_seed(given.seeds[i], bank.shape)[None]
-        found = calibrate(denoiser, machine, noise, label, sizes, given.steps, given.schedule, on_step)
+        along = sizes, given.steps, given.schedule, on_step, images or None, given.seeds[i]
+        found = calibrate(denoiser, machine, noise, label, *along)
         tensors = {"cosines": found.cosines[0], "mses": found.mses[0]}
         if found.gradients is not None:
             tensors["gradients"] = found.gradients[0]
@@ -142,12 +154,17 @@ def calibrate_command(given: Calibrate) -> None:
         found = Calibration(times, sizes, **samples, parameter=str(machine.parameter))
     else:
         found = Scores(given.rule, times, sizes, samples["scores"], str(machine.parameter), given.share)
-    result = {**settings, **found.record(), "doubts": doubts}
+    there = int(bank.select(classes).counts.max())
+    drawn = {"images": images, "of": there} if images and images < there else None
+    result = {**settings, **found.record(), "drawn": drawn, "doubts": doubts}
     write_json(given.out / "run.json", settings)
     write_json(given.out / "scales.json", result)
     pictures = _draw(given, found, beside, plots.title_of(settings))
     resumable.finished(given.out)
-    given.show(result, [*_table(found), f"sizes: {given.out / 'scales.json'}; pictures: {pictures}"])
+    lines = _table(found)
+    if drawn:
+        lines.append(f"by {images} images at random, of up to {there} that a trajectory draws on; --images 0: by all")
+    given.show(result, [*lines, f"sizes: {given.out / 'scales.json'}; pictures: {pictures}"])
 
 
 def _sizes(text: str | None, machine: Denoiser, record: Mapping[str, Any]) -> list[Any]:
@@ -159,6 +176,20 @@ def _sizes(text: str | None, machine: Denoiser, record: Mapping[str, Any]) -> li
         return fitting(machine, TRIED[parameter])
     largest = KINDS.get(str(record.get("kind")), Network).LARGEST_SIZE
     return fitting(machine, range(3, largest + 1, 2))
+
+
+def _images(given: Calibrate, machine: Denoiser) -> int | None:
+    """How many decide; 0: all, None: of rules, which know no share."""
+    by_index = isinstance(getattr(machine, "engine", None), Sampled)
+    if given.images and (given.rule != NETWORK or by_index):
+        raise ValueError(
+            f"--images {given.images} is for --rule network and exact engines: what others say depends on all images"
+        )
+    if given.rule != NETWORK:
+        return None
+    if given.images is not None:
+        return given.images
+    return 0 if by_index or getattr(machine, "boundary", None) is None else IMAGES
 
 
 def _beside(given: Calibrate, parameter: str) -> dict[str, list[Any]]:

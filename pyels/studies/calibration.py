@@ -11,6 +11,8 @@ import torch
 from torch import Tensor
 
 from pyels import metrics
+from pyels.bank import PatchBank
+from pyels.bank.selection import Selection, as_numbers
 from pyels.denoiser import Denoiser, eps_from_x0
 from pyels.networks import Network
 from pyels.networks.adapters import NetworkDenoiser, NotDifferentiable
@@ -102,6 +104,8 @@ def calibrate(
     steps: int = 20,
     schedule: str | Schedule = "cosine",
     callback: Callable[[Step], Any] | None = None,
+    images: int | None = None,
+    seed: int = 0,
 ) -> Calibration:
     """Compare `machine` at every size with `network` along the network's own reverse trajectories.
 
@@ -114,6 +118,8 @@ def calibrate(
     labels    (B,) classes of the samples, for the network and, as a restriction of the bank, for the machine
     sizes     values of `machine.parameter` to try, such as odd patch sizes; None: those in `TRIED`
     callback  called with a `Step` after every step of the network
+    images    let the machine look at so many of the images that a sample draws on, which `share` chooses; None: at all
+    seed      of that choice, for sample b seed + b
 
     Raises ValueError for a machine without a parameter, and values that it cannot have.
     """
@@ -123,6 +129,9 @@ def calibrate(
     tried = fitting(machine, TRIED[parameter])
     if sizes is not None:
         tried = [machine.check_wish(parameter, value) for value in sizes]
+    drawn_on: dict[str, Any] = {"labels": labels}
+    if images is not None:
+        drawn_on = {"selection": share(machine.bank, labels, len(noise), images, seed)}  # type: ignore[attr-defined]
     times: list[float] = []
     cosines: list[Tensor] = []
     mses: list[Tensor] = []
@@ -131,7 +140,7 @@ def calibrate(
     def compare(step: Step) -> None:
         x, level = step.x, step.level
         network_eps = eps_from_x0(step.x0, x, level.alpha, level.sigma)
-        means = [machine.denoise(x, level.alpha, level.sigma, labels, **{parameter: value}) for value in tried]
+        means = [machine.denoise(x, level.alpha, level.sigma, **drawn_on, **{parameter: value}) for value in tried]
         estimates = [eps_from_x0(x0, x, level.alpha, level.sigma) for x0 in means]
         times.append(level.t)
         cosines.append(torch.stack([metrics.cosine(network_eps, eps) for eps in estimates], dim=1))
@@ -149,6 +158,22 @@ def calibrate(
 
     scores = ascending(cosines), ascending(mses), ascending(gradients) if gradients else None
     return Calibration(times[::-1], tried, *scores, parameter)
+
+
+def share(bank: PatchBank, labels: Tensor | None, batch: int, images: int, seed: int) -> Selection:
+    """For each of so many samples at most so many images, at random of its class, (B,), or of all.
+
+    Every sample has a draw of its own, by seed + b: what a draw does to its scores, the median over samples evens out.
+    """
+    everything = bank.select(labels).expand(batch)
+    if int(everything.counts.max()) <= images:
+        return everything
+    chosen = []
+    for b in range(batch):
+        numbers = as_numbers(everything.of([b]).images())
+        order = torch.randperm(len(numbers), generator=torch.Generator().manual_seed(seed + b))
+        chosen.append(numbers[order[:images]])
+    return bank.select(images=chosen)
 
 
 def fitting(machine: Denoiser, values: Iterable[float]) -> list[Any]:

@@ -35,11 +35,12 @@ inline MapRow map_row(const MapTask& t, std::int32_t query, std::int32_t source,
 
 // What D is made with, apart from a task that what is stored might change, for all that compilers know.
 struct Level {
-  float alpha;
+  float alpha, noise;
   std::int64_t channels, x_image, panel_image;  // values of a channel
 
   explicit Level(const MapTask& t)
       : alpha(static_cast<float>(t.alpha)),
+        noise(t.noise),
         channels(t.channels),
         x_image(t.height * t.x_width),
         panel_image(t.height * t.panel_width * kLanes) {}
@@ -50,11 +51,11 @@ template <int C, bool precise = false>
 PYELS_INLINE Vec squares(const MapTask& t, const Level& level, const MapRow& row, std::int64_t j) {
   const std::int64_t channels = C ? C : level.channels;
   const float *x = row.x + j, *phi = row.phi + j * kLanes, *precision = precise ? t.precision + (x - t.x) : nullptr;
-  Vec sum{};
+  Vec sum = Vec{} - level.noise;
   for (std::int64_t c = 0; c < channels; ++c) {
     const Vec difference = *x - level.alpha * load(phi);
     const Vec other = precise ? *precision * difference : difference;
-    sum = c ? sum + other * difference : other * difference;
+    sum += other * difference;
     x += level.x_image, phi += level.panel_image;
     if (precise) precision += level.x_image;
   }
@@ -134,6 +135,7 @@ struct MapWindow {
 
 // Its squared distances in double: the same terms, one after the other.
 inline DoubleVec exact_distance(const MapTask& t, const MapWindow& window) {
+  const double noise = static_cast<double>(t.noise) / static_cast<double>(t.channels);
   DoubleVec sum{};
   for (std::int64_t c = 0; c < t.channels; ++c)
     for (std::int32_t i = 0; i < window.rows; ++i) {
@@ -147,7 +149,7 @@ inline DoubleVec exact_distance(const MapTask& t, const MapWindow& window) {
           const double taps = t.whole_image ? 1.0 : t.exact_row_taps[i] * t.exact_column_taps[j];
           sum = sum + (taps * t.precision[x - t.x + j]) * (difference * difference);
         } else {
-          sum = sum + difference * difference;
+          sum = sum + (difference * difference - noise);
         }
       }
     }
@@ -172,6 +174,15 @@ inline MapWindow window_of(const Run& run, std::int32_t i) {
   MapWindow window = run.window;
   window.column.query += i, window.column.source += i;
   return window;
+}
+
+// Where distances are too large for float32: either way, as they are less by what noise makes (MapTask::noise).
+PYELS_INLINE IntVec beyond(Vec distance, float limit) { return (distance > limit) | (distance < -limit); }
+
+// The same of whatever may matter at a pixel: that lies between offset and offset + skip, over the scale.
+inline bool any_beyond(const MapTask& t, float offset) {
+  const float limit = static_cast<float>(t.scale) * t.wide_above;
+  return !(offset <= limit - t.skip && offset >= -limit);
 }
 
 // Its distances with sums over rows in double.

@@ -37,7 +37,8 @@ struct MapTask {
   float least_scale;         // the same, less what a float32 distance may be too large by
   float skip;                // weights below 2^-skip of the running maximum are taken as zero
   float slack;               // what else a float32 distance may be too large by, as log2 of a weight
-  float wide_above;          // squared distances beyond this are summed over rows in double,
+  float noise;               // D is less by this at every place: what noise alone makes it, about, or nothing
+  float wide_above;          // squared distances, so much less, beyond this either way are summed over rows in double,
   float exact_above;         // beyond this found again in double where the weight stands out,
   float always_exact_above;  // and beyond this wherever the weight may matter
 

@@ -189,10 +189,7 @@ PYELS_INLINE void weigh_from(const KernelTask& t, const Run& run, std::int64_t j
 
 template <int C, bool full>
 void weigh_run(const KernelTask& t, const Run& run, std::int64_t count) {
-  const float* offset = t.offset + run.p;
-  int far = 0;
-  for (std::int64_t j = 0; j < count; ++j) far |= any_beyond(t, offset[j]);
-  if (far)
+  if (any_beyond(t, t.offset + run.p, count))
     weigh_far<full>(t, run, 0, count);
   else
     weigh_from<C, full, kChunk>(t, run, 0, count, Vec{} + static_cast<float>(t.scale), Vec{} - t.skip);

@@ -91,8 +91,7 @@ Lanes::Lanes(const Plan& plan)
 }
 
 float Lanes::expected_noise(std::int64_t b, std::int64_t window_values, float largest) const {
-  constexpr std::int64_t few = 600;  // half a nat each: half of what sums in float32 are trusted with
-  if (plan_.whole_image() || plan_.uneven() || window_values < few) return 0.0f;
+  if (plan_.whole_image() || plan_.uneven() || window_values < few_values) return 0.0f;
   if (largest > float32_reach * a_.sigma[b]) return 0.0f;  // all is found again in double
   int exponent;
   const double digits = std::round(256 * std::frexp(a_.sigma[b], &exponent));

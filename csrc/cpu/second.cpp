@@ -47,10 +47,8 @@ PYELS_INLINE bool weigh_near(const float* offset, const float* distances, Vec sc
 // W of `count` outputs; false where all are nothing.
 bool weigh_run(const SecondTask& t, const Run& run, std::int64_t count, float* weights) {
   const float* offset = t.offset + run.p;
-  bool far = false, found = false;
-  if (any_beyond(t, t.most_offset))
-    for (std::int64_t j = 0; j < count; ++j) far |= any_beyond(t, offset[j]);
-  if (far) {
+  bool found = false;
+  if (any_beyond(t, &t.most_offset, 1) && any_beyond(t, offset, count)) {
     for (std::int64_t j = 0; j < count; ++j) {
       const auto wide = [&]() __attribute__((always_inline)) { return wide_distance(t, run, j); };
       const MapWindow window = window_of(run, static_cast<std::int32_t>(j));

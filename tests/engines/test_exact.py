@@ -126,12 +126,15 @@ def test_windows_too_large_for_sums_in_float32(kind, k, t, times):
 
 
 @pytest.mark.parametrize("kind", [kind for kind in MACHINES if kind not in ("IS", "ES")])
-@pytest.mark.parametrize(("shape", "k"), [((4, 13, 14), 13), ((2, 20, 19), 19), ((1, 26, 25), 25), ((3, 13, 11), 33)])
+@pytest.mark.parametrize(
+    ("shape", "k"), [((6, 13, 14), 13), ((3, 19, 20), 19), ((2, 24, 23), 23), ((1, 33, 32), 31), ((3, 13, 11), 33)]
+)
 def test_distances_less_by_what_noise_makes(kind, shape, k):
-    """Windows of more than 600 values, around a border too; of queries with no noise, and with more than is said."""
-    if kind in WRAPPING:
-        k = min(k, *shape[1:])
-    bank = make_bank(5, shape)
+    """Windows of more than 900 values, around a border too; of queries with no noise, and with more than is said."""
+    k = min(k, *shape[1:]) if kind in WRAPPING else k
+    if kind == "ELS-circular" and k > 19:
+        pytest.skip("the oracle takes a minute")
+    bank = make_bank(3, shape)
     for t, times in ((0.1, 1.0), (0.6, 0.0), (0.95, 1.6)):
         alpha, sigma = COSINE.alpha(t), COSINE.sigma(t)
         x = noisy(bank, alpha, times * sigma)

@@ -57,9 +57,12 @@ def test_engines_agree(bank, x, name):
         assert_same(ours, slow, 1e-4)
 
 
-@pytest.mark.parametrize("sources", ["zeros", "circular", "same_position"])
-def test_engines_agree_on_windows_of_many_values(sources):
-    bank, definition = make_bank(3, (5, 11, 12)), pyels.Definition(pyels.Square(11), sources)
+@pytest.mark.parametrize(
+    ("sources", "shape", "k"),
+    [("zeros", (3, 19, 20), 19), ("same_position", (3, 11, 12), 19), ("circular", (19, 7, 8), 7)],
+)
+def test_engines_agree_on_windows_of_many_values(sources, shape, k):
+    bank, definition = make_bank(3, shape), pyels.Definition(pyels.Square(k), sources)
     for times in (0, 2):  # as much noise as is said
         x = noisy(bank, LEVELS[0], times * LEVELS[1])
         ours, slow = (everything(pyels.Machine(bank, definition, engine), x) for engine in ENGINES)

@@ -186,8 +186,10 @@ PYELS_INLINE IntVec beyond(Vec distance, float limit) { return (distance > limit
 // The same of whatever may matter at `count` pixels: that lies between offset and offset + skip, over the scale.
 inline bool any_beyond(const MapTask& t, const float* offset, std::int64_t count) {
   const float lowest = -static_cast<float>(t.scale) * t.wide_above, highest = -lowest - t.skip;
-  int beyond = 0;  // not a bool, and no && below: for vectors
-  for (std::int64_t j = 0; j < count; ++j) beyond |= !((offset[j] <= highest) & (offset[j] >= lowest));
+  int beyond = 0;  // which compilers make a vector of, and not of a bool
+  for (std::int64_t j = 0; j < count; ++j) beyond |= !(offset[j] <= highest);
+  if (t.noise > 0.0f)  // else no distance is below 0
+    for (std::int64_t j = 0; j < count; ++j) beyond |= offset[j] < lowest;
   return beyond;
 }
 

@@ -25,9 +25,9 @@ struct Weighing {
 };
 
 // For query b, whose pixels, up to `largest`, meet up to `sources` patches with windows of `window_values` values, of
-// which none weighs more than `heaviest`.
+// which none weighs more than `heaviest`; for distances that are less by up to `less`.
 inline Weighing weighing(const Problem& a, std::int64_t b, double sources, std::int64_t window_values,
-                         double largest = 0.0, double heaviest = 1.0) {
+                         double largest = 0.0, double heaviest = 1.0, double less = 0.0) {
   Weighing w{};
   w.scale = 0.5 / (a.sigma[b] * a.sigma[b]) / ln2;
   const double nats = w.scale * ln2;
@@ -36,13 +36,14 @@ inline Weighing weighing(const Problem& a, std::int64_t b, double sources, std::
       static_cast<float>(w.scale * (1 - 5e-7 - 3e-9 * static_cast<double>(a.height + a.width + a.channels)));
   // float32 distances typically err by 5e-8 of log w (rounding of sums; 2e-8 with those over rows in double) and by
   // 8e-8 * sqrt(scale * log w) (rounding of pixels); where they are random, either is kept below 3e-5. A query like
-  // any other has about half as many nats as its window has pixels. Far beyond that no weight is left to float32,
-  // whether it stands out or not: many equal ones would err together.
-  const double pixel_rounding = 1.4e5 / (nats * nats * heaviest);
+  // any other has about half as many nats as its window has values, of which `less` takes away nearly all. Far beyond
+  // that no weight is left to float32, whether it stands out or not: many equal ones would err together.
+  const double pixel_rounding = 1.4e5 / (nats * nats * heaviest) - less;
   const double sum_rounding = a.taps || a.precision ? 0.5 : 1.0;  // products with weights round as well
   w.wide_above = static_cast<float>(std::min(600.0 * sum_rounding / nats, pixel_rounding));
   w.exact_above = static_cast<float>(std::min(1200.0 * sum_rounding / nats, pixel_rounding));
   if (a.taps || a.precision) w.least_scale *= 0.999998f;
+  w.slack = static_cast<float>(4 * (w.scale - static_cast<double>(w.least_scale)) * less);  // both parts round
   const double far = std::min(1e5, 300 * std::sqrt(static_cast<double>(window_values)));
   w.always_exact_above = static_cast<float>(far / nats);
   // All weights left out together are less than 1e-8 of the sum.

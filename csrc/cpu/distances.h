@@ -35,26 +35,28 @@ inline MapRow map_row(const MapTask& t, std::int32_t query, std::int32_t source,
 
 // What D is made with, apart from a task that what is stored might change, for all that compilers know.
 struct Level {
-  float alpha;
+  float alpha, noise;
   std::int64_t channels, x_image, panel_image;  // values of a channel
 
   explicit Level(const MapTask& t)
       : alpha(static_cast<float>(t.alpha)),
+        noise(t.noise),
         channels(t.channels),
         x_image(t.height * t.x_width),
         panel_image(t.height * t.panel_width * kLanes) {}
 };
 
-// D at place j of a row. C = 0: any number of channels.
-template <int C, bool precise = false>
+// D at place j of a row. C = 0: any number of channels. less: by the noise.
+template <int C, bool precise = false, bool less = false>
 PYELS_INLINE Vec squares(const MapTask& t, const Level& level, const MapRow& row, std::int64_t j) {
   const std::int64_t channels = C ? C : level.channels;
   const float *x = row.x + j, *phi = row.phi + j * kLanes, *precision = precise ? t.precision + (x - t.x) : nullptr;
   Vec sum{};
+  if (less) sum -= level.noise;
   for (std::int64_t c = 0; c < channels; ++c) {
     const Vec difference = *x - level.alpha * load(phi);
     const Vec other = precise ? *precision * difference : difference;
-    sum = c ? sum + other * difference : other * difference;
+    sum = c || less ? sum + other * difference : other * difference;
     x += level.x_image, phi += level.panel_image;
     if (precise) precision += level.x_image;
   }
@@ -99,8 +101,11 @@ template <int K, int band, int C, bool aligned>
 void sums_along_row(const MapTask& t, const MapRow& row, const Axis& column, float* line, float* out) {
   const std::int32_t r = t.k_columns / 2, places = column.outputs + 2 * r;
   const Level level(t);
+  // Windows of a size and channels that the compiler knows have too few values for MapTask::noise.
+  constexpr bool less = K == any_size || (K > 0 && C == 0);
+  static_assert(less || K == weighted || K * K * C < few_values);
 #pragma GCC unroll 4
-  for (std::int32_t j = 0; j < places; ++j) store(line + j * kLanes, squares<C, K == weighted>(t, level, row, j));
+  for (std::int32_t j = 0; j < places; ++j) store(line + j * kLanes, squares<C, K == weighted, less>(t, level, row, j));
   for (std::int32_t j = 0, count; j < column.outputs; j += count) {
     const std::int32_t p = t.wraps ? wrapped(column.query + r + j, t.width) : column.query + r + j;
     const std::int32_t before = aligned ? p % band : 0;
@@ -134,6 +139,7 @@ struct MapWindow {
 
 // Its squared distances in double: the same terms, one after the other.
 inline DoubleVec exact_distance(const MapTask& t, const MapWindow& window) {
+  const double noise = static_cast<double>(t.noise) / static_cast<double>(t.channels);
   DoubleVec sum{};
   for (std::int64_t c = 0; c < t.channels; ++c)
     for (std::int32_t i = 0; i < window.rows; ++i) {
@@ -147,7 +153,7 @@ inline DoubleVec exact_distance(const MapTask& t, const MapWindow& window) {
           const double taps = t.whole_image ? 1.0 : t.exact_row_taps[i] * t.exact_column_taps[j];
           sum = sum + (taps * t.precision[x - t.x + j]) * (difference * difference);
         } else {
-          sum = sum + difference * difference;
+          sum = sum + (difference * difference - noise);
         }
       }
     }
@@ -172,6 +178,19 @@ inline MapWindow window_of(const Run& run, std::int32_t i) {
   MapWindow window = run.window;
   window.column.query += i, window.column.source += i;
   return window;
+}
+
+// Where distances are too large for float32: either way, as they are less by what noise makes (MapTask::noise).
+PYELS_INLINE IntVec beyond(Vec distance, float limit) { return (distance > limit) | (distance < -limit); }
+
+// The same of whatever may matter at `count` pixels: that lies between offset and offset + skip, over the scale.
+inline bool any_beyond(const MapTask& t, const float* offset, std::int64_t count) {
+  const float lowest = -static_cast<float>(t.scale) * t.wide_above, highest = -lowest - t.skip;
+  int beyond = 0;  // which compilers make a vector of, and not of a bool
+  for (std::int64_t j = 0; j < count; ++j) beyond |= !(offset[j] <= highest);
+  if (t.noise > 0.0f)  // else no distance is below 0
+    for (std::int64_t j = 0; j < count; ++j) beyond |= offset[j] < lowest;
+  return beyond;
 }
 
 // Its distances with sums over rows in double.

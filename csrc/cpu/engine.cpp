@@ -106,7 +106,8 @@ class Worker {
       if (!sums->empty()) std::fill(sums->begin() + states_, sums->end(), sums->front());
     for (std::int64_t p = 0; p < plan_.pixels; ++p) {
       const std::int64_t state = plan_.whole_image() ? 0 : p;
-      out.m[p] = reference_[state] * ln2;
+      const double noise = loaded_.noise_of_window(p);
+      out.m[p] = (reference_[state] - noise) * ln2;
       if (!a_.full()) continue;
       out.e[p] *= ln2;
       double nearest = std::numeric_limits<double>::infinity();
@@ -125,7 +126,7 @@ class Worker {
         consider(near_[i], near_at_[i], lane);
         consider(far_[i], far_at_[i], lane);
       }
-      out.top[p] = -scale(b_) * nearest * ln2;  // rounded as m is: they may be far from 0 and equal
+      out.top[p] = (-scale(b_) * nearest - noise) * ln2;  // rounded as m is: they may be far from 0 and equal
     }
   }
 

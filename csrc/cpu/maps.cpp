@@ -5,7 +5,8 @@
 //     D(z) = sum_c (x_c(z) - alpha * phi_c(z + d))^2
 //
 // so a pair costs a few operations whatever k is. Every term is non-negative and sums only ever add, so the distance
-// keeps full float32 relative accuracy.
+// keeps full float32 relative accuracy. Of windows of many values that would not be enough: there D is less by what noise
+// alone makes it, sigma^2 a value, and what is rounded is what a distance differs from that by, not half a nat a value.
 //
 // Layout: L bank images side by side in the lanes of a vector; x is broadcast. A displacement is worked off in bands of
 // a few rows: map and sums along the row, sums over k rows, weights. What passes between these steps stays in the
@@ -101,15 +102,15 @@ PYELS_INLINE bool weigh(const KernelTask& t, const State& state, std::int32_t at
   const Vec distance = narrow(distances);
   IntVec matters = t.skip + t.slack - static_cast<float>(t.reference[p]) > t.least_scale * distance;
   if (!any(matters)) return false;
-  const IntVec far = matters & (distance > t.wide_above);
+  const IntVec far = matters & beyond(distance, t.wide_above);
   if (any(far)) {
     distances = choose(far, wide(), distances);
-    IntVec exact = far & (distance > t.exact_above);
+    IntVec exact = far & beyond(distance, t.exact_above);
     if (!full && !t.all_exact && any(exact)) {  // only what stands out; the full posterior also wants ties to be ties
       const Vec relative = narrow(-t.scale * distances - t.reference[p]);
       const Vec most = Vec{} + 120.0f;
       const Vec weight = exp2(relative < most ? relative : most);
-      exact &= (weight > stands_out * load(t.s + p * kLanes)) | (distance > t.always_exact_above);
+      exact &= (weight > stands_out * load(t.s + p * kLanes)) | beyond(distance, t.always_exact_above);
     }
     if (any(exact)) distances = choose(exact, exact_distance(t, window), distances);
   }
@@ -188,12 +189,7 @@ PYELS_INLINE void weigh_from(const KernelTask& t, const Run& run, std::int64_t j
 
 template <int C, bool full>
 void weigh_run(const KernelTask& t, const Run& run, std::int64_t count) {
-  // What matters at a pixel lies within (offset + skip) / scale.
-  const float nearest = static_cast<float>(t.scale) * t.wide_above - t.skip;
-  const float* offset = t.offset + run.p;
-  int far = 0;
-  for (std::int64_t j = 0; j < count; ++j) far |= !(offset[j] <= nearest);
-  if (far)
+  if (any_beyond(t, t.offset + run.p, count))
     weigh_far<full>(t, run, 0, count);
   else
     weigh_from<C, full, kChunk>(t, run, 0, count, Vec{} + static_cast<float>(t.scale), Vec{} - t.skip);

@@ -15,6 +15,9 @@ struct Axis {
   std::int32_t outputs, query, source;
 };
 
+// A query has half a nat for each value of a window: of so few not what float32 sums would have to be spared.
+static constexpr std::int64_t few_values = 900;
+
 // One query against `lanes` bank images at all displacements. Lanes are images: every array that ends in [L] holds one
 // float for each of them, so no step ever shuffles. Logarithms are to base 2.
 struct MapTask {
@@ -37,7 +40,8 @@ struct MapTask {
   float least_scale;         // the same, less what a float32 distance may be too large by
   float skip;                // weights below 2^-skip of the running maximum are taken as zero
   float slack;               // what else a float32 distance may be too large by, as log2 of a weight
-  float wide_above;          // squared distances beyond this are summed over rows in double,
+  float noise;               // D is less by this at every place, about what noise makes it; 0 below few_values a window
+  float wide_above;          // squared distances, so much less, beyond this either way are summed over rows in double,
   float exact_above;         // beyond this found again in double where the weight stands out,
   float always_exact_above;  // and beyond this wherever the weight may matter
 

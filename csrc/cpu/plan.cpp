@@ -90,21 +90,38 @@ Lanes::Lanes(const Plan& plan)
   float_column_taps_.assign(column_taps_.begin(), column_taps_.end());
 }
 
+float Lanes::expected_noise(std::int64_t b, std::int64_t window_values, float largest) const {
+  if (plan_.whole_image() || plan_.uneven() || window_values < few_values) return 0.0f;
+  if (largest > float32_reach * a_.sigma[b]) return 0.0f;  // all is found again in double
+  int exponent;
+  const double digits = std::round(256 * std::frexp(a_.sigma[b], &exponent));
+  return static_cast<float>(std::ldexp(digits, exponent - 8));
+}
+
 void Lanes::load_query(std::int64_t b, MapTask& t) {
   const std::int64_t size = a_.channels * plan_.pixels;
-  // Rows are widened: they wrap around, or have zeros on both sides.
-  const auto widen = [&](auto pixel, float* to) {
+  const std::int64_t window_values =
+      a_.channels *
+      (plan_.whole_image() ? plan_.pixels : std::int64_t{plan_.row_axis.window} * plan_.column_axis.window);
+  float largest = 0.0f;
+  for (const float x : std::span(a_.x + b * size, static_cast<std::size_t>(size)))
+    largest = std::max(largest, std::abs(x));
+  const float noise = expected_noise(b, window_values, largest);
+  // Rows are widened: they wrap around, or have on both sides what makes D, less the noise, nothing.
+  const auto widen = [&](auto pixel, float beside, float* to) {
     for (std::int64_t row = 0; row < a_.channels * a_.height; ++row, to += plan_.x_width)
-      if (plan_.wraps())
+      if (plan_.wraps()) {
         for (std::int64_t i = 0; i < plan_.x_width; ++i)
           to[i] = pixel(row * a_.width + (i - plan_.x_margin + 2 * a_.width) % a_.width);
-      else
+      } else {
+        std::fill_n(to, plan_.x_width, beside);
         for (std::int64_t i = 0; i < a_.width; ++i) to[plan_.x_margin + i] = pixel(row * a_.width + i);
+      }
   };
   const float* x = a_.x + b * size;
   const float* precision = a_.precision ? a_.precision + b * size : nullptr;
-  widen([&](std::int64_t i) { return x[i]; }, x_.get());
-  if (plan_.uneven()) widen([&](std::int64_t i) { return precision ? precision[i] : 1.0f; }, precision_.get());
+  widen([&](std::int64_t i) { return x[i]; }, noise, x_.get());
+  if (plan_.uneven()) widen([&](std::int64_t i) { return precision ? precision[i] : 1.0f; }, 0.0f, precision_.get());
 
   t.channels = a_.channels, t.height = a_.height, t.width = a_.width;
   t.wraps = plan_.wraps();
@@ -114,10 +131,6 @@ void Lanes::load_query(std::int64_t b, MapTask& t) {
   t.alpha = a_.alpha[b] * unit;
   t.whole_image = plan_.whole_image();
   t.k_rows = plan_.row_axis.window, t.k_columns = plan_.column_axis.window;
-  const std::int64_t window_values =
-      a_.channels * (plan_.whole_image() ? plan_.pixels : std::int64_t{t.k_rows} * t.k_columns);
-  float largest = 0.0f;
-  for (std::int64_t i = 0; i < size; ++i) largest = std::max(largest, std::abs(x[i]));
   double heaviest = 1.0;
   if (plan_.uneven()) {
     t.precision = precision_.get();
@@ -127,11 +140,20 @@ void Lanes::load_query(std::int64_t b, MapTask& t) {
                *std::max_element(column_taps_.begin(), column_taps_.end()) *
                (precision ? *std::max_element(precision, precision + size) : 1.0);
   }
+  t.noise = static_cast<float>(a_.channels) * noise * noise;
+  const double less = static_cast<double>(noise) * noise * static_cast<double>(window_values);
   const Weighing w =
-      weighing(a_, b, static_cast<double>(plan_.images(b) * plan_.terms()), window_values, largest, heaviest);
+      weighing(a_, b, static_cast<double>(plan_.images(b) * plan_.terms()), window_values, largest, heaviest, less);
+  place_noise_ = w.scale * t.noise;
   t.scale = w.scale, t.least_scale = w.least_scale, t.skip = w.skip, t.slack = w.slack;
   t.wide_above = w.wide_above, t.exact_above = w.exact_above, t.always_exact_above = w.always_exact_above;
   t.scratch = scratch_.get(), t.map_rows = map_rows_.get();
+}
+
+double Lanes::noise_of_window(std::int64_t p) const {
+  const Reach rows = reach_of(plan_.row_axis, static_cast<std::int32_t>(p / a_.width));
+  const Reach columns = reach_of(plan_.column_axis, static_cast<std::int32_t>(p % a_.width));
+  return place_noise_ * (rows.last - rows.first + 1) * (columns.last - columns.first + 1);
 }
 
 void Lanes::load_block(std::int64_t b, std::int64_t block) {

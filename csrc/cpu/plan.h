@@ -80,17 +80,24 @@ class Lanes {
   void load_query(std::int64_t b, MapTask& task);
   // Lanes without an image repeat the last; what is found in them is to be left out.
   void load_block(std::int64_t b, std::int64_t block);
+  // log2 of what the weights of pixel p's windows are too large by, as their distances are less by MapTask::noise.
+  double noise_of_window(std::int64_t p) const;
 
   const double unit;         // of the panel: uint8 v is v - 127.5, exactly, in units of 1 / 127.5
   const double answer_unit;  // of what answers, likewise
 
  private:
+  // The root mean square of the noise in a value of query b, so rounded that squares of it and their sums are exact; 0
+  // where distances are to be what they are.
+  float expected_noise(std::int64_t b, std::int64_t window_values, float largest) const;
+
   template <class Pixel>
   void spread(const Pixel* pixels, std::int64_t channels, std::int64_t b, std::int64_t block,
               void (*spread_row)(const Pixel* const*, std::int64_t, float*), float* panel) const;
 
   const Plan& plan_;
   const Problem& a_;
+  double place_noise_ = 0.0;  // of a window's place, as log2 of a weight
   std::vector<double> row_taps_, column_taps_;
   std::vector<float> float_row_taps_, float_column_taps_;
   Aligned<float> x_, precision_, panel_, answers_, scratch_;

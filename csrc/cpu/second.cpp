@@ -19,10 +19,10 @@ PYELS_INLINE bool weigh(const SecondTask& t, std::int64_t p, DoubleVec distances
   const Vec distance = narrow(distances);
   IntVec matters = t.skip + t.slack - static_cast<float>(t.reference[p]) > t.least_scale * distance;
   if (!any(matters)) return false;
-  const IntVec far = matters & (distance > t.wide_above);
+  const IntVec far = matters & beyond(distance, t.wide_above);
   if (any(far)) {
     distances = choose(far, wide(), distances);
-    const IntVec exact = far & (distance > t.exact_above);
+    const IntVec exact = far & beyond(distance, t.exact_above);
     if (any(exact)) distances = choose(exact, exact_distance(t, window), distances);
   }
   const Vec relative = narrow(-t.scale * distances - t.reference[p]);
@@ -47,12 +47,8 @@ PYELS_INLINE bool weigh_near(const float* offset, const float* distances, Vec sc
 // W of `count` outputs; false where all are nothing.
 bool weigh_run(const SecondTask& t, const Run& run, std::int64_t count, float* weights) {
   const float* offset = t.offset + run.p;
-  // What matters at a pixel lies within (offset + skip) / scale.
-  const float nearest = static_cast<float>(t.scale) * t.wide_above - t.skip;
-  bool far = false, found = false;
-  if (!(t.most_offset <= nearest))
-    for (std::int64_t j = 0; j < count; ++j) far |= !(offset[j] <= nearest);
-  if (far) {
+  bool found = false;
+  if (any_beyond(t, &t.most_offset, 1) && any_beyond(t, offset, count)) {
     for (std::int64_t j = 0; j < count; ++j) {
       const auto wide = [&]() __attribute__((always_inline)) { return wide_distance(t, run, j); };
       const MapWindow window = window_of(run, static_cast<std::int32_t>(j));

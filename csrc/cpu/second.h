@@ -29,7 +29,7 @@ static constexpr std::int64_t spread_map_rows(std::int64_t height, std::int64_t 
 struct SecondTask : MapTask {
   const double* reference;  // (H, W) log of the sum of all weights; inf: no window. One entry with whole_image
   // What -reference is as it enters log-weights in float32, less what float32 makes of the scale; and, where that is many
-  // digits long, what W is to be multiplied by for the rest of them.
+  // digits long, what W is to be multiplied by for the rest of them. most_offset: of finite ones, whatever the sign.
   const float *offset, *rest;  // (H, W)
   float most_offset;
   float* weights;          // spread_row(...)[L] a row of W, between what windows reach over

@@ -152,12 +152,13 @@ class Worker {
     const std::int64_t pixels = plan_.pixels, answers = plan_.answer_channels * pixels;
     for (std::int64_t p = 0; p < pixels; ++p) {
       const double log_sum = second_.log_sum[b_ * pixels + p];
-      reference_[p] = std::isinf(log_sum) ? std::numeric_limits<double>::infinity() : log_sum / ln2;
+      reference_[p] =
+          std::isinf(log_sum) ? std::numeric_limits<double>::infinity() : log_sum / ln2 + loaded_.noise_of_window(p);
       const double offset = -reference_[p] * (static_cast<float>(task_.scale) / task_.scale);
       offset_[p] = static_cast<float>(offset);
       rest_[p] = std::isinf(offset) ? 1.0f : static_cast<float>(std::exp2(offset - offset_[p]));
+      if (!std::isinf(offset)) task_.most_offset = std::max(task_.most_offset, std::abs(offset_[p]));
     }
-    task_.most_offset = *std::max_element(offset_.get(), offset_.get() + pixels);
     task_.reference = reference_.get(), task_.offset = offset_.get(), task_.rest = rest_.get();
     fold_.describe(task_.fold), derivative_.describe(task_.derivative);
     task_.weights = task_.fold.map ? task_.fold.map : weights_.get();

@@ -114,15 +114,33 @@ def test_queries_far_from_every_patch(kind, sigma, size):
 
 
 @pytest.mark.parametrize("kind", ["LS", "ELS-interior", "ELS-zeros"])
-@pytest.mark.parametrize(("k", "t"), [(21, 0.5), (25, 1.0), (33, 0.9)])
-def test_windows_too_large_for_sums_in_float32(kind, k, t):
-    """Log-weights of 660, 940 and 1630 nats: sums in double, and single distances in double."""
+@pytest.mark.parametrize(("k", "t", "times"), [(21, 0.5, 0.0), (25, 1.0, 1.4), (33, 0.9, 1.4)])
+def test_windows_too_large_for_sums_in_float32(kind, k, t, times):
+    """Log-weights of 660, 940 and 1630 nats more or less than expected: sums, and single distances, in double."""
     bank = make_bank(5, (3, 34, 35))
     alpha, sigma = COSINE.alpha(t), COSINE.sigma(t)
-    x = noisy(bank, alpha, sigma)
+    x = noisy(bank, alpha, times * sigma)
     ours, oracle = posteriors(kind, bank, k, x, alpha, sigma)
     check(ours, oracle)
     assert float((MACHINES[kind](bank, k).denoise(x, alpha, sigma) - oracle.mean).abs().max()) < BOUNDS["mean"]
+
+
+@pytest.mark.parametrize("kind", [kind for kind in MACHINES if kind not in ("IS", "ES")])
+@pytest.mark.parametrize(
+    ("shape", "k"), [((6, 13, 14), 13), ((3, 19, 20), 19), ((2, 24, 23), 23), ((1, 33, 32), 31), ((3, 13, 11), 33)]
+)
+def test_distances_less_by_what_noise_makes(kind, shape, k):
+    """Windows of more than 900 values, around a border too; of queries with no noise, and with more than is said."""
+    k = min(k, *shape[1:]) if kind in WRAPPING else k
+    if kind == "ELS-circular" and k > 19:
+        pytest.skip("the oracle takes a minute")
+    bank = make_bank(3, shape)
+    for t, times in ((0.1, 1.0), (0.6, 0.0), (0.95, 1.6)):
+        alpha, sigma = COSINE.alpha(t), COSINE.sigma(t)
+        x = noisy(bank, alpha, times * sigma)
+        ours, oracle = posteriors(kind, bank, k, x, alpha, sigma)
+        check(ours, oracle)
+        assert float((MACHINES[kind](bank, k).denoise(x, alpha, sigma) - oracle.mean).abs().max()) < BOUNDS["mean"]
 
 
 def test_many_equal_patches_far_from_the_query():

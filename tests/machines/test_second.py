@@ -57,6 +57,18 @@ def test_engines_agree(bank, x, name):
         assert_same(ours, slow, 1e-4)
 
 
+@pytest.mark.parametrize(
+    ("sources", "shape", "k"),
+    [("zeros", (3, 19, 20), 19), ("same_position", (3, 11, 12), 19), ("circular", (19, 7, 8), 7)],
+)
+def test_engines_agree_on_windows_of_many_values(sources, shape, k):
+    bank, definition = make_bank(3, shape), pyels.Definition(pyels.Square(k), sources)
+    for times in (0, 2):  # as much noise as is said
+        x = noisy(bank, LEVELS[0], times * LEVELS[1])
+        ours, slow = (everything(pyels.Machine(bank, definition, engine), x) for engine in ENGINES)
+        assert_same(ours, slow, 1e-4)
+
+
 @pytest.mark.parametrize("name", DEFINITIONS)
 def test_the_reference_agrees_with_the_oracle(bank, x, name):
     labels = torch.tensor([1, 0])

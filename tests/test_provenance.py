@@ -255,7 +255,7 @@ def test_bad_arguments_are_refused_in_words(small, arguments, error, message):
         trace(**{"machine": pyels.ELS(small, 3), "noise": NOISE, "steps": 2} | arguments)
 
 
-def test_machines_without_sources_are_refused_in_words(small):
+def test_machines_without_sources_are_refused_in_words(small, tmp_path):
     other = pyels.ELS(make_bank(12, (3, 9, 8)), 3)
     with pytest.raises(TypeError, match=r"whose sources can be told, got Wiener"):
         trace(pyels.Wiener(small), NOISE, 2)
@@ -263,7 +263,7 @@ def test_machines_without_sources_are_refused_in_words(small):
         trace(pyels.Machine(small, pyels.Definition(pyels.Square(3)), responses=other.bank), NOISE, 2)
     pytest.importorskip("faiss")
     with pytest.raises(ValueError, match="no second pass"):
-        trace(pyels.ELS(small, 3, engine="sampled"), NOISE, 2)
+        trace(pyels.ELS(small, 3, engine="sampled", index=tmp_path), NOISE, 2)
 
 
 def test_a_streamed_bank_gives_the_same(small, tmp_path):

@@ -42,7 +42,7 @@ _FURTHER = [
     if kind.LARGEST_SIZE != Network.LARGEST_SIZE
 ]
 
-IMAGES = 2000  # the sizes of more differ from these by less than those of other seeds do: docs/networks.md
+IMAGES = 2000  # by default; what more would change: docs/networks.md
 
 _RESULTS = ("scales.json", "calibration.png", "receptive_field.png", "calibration.safetensors", "run.json")
 

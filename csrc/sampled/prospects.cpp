@@ -68,15 +68,16 @@ Prospects::Prospects(const Problem& a, const Lists& lists)
 // The query along the principal directions; the squared length of what they leave.
 double Prospects::describe(Pixel& q, std::vector<float>& z) const {
   const std::int64_t n = lists_.directions_count, k = k_;
-  z.assign(static_cast<std::size_t>(n), 0.0f);
+  std::vector<float> x(static_cast<std::size_t>(dims_));
   double whole = 0, inside = 0;
   for (std::int64_t j = 0; j < dims_; ++j) {
     const float pixel = q.x[j / (k * k) * layout_.channel + j / k % k * layout_.row + j % k];
     const float value = pixel - static_cast<float>(layout_.unit * static_cast<double>(lists_.origin[j]) + layout_.zero);
-    const float* along = turned_.data() + j * n;
-    for (std::int64_t i = 0; i < n; ++i) z[static_cast<std::size_t>(i)] += value * along[i];
+    x[static_cast<std::size_t>(j)] = value;
     whole += static_cast<double>(value) * static_cast<double>(value);
   }
+  z.resize(static_cast<std::size_t>(n));
+  scan_.project(x.data(), dims_, turned_.data(), n, z.data());
   for (float value : z) inside += static_cast<double>(value) * static_cast<double>(value);
 
   // In steps. Far from all windows, where differences need no longer fit, all are alike.

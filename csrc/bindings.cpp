@@ -144,6 +144,7 @@ PYBIND11_MODULE(_core, module) {
       .field("heaviest_source", &Second::heaviest_source);
 
   Bound<Lists>(module, "Lists")
+      .field("region", &Lists::region)
       .field("count", &Lists::count)
       .field("begin", &Lists::begin)
       .field("end", &Lists::end)
@@ -151,6 +152,7 @@ PYBIND11_MODULE(_core, module) {
       .field("mean", &Lists::mean)
       .field("spread", &Lists::spread)
       .field("directions_count", &Lists::directions_count)
+      .field("usable", &Lists::usable)
       .field("origin", &Lists::origin)
       .field("directions", &Lists::directions)
       .field("step", &Lists::step)
@@ -185,7 +187,7 @@ PYBIND11_MODULE(_core, module) {
     without_gil(problem, [&](const Problem& a) { pyels::cpu_second(a, options, second); });
   }, py::arg("problem"), py::arg("options"), py::arg("second"));
 
-  module.def("sampled_engine", [](const Problem& problem, SampledOptions options, Lists lists, const Out& out) {
+  module.def("sampled_engine", [](const Problem& problem, SampledOptions options, const std::vector<Lists>& lists, const Out& out) {
     CopyOut sink(out);
     without_gil(problem, [&](const Problem& a) { pyels::sampled_engine(a, options, lists, sink); });
   }, py::arg("problem"), py::arg("options"), py::arg("lists"), py::arg("out"));
@@ -193,7 +195,7 @@ PYBIND11_MODULE(_core, module) {
   module.def("describe_lists", [](const Problem& problem, CpuOptions options, Lists lists) {
     without_gil(problem, [&](const Problem& a) { pyels::describe_lists(a, options, lists); });
   }, py::arg("problem"), py::arg("options"), py::arg("lists"),
-  "Fills in mean, spread, code, norm and rest of the lists.");
+  "Fills in mean, spread, lead and tail of the lists.");
 
 #if defined(PYELS_CUDA)
   module.def("cuda_workspace", py::overload_cast<const Problem&, const CudaOptions&, int>(&pyels::cuda_workspace),

@@ -27,7 +27,7 @@ struct SourceAxis {
   std::int32_t length, window;  // n; k, or 2 n - 1 where a larger window too holds the whole axis wherever it stands
   bool wraps;                   // windows wrap around, else they are clipped
   std::int32_t spans;
-  Span span[3];  // the one whose pixels meet others first, as the most work
+  Span span[3];  // the one whose pixels meet others first, as the most work; then those at the low and the high end
 };
 
 constexpr bool wraps(Sources sources) { return sources == Sources::circular || sources == Sources::interior; }
@@ -63,13 +63,26 @@ inline std::int32_t most_sources(const SourceAxis& axis) {
   return most;
 }
 
-enum class Part { themselves, others };
+// A region of the image: the pixels of a span of rows and a span of columns, by their numbers. Pixels of region (0, 0)
+// meet others along both axes; with Sources::zeros those of (1, 0), (2, 0), (0, 1) and (0, 2) have windows that overhang
+// one side, the top, the bottom, the left or the right, and the other four are the corners. As a number and as a bit:
+constexpr std::int32_t region_of(std::int32_t rows, std::int32_t columns) { return 3 * rows + columns; }
+constexpr unsigned bit(std::int32_t region) { return 1u << region; }
+constexpr unsigned all_regions = (1u << 9) - 1;
 
-// An axis with only those of its pixels that meet themselves alone, or only the others.
-inline SourceAxis part_of(const SourceAxis& axis, Part part) {
+// The regions there are.
+inline unsigned regions_of(const SourceAxis& rows, const SourceAxis& columns) {
+  unsigned regions = 0;
+  for (std::int32_t i = 0; i < rows.spans; ++i)
+    for (std::int32_t j = 0; j < columns.spans; ++j) regions |= bit(region_of(i, j));
+  return regions;
+}
+
+// An axis with only those of its spans of which the bit of the number is set.
+inline SourceAxis spans_of(const SourceAxis& axis, unsigned numbers) {
   SourceAxis some{axis.length, axis.window, axis.wraps, 0, {}};
   for (std::int32_t i = 0; i < axis.spans; ++i)
-    if ((axis.span[i].meets == Meets::itself) == (part == Part::themselves)) some.span[some.spans++] = axis.span[i];
+    if (numbers >> i & 1) some.span[some.spans++] = axis.span[i];
   return some;
 }
 

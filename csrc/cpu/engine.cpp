@@ -162,7 +162,7 @@ class Worker {
 void cpu_engine(const Problem& a, const CpuOptions& options, Sink& sink) {
   if (a.window == Window::masks) return masks_engine(a, options, sink);
   const std::int64_t channels = answers_of(a);
-  const Plan plan(a, options.rim, (channels + (a.full() ? 5 : 2)) * 8);
+  const Plan plan(a, options.regions, (channels + (a.full() ? 5 : 2)) * 8);
   in_segments(
       plan, options.threads, Partial(plan.pixels, channels, a.full()), [&] { return Worker(plan); },
       [&](std::int64_t b, std::span<Partial> parts) {

@@ -4,12 +4,13 @@
 #include <vector>
 
 #include "pyels.h"
+#include "sources.h"
 
 namespace pyels {
 
 struct CpuOptions {
   int threads = 1;
-  bool rim = false;  // Sources::zeros: leave out the pixels whose window lies wholly inside; for the sampled engine
+  unsigned regions = all_regions;  // bits of those (sources.h) whose pixels are asked for; for the sampled engine
 };
 
 // Bit-identical for any number of threads and any batch.

@@ -27,7 +27,7 @@ std::vector<Axis> displacements(const SourceAxis& axis) {
   return all;
 }
 
-Plan::Plan(const Problem& problem, bool rim, std::int64_t pixel_bytes)
+Plan::Plan(const Problem& problem, unsigned regions, std::int64_t pixel_bytes)
     : a(problem),
       kernel(kernel_in_use()),
       row_axis(source_axis(a, a.height)),
@@ -52,11 +52,11 @@ Plan::Plan(const Problem& problem, bool rim, std::int64_t pixel_bytes)
           {rows.back().data() + row, columns.back().data(), some, std::ssize(columns.back()), some * across});
     }
   };
-  if (rim) {
-    add(part_of(row_axis, Part::themselves), column_axis);
-    add(part_of(row_axis, Part::others), part_of(column_axis, Part::themselves));
-  } else {
-    add(row_axis, column_axis);
+  // Rows for which the same columns are asked for go together.
+  for (unsigned across = 1; across < 8; ++across) {
+    unsigned down = 0;
+    for (int i = 0; i < 3; ++i) down |= unsigned{(regions >> 3 * i & 7) == across} << i;
+    if (down > 0) add(spans_of(row_axis, down), spans_of(column_axis, across));
   }
 }
 

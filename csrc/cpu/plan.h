@@ -43,8 +43,8 @@ struct Plan {
 
   static constexpr std::int64_t max_terms = max_float_terms;
 
-  // A pixel's partial result takes `pixel_bytes`. rim: see CpuOptions.
-  Plan(const Problem& problem, bool rim, std::int64_t pixel_bytes);
+  // A pixel's partial result takes `pixel_bytes`. regions: see CpuOptions.
+  Plan(const Problem& problem, unsigned regions, std::int64_t pixel_bytes);
 
   bool wraps() const { return row_axis.wraps; }
   bool uneven() const { return a.taps || a.precision; }

@@ -272,7 +272,7 @@ void cpu_second(const Problem& a, const CpuOptions& options, const Second& secon
   chosen.erase(std::unique(chosen.begin(), chosen.end()), chosen.end());
   const std::int64_t values =
       (second.folded ? answers : 0) + (second.variance ? answers : 0) + (second.derivative ? a.channels : 0);
-  Plan plan(a, options.rim, 8 * std::max<std::int64_t>(1, values));
+  Plan plan(a, options.regions, 8 * std::max<std::int64_t>(1, values));
   if (!chosen.empty()) {
     plan.partial_bytes += static_cast<std::int64_t>(chosen.size()) * second.top * 16;
     plan.max_segments = std::clamp<std::int64_t>(Plan::partials_bytes / plan.partial_bytes, 1, 64);

@@ -12,39 +12,44 @@ namespace {
 
 template <class T>
 void describe(const Problem& a, const T* pixels, int threads, const Lists& lists) {
-  const Windows<T> windows(a, pixels);
+  const RegionWindows of_region(a, lists.region);
+  const Windows<T> windows(a, pixels, of_region.inside());
   const Scan& scan = scan_in_use();
-  const std::int64_t k = a.patch_size, dims = a.channels * k * k, n = lists.directions_count;
-  const std::int64_t pixels_each = a.height * a.width;
+  const std::int64_t rows = of_region.rows(), columns = of_region.columns(), dims = a.channels * rows * columns;
+  const std::int64_t n = lists.directions_count, overhangs = of_region.overhangs(), pixels_each = a.height * a.width;
   const float scale = a.pixels_uint8 ? 1 / 127.5f : 1.0f, shift = a.pixels_uint8 ? 1.0f : 0.0f;
   // (dims, directions): the sums over dims run side by side.
   std::vector<float> turned(static_cast<std::size_t>(dims * n));
   for (std::int64_t i = 0; i < n; ++i)
     for (std::int64_t j = 0; j < dims; ++j) turned[j * n + i] = lists.directions[i * dims + j];
+  std::vector<std::int64_t> seen;  // (rows, columns) of a window
+  for (std::int64_t row = 0; row < rows; ++row)
+    for (std::int64_t column = 0; column < columns; ++column) seen.push_back(of_region.seen(row, column) - 1);
 
   in_threads(threads, lists.count, a.interrupted, [&](auto take) {
     std::vector<T> buffer(static_cast<std::size_t>(windows.room()));
     std::vector<float> x(static_cast<std::size_t>(dims)), z(static_cast<std::size_t>(n));
-    std::vector<double> sum(static_cast<std::size_t>(n));
+    std::vector<float> length(static_cast<std::size_t>(overhangs));
+    std::vector<double> sum(static_cast<std::size_t>(n)), lengths(static_cast<std::size_t>(overhangs));
     take([&](std::int64_t l, auto stop) {
       const std::int64_t begin = lists.begin[l], end = lists.end[l];
-      std::fill(sum.begin(), sum.end(), 0.0);
-      double lengths = 0;
+      std::fill(sum.begin(), sum.end(), 0.0), std::fill(lengths.begin(), lengths.end(), 0.0);
       for (std::int64_t i = begin; i < end; ++i) {
         if (stop()) return;
         const auto window = windows.at(lists.window[i] / pixels_each, lists.window[i] % pixels_each, buffer.data());
-        float length = 0;
+        std::fill(length.begin(), length.end(), 0.0f);  // squared, of what is seen for this overhang and no larger one
         std::int64_t j = 0;
         for (std::int64_t c = 0; c < a.channels; ++c)
-          for (std::int64_t row = 0; row < k; ++row)
-            for (std::int64_t column = 0; column < k; ++column, ++j) {
+          for (std::int64_t row = 0, place = 0; row < rows; ++row)
+            for (std::int64_t column = 0; column < columns; ++column, ++place, ++j) {
               const auto pixel = static_cast<float>(window.first[c * window.channel + row * window.row + column]);
               x[j] = pixel * scale - shift - lists.origin[j];
-              length += x[j] * x[j];
+              length[seen[place]] += x[j] * x[j];
             }
         scan.project(x.data(), dims, turned.data(), n, z.data());
         for (std::int64_t d = 0; d < n; ++d) sum[d] += static_cast<double>(z[d]);
-        lengths += static_cast<double>(length);
+        double longer = 0;
+        for (std::int64_t o = overhangs; o-- > 0;) lengths[o] += longer += static_cast<double>(length[o]);
         const std::int64_t block = i / list_block * list_block;
         std::int8_t* lead = lists.lead + block * leading + i % list_block * 2;
         std::uint8_t* tail = lists.tail + block * (n - leading) / 4 + i % list_block;
@@ -59,12 +64,12 @@ void describe(const Problem& a, const T* pixels, int threads, const Lists& lists
         }
       }
       const auto members = static_cast<double>(std::max<std::int64_t>(1, end - begin));
-      double apart = 0;  // of the mean from the origin
-      for (std::int64_t d = 0; d < n; ++d) {
-        lists.mean[l * n + d] = static_cast<float>(sum[d] / members);
-        apart += std::pow(sum[d] / members, 2);
+      for (std::int64_t d = 0; d < n; ++d) lists.mean[l * n + d] = static_cast<float>(sum[d] / members);
+      for (std::int64_t o = 0; o < overhangs; ++o) {
+        double apart = 0;  // of the mean from the origin
+        for (std::int64_t d = 0; d < lists.usable[o]; ++d) apart += std::pow(sum[d] / members, 2);
+        lists.spread[o * lists.count + l] = static_cast<float>(std::max(0.0, lengths[o] / members - apart));
       }
-      lists.spread[l] = static_cast<float>(std::max(0.0, lengths / members - apart));
     });
   });
 }

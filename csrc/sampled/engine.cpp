@@ -9,6 +9,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <memory>
 #include <numeric>
 
 #include "sampled/estimate.h"
@@ -44,9 +45,9 @@ constexpr double picks_together = 1 << 23;
 // cache meanwhile. Sums are added up in the order of shares, whichever threads worked on them.
 constexpr std::int64_t list_shares = 64, image_shares = 64;
 
-// The pixels whose sources are in lists: those that meet others along both axes.
-std::vector<Place> listed_pixels(const Problem& a) {
-  const Span rows = source_axis(a, a.height).span[0], columns = source_axis(a, a.width).span[0];
+// The pixels whose sources are in lists: those of a region.
+std::vector<Place> listed_pixels(const Problem& a, std::int64_t region) {
+  const Span rows = source_axis(a, a.height).span[region / 3], columns = source_axis(a, a.width).span[region % 3];
   std::vector<Place> pixels;
   for (std::int64_t row = rows.first; row < rows.first + rows.count; ++row)
     for (std::int64_t column = columns.first; column < columns.first + columns.count; ++column)
@@ -71,7 +72,8 @@ class Search {
         options_(options),
         lists_(lists),
         scan_(scan_in_use()),
-        places_(listed_pixels(a)),
+        region_(a, lists.region),
+        places_(listed_pixels(a, lists.region)),
         layout_(a),
         prospects_(a, lists) {}
 
@@ -132,11 +134,15 @@ class Search {
     float* to = queries_.data();
     for (std::int64_t b = b0; b < b1; ++b) {
       const double factor = layout_.unit / alpha(b), ratio = alpha(b) / (a_.sigma[b] * layout_.unit);
-      for (const Place& place : places_)
+      for (const Place& place : places_) {
+        const std::int64_t rows_off = region_.inside() ? 0 : std::max<std::int64_t>(0, r - place.row);
+        const std::int64_t columns_off = region_.inside() ? 0 : std::max<std::int64_t>(0, r - place.column);
         pixels_.push_back({.b = b,
                            .place = place,
-                           .x = to + place.row * layout_.row + place.column,
+                           .overhang = region_.overhang(place.row, place.column),
+                           .x = to + (place.row + rows_off) * layout_.row + place.column + columns_off,
                            .scale = 0.5 * ratio * ratio / ln2});
+      }
       const float* x = a_.x + b * size;
       for (std::int64_t c = 0; c < a_.channels; ++c, x += a_.height * a_.width)
         for (std::int64_t row = 0; row < a_.height + 2 * r; ++row)
@@ -203,7 +209,7 @@ class Search {
     const std::int64_t tail_bytes = (lists_.directions_count - leading) / 4;
     return {.lead = lists_.lead + first * leading,
             .tail = lists_.tail + first * tail_bytes,
-            .tail_bytes = tail_bytes,
+            .tail_block = tail_bytes * list_block,
             .members = to - from,
             .first = static_cast<std::uint32_t>(first)};
   }
@@ -300,7 +306,9 @@ class Search {
     const std::int64_t window = lists_.window[member], pixels = a_.height * a_.width;
     // Of a mapped index that is written to meanwhile; whoever mapped it finds that out, but afterwards.
     if (window < 0 || window >= a_.images * pixels) return;
-    const auto image = static_cast<std::int32_t>(window / pixels), place = static_cast<std::int32_t>(window % pixels);
+    const Place& at = pixels_[static_cast<std::size_t>(pixel)].place;
+    const auto image = static_cast<std::int32_t>(window / pixels);
+    const auto place = static_cast<std::int32_t>(region_.beside(window % pixels, at.row, at.column));
     found_[static_cast<std::size_t>(share * image_shares + image * image_shares / a_.images)].push_back(
         {pixel, image, place, probability});
   }
@@ -327,12 +335,12 @@ class Search {
 
   template <class T, class Distance>
   void weigh(std::int64_t from, std::int64_t to, const T* pixels, Distance distance) {
-    const Windows<T> windows(a_, pixels);
-    const std::int64_t size = a_.height * a_.width, r = a_.patch_size / 2;
+    const Windows<T> windows(a_, pixels, region_.inside());
+    const std::int64_t size = a_.height * a_.width;
     in_threads(options_.threads, image_shares, a_.interrupted, [&](auto take) {
       std::vector<T> buffer(static_cast<std::size_t>(windows.room()));
       std::vector<double> value(static_cast<std::size_t>(a_.channels));
-      WindowPair pair{a_.channels, a_.patch_size, layout_.row, layout_.channel, 0, 0};
+      WindowPair pair{a_.channels, 0, 0, layout_.row, layout_.channel, 0, 0};
       take([&](std::int64_t share, auto stop) {
         Estimate* estimates = shares_.data() + share * (to - from);
         for (std::int64_t lists = 0; lists < list_shares; ++lists) {
@@ -343,11 +351,12 @@ class Search {
             const Found& f = some[i];
             const Pixel& q = pixels_[static_cast<std::size_t>(f.pixel)];
             const auto window = windows.at(f.image, f.place, buffer.data());
+            pair.rows = window.rows, pair.columns = window.columns;
             pair.row = window.row, pair.channel = window.channel;
             const double squared = static_cast<double>(distance(pair, q.x, window.first));
             for (std::int64_t c = 0; c < a_.channels; ++c)
               value[static_cast<std::size_t>(c)] =
-                  static_cast<double>(window.first[c * window.channel + r * window.row + r]) - layout_.zero;
+                  static_cast<double>(window.first[c * window.channel + window.centre]) - layout_.zero;
             estimates[f.pixel - from].add(-q.scale * squared, static_cast<double>(f.probability),
                                           f.image * size + f.place, value.data());
           }
@@ -395,6 +404,7 @@ class Search {
   const SampledOptions& options_;
   const Lists& lists_;
   const Scan& scan_;
+  const RegionWindows region_;
   const std::vector<Place> places_;
   const QueryLayout layout_;
   const Prospects prospects_;
@@ -424,18 +434,20 @@ struct Into : Sink {
 
 }  // namespace
 
-void sampled_engine(const Problem& a, const SampledOptions& options, const Lists& lists, Sink& sink) {
-  Search search(a, options, lists);
-  const std::int64_t group = std::max<std::int64_t>(1, pixels_together / search.pixels_of_a_query());
+void sampled_engine(const Problem& a, const SampledOptions& options, std::span<const Lists> lists, Sink& sink) {
+  std::vector<std::unique_ptr<Search>> searches;
+  for (const Lists& of_region : lists) searches.push_back(std::make_unique<Search>(a, options, of_region));
+  const std::int64_t group = std::max<std::int64_t>(1, pixels_together / (a.height * a.width));
   for (std::int64_t b0 = 0; b0 < a.queries; b0 += group) {
     const std::int64_t b1 = std::min(a.queries, b0 + group);
-    search.run(b0, b1);
+    for (const auto& search : searches) search->run(b0, b1);
     for (std::int64_t b = b0; b < b1; ++b) {
       Partial total(a.height * a.width, a.channels, a.full(), true);
+      unsigned exact = regions_of(source_axis(a, a.height), source_axis(a, a.width));
+      for (std::size_t i = 0; i < lists.size(); ++i)
+        if (searches[i]->put(b, total)) exact &= ~bit(static_cast<std::int32_t>(lists[i].region));
       Into into(total);
-      const bool rim = search.put(b, total);
-      if (!rim || search.pixels_of_a_query() < a.height * a.width)
-        cpu_engine(only(a, b), {.threads = options.threads, .rim = rim}, into);
+      if (exact) cpu_engine(only(a, b), {.threads = options.threads, .regions = exact}, into);
       sink.take(b, total);
     }
   }

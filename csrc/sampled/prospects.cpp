@@ -48,7 +48,19 @@ float fill_tables(std::vector<std::uint8_t>& tables, std::int64_t count, At at, 
 }  // namespace
 
 Prospects::Prospects(const Problem& a, const Lists& lists)
-    : lists_(lists), scan_(scan_in_use()), layout_(a), k_(a.patch_size), dims_(a.channels * k_ * k_) {
+    : lists_(lists),
+      scan_(scan_in_use()),
+      layout_(a),
+      region_(a, lists.region),
+      channels_(a.channels),
+      rows_(region_.rows()),
+      columns_(region_.columns()),
+      dims_(channels_ * rows_ * columns_),
+      values_(static_cast<std::size_t>(region_.overhangs())) {
+  for (std::int64_t row = 0; row < rows_; ++row)
+    for (std::int64_t column = 0; column < columns_; ++column)
+      for (std::int64_t o = 0; o < region_.seen(row, column); ++o)
+        values_[static_cast<std::size_t>(o)] += static_cast<double>(channels_);
   for (std::int64_t l = 0; l < lists.count; ++l) {
     const double members = std::max(1.0, static_cast<double>(size(l)));
     sizes_.push_back({std::log2(members), std::sqrt(2 * std::log(members))});
@@ -67,18 +79,27 @@ Prospects::Prospects(const Problem& a, const Lists& lists)
 
 // The query along the principal directions; the squared length of what they leave.
 double Prospects::describe(Pixel& q, std::vector<float>& z) const {
-  const std::int64_t n = lists_.directions_count, k = k_;
+  const std::int64_t n = usable(q);
   std::vector<float> x(static_cast<std::size_t>(dims_));
   double whole = 0, inside = 0;
-  for (std::int64_t j = 0; j < dims_; ++j) {
-    const float pixel = q.x[j / (k * k) * layout_.channel + j / k % k * layout_.row + j % k];
-    const float value = pixel - static_cast<float>(layout_.unit * static_cast<double>(lists_.origin[j]) + layout_.zero);
-    x[static_cast<std::size_t>(j)] = value;
-    whole += static_cast<double>(value) * static_cast<double>(value);
-  }
-  z.resize(static_cast<std::size_t>(n));
-  scan_.project(x.data(), dims_, turned_.data(), n, z.data());
-  for (float value : z) inside += static_cast<double>(value) * static_cast<double>(value);
+  // What is not on the image stays 0.
+  const float* from =
+      q.x - region_.skipped_rows(q.overhang) * layout_.row - region_.skipped_columns(q.overhang);
+  std::int64_t j = 0;
+  for (std::int64_t c = 0; c < channels_; ++c)
+    for (std::int64_t row = 0; row < rows_; ++row)
+      for (std::int64_t column = 0; column < columns_; ++column, ++j) {
+        if (region_.seen(row, column) < q.overhang) continue;
+        const float pixel = from[c * layout_.channel + row * layout_.row + column];
+        const float value =
+            pixel - static_cast<float>(layout_.unit * static_cast<double>(lists_.origin[j]) + layout_.zero);
+        x[static_cast<std::size_t>(j)] = value;
+        whole += static_cast<double>(value) * static_cast<double>(value);
+      }
+  z.resize(static_cast<std::size_t>(lists_.directions_count));
+  scan_.project(x.data(), dims_, turned_.data(), lists_.directions_count, z.data());
+  for (std::int64_t i = 0; i < n; ++i)
+    inside += static_cast<double>(z[static_cast<std::size_t>(i)]) * static_cast<double>(z[static_cast<std::size_t>(i)]);
 
   // In steps. Far from all windows, where differences need no longer fit, all are alike.
   const double weight = tempering * q.scale;  // of a squared distance, in log2
@@ -92,7 +113,7 @@ double Prospects::describe(Pixel& q, std::vector<float>& z) const {
   s.tail_scale = fill_tables(
       q.tables, (n - leading) / 2, [&](std::int64_t i) { return along(leading + i) / step(leading + i) + 1.5; },
       [&](std::int64_t i) { return weight * step(leading + i) * step(leading + i); });
-  s.tables = q.tables.data();
+  s.tables = q.tables.data(), s.tail_bytes = (n - leading) / 4;
   s.seed = seed(q);
   return std::max(0.0, whole - inside);
 }
@@ -100,9 +121,9 @@ double Prospects::describe(Pixel& q, std::vector<float>& z) const {
 // Squared distances of a query window to the windows of a list have the mean D + spread, D being that to the list's
 // mean, and are close to normal, so weights are close to log-normal.
 Model Prospects::model(const Pixel& q, std::int64_t l, double distance) const {
-  const double v = static_cast<double>(lists_.spread[l]) * layout_.unit * layout_.unit;
-  const double n = std::min(directions, static_cast<double>(dims_));
-  const double variance = 4 * distance / static_cast<double>(dims_) * v + 2 * v * v / n;
+  const double v = static_cast<double>(lists_.spread[(q.overhang - 1) * lists_.count + l]) * layout_.unit * layout_.unit;
+  const double values = values_[static_cast<std::size_t>(q.overhang - 1)], n = std::min(directions, values);
+  const double variance = 4 * distance / values * v + 2 * v * v / n;
   const Size& size = sizes_[static_cast<std::size_t>(l)];
   return {-q.scale * (distance + v), q.scale * ln2 * std::sqrt(variance), size.furthest, size.log2};
 }
@@ -112,7 +133,7 @@ void Prospects::begin(Pixel& q, Room& room) const {
   const double outside = describe(q, room.z);
   room.distances.resize(static_cast<std::size_t>(lists_.count + lanes));
   for (std::int64_t l = 0; l < lists_.count; l += lanes)
-    scan_.point_distances(means_.get() + l * n, room.z.data(), n, room.distances.data() + l);
+    scan_.point_distances(means_.get() + l * n, room.z.data(), usable(q), room.distances.data() + l);
   room.models.clear();
   double least = -infinity, nearest = infinity;
   for (std::int64_t l = 0; l < lists_.count; ++l) {

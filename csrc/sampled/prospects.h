@@ -8,6 +8,7 @@
 
 #include "sampled/engine.h"
 #include "sampled/scan.h"
+#include "sampled/windows.h"
 #include "threads.h"
 #include "weighing.h"
 
@@ -49,7 +50,8 @@ struct Entry {
 struct Pixel {
   std::int64_t b;  // query
   Place place;
-  const float* x;  // its window, C * k * k of the query's pixels over alpha, in the bank's units
+  std::int64_t overhang;  // by how much its window overhangs a side; 1 inside
+  const float* x;  // its window, C * rows * columns of the query's pixels over alpha, in the bank's units
   double scale;    // log2 w = -scale * squared distance, in these units
   bool done = false;
   bool search = false;  // one window weighs more than `heavy`
@@ -98,11 +100,17 @@ class Prospects {
  private:
   double describe(Pixel& q, std::vector<float>& z) const;
   Model model(const Pixel& q, std::int64_t l, double distance) const;
+  // Directions and values of a window that there are for such an overhang.
+  std::int64_t usable(const Pixel& q) const {  // within the bounds even of a mapped index that is written to meanwhile
+    return std::clamp<std::int64_t>(lists_.usable[q.overhang - 1] / 4 * 4, leading, lists_.directions_count);
+  }
 
   const Lists& lists_;
   const Scan& scan_;
   const QueryLayout layout_;
-  const std::int64_t k_, dims_;
+  const RegionWindows region_;
+  const std::int64_t channels_, rows_, columns_, dims_;  // of a window
+  std::vector<double> values_;                           // (overhangs) of a window that are on the image
   struct Size {
     double log2, furthest;  // of n members; standard deviations to the furthest of n normal ones
   };

@@ -64,12 +64,12 @@ PYELS_INLINE void lead_weights(const ScanTask& t, const ScanQuery& q, std::int64
 
 // And with them. Sums of what the tables have stop at 255.
 PYELS_INLINE void add_tails(const ScanTask& t, const ScanQuery& q, std::int64_t block, Vec (&log_w)[kParts]) {
-  const std::uint8_t* codes = t.tail + block * t.tail_bytes * kBlock;
+  const std::uint8_t* codes = t.tail + block * t.tail_block;
   std::uint8_t sums[kBlock];
 #if defined(__AVX2__)
   __m256i sum = _mm256_setzero_si256();
   const __m256i low = _mm256_set1_epi8(15);
-  for (std::int64_t i = 0; i < t.tail_bytes; ++i, codes += kBlock) {
+  for (std::int64_t i = 0; i < q.tail_bytes; ++i, codes += kBlock) {
     const __m256i code = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(codes));
     const auto table = [&](std::int64_t number) __attribute__((always_inline)) {
       return _mm256_broadcastsi128_si256(_mm_loadu_si128(reinterpret_cast<const __m128i*>(q.tables + 16 * number)));
@@ -82,7 +82,7 @@ PYELS_INLINE void add_tails(const ScanTask& t, const ScanQuery& q, std::int64_t 
 #elif defined(__SSSE3__)
   __m128i sum[2] = {_mm_setzero_si128(), _mm_setzero_si128()};
   const __m128i low = _mm_set1_epi8(15);
-  for (std::int64_t i = 0; i < t.tail_bytes; ++i, codes += kBlock) {
+  for (std::int64_t i = 0; i < q.tail_bytes; ++i, codes += kBlock) {
     const __m128i first = _mm_loadu_si128(reinterpret_cast<const __m128i*>(q.tables + 32 * i));
     const __m128i second = _mm_loadu_si128(reinterpret_cast<const __m128i*>(q.tables + 32 * i + 16));
     for (int half = 0; half < 2; ++half) {
@@ -94,7 +94,7 @@ PYELS_INLINE void add_tails(const ScanTask& t, const ScanQuery& q, std::int64_t 
   __builtin_memcpy(sums, sum, sizeof sums);
 #else
   std::int32_t sum[kBlock]{};
-  for (std::int64_t i = 0; i < t.tail_bytes; ++i, codes += kBlock)
+  for (std::int64_t i = 0; i < q.tail_bytes; ++i, codes += kBlock)
     for (int member = 0; member < kBlock; ++member)
       sum[member] += q.tables[32 * i + (codes[member] & 15)] + q.tables[32 * i + 16 + (codes[member] >> 4)];
   for (int member = 0; member < kBlock; ++member)
@@ -116,7 +116,7 @@ void scan_sum(const ScanTask& t, ScanQuery& q) {
     Vec most = log_w[0];
     for (int part = 1; part < kParts; ++part) most = most > log_w[part] ? most : log_w[part];
     if (!any_above(most, Vec{} + (q.top - kNothing))) continue;
-    if (t.tail_bytes) add_tails(t, q, block, log_w);
+    if (q.tail_bytes) add_tails(t, q, block, log_w);
     most = log_w[0];
     for (int part = 1; part < kParts; ++part) most = most > log_w[part] ? most : log_w[part];
     if (any_above(most, Vec{} + q.top)) {
@@ -184,7 +184,7 @@ std::int64_t scan_pick(const ScanTask& t, const ScanQuery& q, Pick* picks) {
       may_be |= picked(part);
     }
     if (!any(may_be)) continue;
-    if (t.tail_bytes) add_tails(t, q, block, log_p);
+    if (q.tail_bytes) add_tails(t, q, block, log_p);
     for (int part = 0; part < kParts; ++part) {
       const IntVec is = picked(part);
       if (!any(is)) continue;
@@ -270,14 +270,15 @@ float distance(const WindowPair& t, const float* x, const Pixel* window) {
   Vec even{}, odd{};  // rows by turns, so that one sum need not wait for the other
   IntVec lane;
   for (int i = 0; i < kLanes; ++i) lane[i] = i;
-  const std::int64_t whole = t.k / kLanes * kLanes;
-  const IntVec in_row = lane < static_cast<std::int32_t>(t.k - whole);
+  const std::int64_t whole = t.columns / kLanes * kLanes;
+  const IntVec in_row = lane < static_cast<std::int32_t>(t.columns - whole);
   const auto add_row = [&](Vec sum, const float* from, const Pixel* row) {
     std::int64_t j = 0;
     for (; j < whole; j += kLanes) {
       const Vec difference = read(from + j) - read(row + j);
       sum += difference * difference;
     }
+    if (j == t.columns) return sum;
     Vec difference = read(from + j) - read(row + j);
     difference = in_row ? difference : Vec{};
     return sum + difference * difference;
@@ -285,11 +286,12 @@ float distance(const WindowPair& t, const float* x, const Pixel* window) {
   for (std::int64_t c = 0; c < t.channels; ++c, x += t.x_channel, window += t.channel) {
     const float* from = x;
     const Pixel* row = window;
-    for (std::int64_t i = 1; i < t.k; i += 2, from += 2 * t.x_row, row += 2 * t.row) {
+    std::int64_t i = 1;
+    for (; i < t.rows; i += 2, from += 2 * t.x_row, row += 2 * t.row) {
       even = add_row(even, from, row);
       odd = add_row(odd, from + t.x_row, row + t.row);
     }
-    even = add_row(even, from, row);
+    if (i == t.rows) even = add_row(even, from, row);
   }
   return across(even + odd);
 }

@@ -12,6 +12,7 @@ struct ScanQuery {
   const std::int16_t* z;  // (leading)
   float lead_scale, tail_scale;
   const std::uint8_t* tables;  // (2 tail_bytes, 16)
+  std::int64_t tail_bytes;     // of every window's, that the query is compared with
   float rate;                  // log2 of how often a window of log2 w = 0 is to be picked
   float least;                 // log2 of how often every window is at least
   std::uint32_t seed;
@@ -25,15 +26,15 @@ struct Pick {
 };
 struct ScanTask {
   const std::int8_t* lead;   // (blocks, leading / 2, list_block, 2)
-  const std::uint8_t* tail;  // (blocks, tail_bytes, list_block)
-  std::int64_t tail_bytes;
-  std::int64_t members;  // of the blocks, those behind are not there
-  std::uint32_t first;   // number of the first member, for the dice
+  const std::uint8_t* tail;  // (blocks, tail_block / list_block, list_block)
+  std::int64_t tail_block;   // bytes
+  std::int64_t members;      // of the blocks, those behind are not there
+  std::uint32_t first;       // number of the first member, for the dice
 };
 
 // Two windows in memory: of x, and of a bank. Rows are read in steps of up to 16 pixels.
 struct WindowPair {
-  std::int64_t channels, k, x_row, x_channel, row, channel;
+  std::int64_t channels, rows, columns, x_row, x_channel, row, channel;
 };
 
 struct Scan {

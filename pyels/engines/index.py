@@ -5,6 +5,10 @@ among the coordinates of windows along their leading principal directions (faiss
 index holds no pixels. Of each window it holds its number, its coordinates along the leading directions in 8 bits, and
 those along further ones in 2, in at most 30 bytes: enough to tell about how far a query is from it. Exact distances are
 computed from the images.
+
+Where pixels whose windows overhang the border meet such windows alone, every side of the images has lists of its own,
+of the windows that overhang it by one row or column. Windows that overhang by more are parts of these: one list serves
+all, as the leading directions lie in what all of them share, and every further one needs only some rows more.
 """
 
 from __future__ import annotations
@@ -16,6 +20,7 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, fields
+from enum import IntEnum
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +45,7 @@ from pyels.records import parse_record, short
 
 MOST_LISTS = 4096
 MOST_DIRECTIONS = LEADING + 40  # in 10 bytes
+_OWN_BYTES = 8  # of these, at a side, for what not all of its windows share
 _LIST_DIRECTIONS = 24  # the leading ones, along which windows are sorted into lists
 MOST_WINDOWS = 2**31 - 2**20  # numbered in 32 bits, wherever they are; with what fills up the blocks of lists
 LEAST_MEMBERS = 256  # of a list, on average
@@ -49,7 +55,7 @@ _VALUES_AT_ONCE = 1 << 24  # of windows to learn from
 _ROOM = 1.2  # codes of 8 bits reach so much further than the coordinates that directions are learned from
 _STEP = 1.1  # of codes of 2 bits, in standard deviations: of least squared error for a Laplace distribution
 _SEED = 20250713
-_VERSION = 5
+_VERSION = 6
 _KEY = "pyels-index"
 _RECORD = {
     "version": range(1 << 31),
@@ -60,18 +66,107 @@ _RECORD = {
 }
 
 
+class Region(IntEnum):
+    """Pixels with lists of their own, as csrc/sources.h numbers them: those whose windows lie inside, or wrap around,
+    and those whose windows overhang one side."""
+
+    INSIDE = 0
+    LEFT = 1
+    RIGHT = 2
+    TOP = 3
+    BOTTOM = 6
+
+    @property
+    def lists_name(self) -> str:
+        return self.name.lower()
+
+
 @dataclass(frozen=True)
-class Index:
-    """The lists over the k x k windows of some images of a bank: struct Lists of csrc/sampled/engine.h, which see.
+class Windows:
+    """The windows of size k, odd, that a region's lists hold, of images of a shape (C, H, W)."""
+
+    region: Region
+    shape: tuple[int, int, int]
+    patch_size: int
+    wraps: bool
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Rows and columns of a window."""
+        k = self.patch_size
+        if self.region is Region.INSIDE:
+            return k, k
+        return (k - 1, k) if self.region in (Region.TOP, Region.BOTTOM) else (k, k - 1)
+
+    @property
+    def overhangs(self) -> int:
+        """By how many rows or columns they overhang, and parts of them do, at most; inside there is one kind alone."""
+        return 1 if self.region is Region.INSIDE else self.patch_size // 2
+
+    def strip(self, images: Tensor) -> Tensor:
+        """The part of images (n, C, H, W) whose windows of this size are those of the region."""
+        rows, columns = self.size
+        match self.region:
+            case Region.INSIDE:
+                return F.pad(images, (self.patch_size // 2,) * 4, mode="circular") if self.wraps else images
+            case Region.TOP:
+                return images[:, :, :rows]
+            case Region.BOTTOM:
+                return images[:, :, -rows:]
+            case Region.LEFT:
+                return images[..., :columns]
+            case Region.RIGHT:
+                return images[..., -columns:]
+
+    def centres(self) -> npt.NDArray[np.int32]:
+        """The numbers row * W + column of their centres, in the order in which they lie in a strip."""
+        _, height, width = self.shape
+        r = self.patch_size // 2
+        everywhere = np.arange(height * width, dtype=np.int32).reshape(height, width)
+        if self.wraps:
+            return everywhere.ravel()
+        rows, columns = slice(r, height - r), slice(r, width - r)
+        match self.region:
+            case Region.TOP:
+                rows = slice(r - 1, r)
+            case Region.BOTTOM:
+                rows = slice(height - r, height - r + 1)
+            case Region.LEFT:
+                columns = slice(r - 1, r)
+            case Region.RIGHT:
+                columns = slice(width - r, width - r + 1)
+        return everywhere[rows, columns].ravel()
+
+    def seen(self, overhang: int) -> Tensor:
+        """(C, rows, columns) bool: the places of a window that are on the image where it overhangs by so many lines."""
+        rows, columns = self.size
+        on = torch.ones(self.shape[0], rows, columns, dtype=torch.bool, device=CPU)
+        beyond = overhang - 1
+        match self.region:
+            case Region.TOP:
+                on[:, rows - beyond :] = False
+            case Region.BOTTOM:
+                on[:, :beyond] = False
+            case Region.LEFT:
+                on[..., columns - beyond :] = False
+            case Region.RIGHT:
+                on[..., :beyond] = False
+        return on
+
+
+@dataclass(frozen=True)
+class Lists:
+    """The lists over the windows of a region, of some images of a bank: struct Lists of csrc/sampled/engine.h.
 
     Attributes
     ----------
     begin, end  (L)           int64    first member of each list, and the one behind its last
     window      (M)           int32    number of the window: image * H * W + row * W + column of its centre
-    origin      (C, k, k)     float32  mean window
-    directions  (D, C, k, k)  float32  principal directions, LEADING of them leading
+    usable      (O)           int32    number of directions of windows that overhang by 1, 2 .., descending
+    origin      (C, rows, columns)     float32  mean window
+    directions  (D, C, rows, columns)  float32  principal directions, LEADING of them leading
     mean        (L, D)        float32  mean coordinates of the windows of each list
-    spread      (L)           float32  mean squared distance of its windows from that point
+    spread      (O, L)        float32  mean squared distance of its windows from that point
     lead        (M * LEADING) int8     coordinates of the windows along the leading directions, in units of `step`
     tail        (M * (D - LEADING) / 4) uint8  along the others, in 2 bits
     step        (D)           float32
@@ -80,6 +175,7 @@ class Index:
     begin: Tensor
     end: Tensor
     window: Tensor
+    usable: Tensor
     origin: Tensor
     directions: Tensor
     mean: Tensor
@@ -91,23 +187,20 @@ class Index:
     def __len__(self) -> int:
         return len(self.begin)
 
-    @property
-    def nbytes(self) -> int:
-        return sum(getattr(self, f.name).nbytes for f in fields(self))
-
-    def fault(self, images: int, shape: tuple[int, int, int], patch_size: int, wraps: bool) -> str | None:
+    def fault(self, images: int, windows: Windows) -> str | None:
         """What in it the compiled engine, which trusts it, would stumble over; None: nothing."""
-        channels, height, width = shape
+        channels, height, width = windows.shape
         members, lists, directions = len(self.window), len(self), len(self.directions)
-        of_window, floats = (channels, patch_size, patch_size), torch.float32
+        overhangs, of_window, floats = windows.overhangs, (channels, *windows.size), torch.float32
         kinds: dict[str, tuple[torch.dtype, tuple[int, ...]]] = {
             "begin": (torch.int64, (lists,)),
             "end": (torch.int64, (lists,)),
             "window": (torch.int32, (members,)),
+            "usable": (torch.int32, (overhangs,)),
             "origin": (floats, of_window),
             "directions": (floats, (directions, *of_window)),
             "mean": (floats, (lists, directions)),
-            "spread": (floats, (lists,)),
+            "spread": (floats, (overhangs, lists)),
             "lead": (torch.int8, (members * LEADING,)),
             "tail": (torch.uint8, (members * (directions - LEADING) // 4,)),
             "step": (floats, (directions,)),
@@ -120,6 +213,8 @@ class Index:
                 return f"{name} holds NaN or infinite values"
         if not (1 <= lists <= MOST_LISTS and directions in range(LEADING, MOST_DIRECTIONS + 1, 4)):
             return f"it has {lists} lists and {directions} directions"
+        if not all(usable in range(LEADING, directions + 1, 4) for usable in self.usable.tolist()):
+            return f"of {directions} directions, {self.usable.tolist()} are usable"
         ends = torch.cat([torch.zeros(1, dtype=torch.int64, device=CPU), self.end])
         in_order = bool((self.begin >= ends[:-1]).all() and (self.end >= self.begin).all() and ends[-1] >= 1)
         whole_blocks = bool((self.begin % LIST_BLOCK == 0).all()) and members % LIST_BLOCK == 0
@@ -129,14 +224,27 @@ class Index:
             return "its steps differ, or are 0"
         if not 0 <= int(self.window.min()) <= int(self.window.max()) < images * height * width:
             return "it names images that the bank has not"
-        r = 0 if wraps else patch_size // 2
-        for at, length in ((self.window // width % height, height), (self.window % width, width)):
-            if not r <= int(at.min()) <= int(at.max()) < length - r:
-                return "it names windows that reach beyond the border"
+        there = torch.zeros(height * width, dtype=torch.bool, device=CPU)
+        there[torch.from_numpy(windows.centres()).long()] = True
+        if not there[self.window % (height * width)].all():
+            return "it names windows of another region"
         return None
 
     def tensors(self) -> dict[str, Tensor]:
         return {f.name: getattr(self, f.name) for f in fields(self)}
+
+
+Index = dict[Region, Lists]  # over the windows of size k of a bank's images
+
+
+def regions(patch_size: int, wraps: bool) -> list[Region]:
+    """Those of an index over windows of this size."""
+    return [Region.INSIDE] if wraps or patch_size == 1 else list(Region)
+
+
+def tensors_of(index: Index) -> dict[str, Tensor]:
+    """All its tensors, as they are named in its file."""
+    return {f"{region.lists_name}.{name}": t for region, lists in index.items() for name, t in lists.tensors().items()}
 
 
 def open_index(
@@ -154,7 +262,7 @@ def open_index(
     Parameters
     ----------
     patch_size  window size k, odd
-    wraps       all H * W windows, wrapped around; otherwise those that lie wholly inside
+    wraps       all H * W windows, wrapped around; otherwise those that lie wholly inside, and those of the sides
     name        of the set of images, as `Selection.names`
     images      (n,) numbers of its images
     folder      where indexes are kept, see `default_folder`
@@ -182,10 +290,14 @@ def open_index(
                 started = time.perf_counter()
                 with tqdm(total=len(which), desc=f"index k={patch_size}", unit="image", leave=False) as bar:
                     index = build(bank, which, patch_size, wraps, threads, bar.update)
-                seconds, megabytes = time.perf_counter() - started, index.nbytes / 1e6
-                built = {"lists": len(index), "seconds": round(seconds, 1), "megabytes": round(megabytes, 1)}
+                tensors = tensors_of(index)
+                built = {
+                    "lists": sum(map(len, index.values())),
+                    "seconds": round(time.perf_counter() - started, 1),
+                    "megabytes": round(sum(tensor.nbytes for tensor in tensors.values()) / 1e6, 1),
+                }
                 bank.check_unchanged()
-                write_tensors(path, index.tensors(), {_KEY: json.dumps({**about, **built})})
+                write_tensors(path, tensors, {_KEY: json.dumps({**about, **built})})
     elif (folder / LOCK).exists():
         with (
             suppress(ValueError, OSError),
@@ -232,19 +344,25 @@ def _load(path: Path, about: dict[str, Any]) -> tuple[Index, Stamp]:
                 "have it built again, or give another folder for indexes"
             )
     images, *shape = about["bank_shape"]
+    index: Index = {}
+    fault = None
     try:
         stamp = Stamp.of(path)
         file = TensorFile.read(path, mapped=True)
         if not file.has_checksum:
             raise ValueError("it has no checksum")
-        index = Index(**{f.name: file.tensors[f.name] for f in fields(Index)})
-        fault = index.fault(images, shape, about["patch_size"], about["wraps"])
+        for region in regions(about["patch_size"], about["wraps"]):
+            index[region] = Lists(**{f.name: file.tensors[f"{region.lists_name}.{f.name}"] for f in fields(Lists)})
+            windows = Windows(region, tuple(shape), about["patch_size"], about["wraps"])
+            if fault := index[region].fault(images, windows):
+                break
     except (KeyError, ValueError) as error:
         fault = str(error)
     if fault is not None:
         raise ValueError(f"{path}: damaged index ({fault}); delete it to have it built again")
-    for tensor in index.tensors().values():
-        guard(tensor, index)
+    for lists in index.values():
+        for tensor in lists.tensors().values():
+            guard(tensor, lists)
     return index, stamp
 
 
@@ -275,43 +393,85 @@ def build(
         raise ImportError("an index is built with faiss, which is not installed: pip install pyels[faiss]") from error
 
     _, height, width = bank.shape
-    inside = (height - patch_size + 1) * (width - patch_size + 1)
-    places = height * width if wraps else inside
     if (numbered := height * width * len(bank)) > MOST_WINDOWS:
         raise ValueError(
             f"the bank's images have {numbered} pixels, and an index numbers at most {MOST_WINDOWS}; split the bank "
             "and merge the partial posteriors of its parts"
         )
     threads = 1 if checks.forked else threads
-    count = lists_of(places * len(which))
-    generator = np.random.default_rng(_SEED)
-    windows = _some_windows(bank, which, patch_size, wraps, count * TRAINING_WINDOWS, generator)
-    origin = windows.mean(0)
-    windows -= origin
-    directions = torch.linalg.eigh(windows.T @ windows).eigenvectors.flip(1)[:, :MOST_DIRECTIONS]
-    coordinates = windows @ directions
-    lead, tail = coordinates[:, :LEADING], coordinates[:, LEADING:]
-    steps = [(_ROOM * lead.abs().max() / 127).expand(LEADING), _STEP * tail.square().mean(0).sqrt()]
-    step = F.pad(torch.cat(steps), (0, -tail.shape[1] % 4)).clamp(min=1e-6)  # rows of zeros fill up
-    filters = directions.T.reshape(-1, bank.shape[0], patch_size, patch_size)
-    to_lists = filters[:_LIST_DIRECTIONS]
-    leading = directions[:, :_LIST_DIRECTIONS]
     before = faiss.omp_get_max_threads()
     faiss.omp_set_num_threads(threads)
     try:
-        centres = _Centres(coordinates[:, :_LIST_DIRECTIONS].contiguous().numpy(), count)
-        lists = np.empty(places * len(which), np.uint16)
-        images = max(1, _AT_ONCE // places)
-        for start in range(0, len(which), images):
-            pixels = bank.read(which[start : start + images])
-            along = F.conv2d(_padded(pixels, patch_size, wraps), to_lists) - (origin @ leading)[:, None, None]
-            searched = along.permute(0, 2, 3, 1).reshape(-1, len(to_lists)).contiguous().numpy()
-            first = start * places
-            lists[first : first + len(searched)] = centres.nearest(searched)
-            progress(len(pixels))
+        return {
+            region: _build(
+                bank,
+                which,
+                Windows(region, bank.shape, patch_size, wraps),
+                threads,
+                progress if region is Region.INSIDE else lambda images: None,
+            )
+            for region in reversed(regions(patch_size, wraps))  # that with most work last
+        }
     finally:
         faiss.omp_set_num_threads(before)
-    return _arranged(bank, which, patch_size, wraps, threads, lists, count, origin, filters, step, generator)
+
+
+def _build(bank: PatchBank, which: Tensor, of_region: Windows, threads: int, progress: Callable[[int], Any]) -> Lists:
+    places = len(of_region.centres())
+    count = lists_of(places * len(which))
+    generator = np.random.default_rng(_SEED)
+    windows = _some_windows(bank, which, of_region, count * TRAINING_WINDOWS, generator)
+    origin = windows.mean(0)
+    windows -= origin
+    directions, usable = _directions(windows, of_region)
+    coordinates = windows @ directions.T
+    lead, tail = coordinates[:, :LEADING], coordinates[:, LEADING:]
+    steps = [(_ROOM * lead.abs().max() / 127).expand(LEADING), _STEP * tail.square().mean(0).sqrt()]
+    step = torch.cat(steps).clamp(min=1e-6)
+    filters = directions.reshape(-1, bank.shape[0], *of_region.size)
+    to_lists = min(_LIST_DIRECTIONS, usable[-1])  # those that all windows have
+    centres = _Centres(coordinates[:, :to_lists].contiguous().numpy(), count)
+    lists = np.empty(places * len(which), np.uint16)
+    images = max(1, _AT_ONCE // places)
+    for start in range(0, len(which), images):
+        pixels = bank.read(which[start : start + images])
+        along = F.conv2d(of_region.strip(pixels), filters[:to_lists]) - (directions[:to_lists] @ origin)[:, None, None]
+        searched = along.permute(0, 2, 3, 1).reshape(-1, to_lists).contiguous().numpy()
+        first = start * places
+        lists[first : first + len(searched)] = centres.nearest(searched)
+        progress(len(pixels))
+    return _arranged(bank, which, of_region, threads, lists, count, usable, origin, filters, step, generator)
+
+
+def _directions(windows: Tensor, of_region: Windows) -> tuple[Tensor, list[int]]:
+    """Orthonormal directions (D, C * rows * columns) of windows (n, the same) less their mean, and how many of them lie
+    in what is on the image of windows that overhang by 1, 2 ..; rows of zeros fill up.
+
+    For the largest overhang these are the principal directions of what is on the image; then, for each that is smaller,
+    those of what they leave of a line more.
+    """
+    overhangs = of_region.overhangs
+    own = min(_OWN_BYTES, overhangs - 1)
+    # Bytes of the tail that windows of each overhang have, from 1 on.
+    most = (MOST_DIRECTIONS - LEADING) // 4
+    tail_bytes = [most - math.ceil(o * own / max(1, overhangs - 1)) for o in range(overhangs)]
+    shared = min(tail_bytes[-1], max(0, -(-(int(of_region.seen(overhangs).sum()) - LEADING) // 4)))
+    usable = [LEADING + 4 * (tail - tail_bytes[-1] + shared) for tail in tail_bytes]
+    found = windows.new_zeros(usable[0], windows.shape[1])
+    have = 0
+    for overhang in range(overhangs, 0, -1):
+        wanted, seen = usable[overhang - 1], of_region.seen(overhang).flatten()
+        if wanted == have:
+            continue
+        left = windows * seen
+        left = left - left @ found[:have].T @ found[:have]
+        values, vectors = torch.linalg.eigh(left.T @ left)
+        new = vectors.T.flip(0)[: wanted - have]
+        new = new - new @ found[:have].T @ found[:have]  # where nothing is left, any direction is as good
+        kept = values.flip(0)[: len(new)] > 1e-6 * values[-1].clamp(min=1e-30)
+        found[have : have + len(new)] = torch.where(kept[:, None], F.normalize(new), 0) * seen
+        have = wanted
+    return found, usable
 
 
 class _Centres:
@@ -349,21 +509,19 @@ class _Centres:
 def _arranged(
     bank: PatchBank,
     which: Tensor,
-    patch_size: int,
-    wraps: bool,
+    of_region: Windows,
     threads: int,
     lists: npt.NDArray[np.uint16],
     count: int,
+    usable: list[int],
     origin: Tensor,
     filters: Tensor,
     step: Tensor,
     generator: np.random.Generator,
-) -> Index:
+) -> Lists:
     """Members list by list, each list at the beginning of a block, and their descriptions."""
     channels, height, width = bank.shape
-    r, k, block = patch_size // 2, patch_size, LIST_BLOCK
-    everywhere = np.arange(height * width, dtype=np.int32).reshape(height, width)
-    centres = (everywhere if wraps else everywhere[r : height - r, r : width - r]).ravel()
+    block, centres = LIST_BLOCK, of_region.centres()
     # Random order first, which a stable sort keeps within each list: its first members are then a fair sample of it.
     order = generator.permutation(len(lists))
     order = order[np.argsort(lists[order], kind="stable")]
@@ -375,40 +533,35 @@ def _arranged(
     numbered = (which.numpy() * (height * width))[:, None] + centres
     window[at] = numbered.astype(np.int32).ravel()[order]
     members, directions = len(window), len(step)
-    padded = torch.zeros(directions, channels, k, k, dtype=torch.float32, device=CPU)
-    padded[: len(filters)] = filters
-    index = Index(
+    found = Lists(
         begin=torch.from_numpy(begin),
         end=torch.from_numpy(begin + sizes),
         window=torch.from_numpy(window),
-        origin=origin.reshape(channels, k, k).contiguous(),
-        directions=padded,
+        usable=torch.tensor(usable, dtype=torch.int32, device=CPU),
+        origin=origin.reshape(channels, *of_region.size).contiguous(),
+        directions=filters.contiguous(),
         mean=torch.empty(count, directions, dtype=torch.float32, device=CPU),
-        spread=torch.empty(count, dtype=torch.float32, device=CPU),
+        spread=torch.empty(of_region.overhangs, count, dtype=torch.float32, device=CPU),
         lead=torch.zeros(members * LEADING, dtype=torch.int8, device=CPU),
         tail=torch.zeros(members * (directions - LEADING) // 4, dtype=torch.uint8, device=CPU),
         step=step,
     )
-    describe_lists(bank.images, k, threads, index.tensors())
-    return index
+    describe_lists(bank.images, of_region.patch_size, threads, of_region.region, found.tensors())
+    return found
 
 
 def _some_windows(
-    bank: PatchBank, which: Tensor, patch_size: int, wraps: bool, wanted: int, generator: np.random.Generator
+    bank: PatchBank, which: Tensor, of_region: Windows, wanted: int, generator: np.random.Generator
 ) -> Tensor:
-    """About so many windows of random images, (n, C * k * k), a few of each."""
+    """About so many windows of random images, (n, C * rows * columns), a few of each."""
     images = generator.permutation(len(which))[: min(len(which), 20_000)]
     each = max(8, -(-wanted // len(images)))
     parts = []
-    values = math.prod(bank.shape) * patch_size**2  # of the windows of an image
+    values = math.prod(bank.shape) * of_region.patch_size**2  # of the windows of an image
     step = max(1, _VALUES_AT_ONCE // values)
     for start in range(0, len(images), step):
         pixels = bank.read(which[torch.from_numpy(images[start : start + step])])
-        windows = F.unfold(_padded(pixels, patch_size, wraps), patch_size)  # (n, C * k * k, places)
+        windows = F.unfold(of_region.strip(pixels), of_region.size)  # (n, C * rows * columns, places)
         some = generator.permutation(windows.shape[2])[:each]
         parts.append(windows[:, :, torch.from_numpy(some)].transpose(1, 2).reshape(-1, windows.shape[1]))
     return torch.cat(parts)
-
-
-def _padded(pixels: Tensor, patch_size: int, wraps: bool) -> Tensor:
-    return F.pad(pixels, (patch_size // 2,) * 4, mode="circular") if wraps else pixels

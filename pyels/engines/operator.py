@@ -32,7 +32,7 @@ def evaluate(
     query: Query,
     want: Want,
     responses: Tensor | None = None,
-    index: Mapping[str, Tensor] | None = None,
+    index: Mapping[int, Mapping[str, Tensor]] | None = None,
 ) -> PartialPosterior:
     """The partial posterior by a compiled engine; images are numbered as in `images`.
 
@@ -42,13 +42,14 @@ def evaluate(
     options    the fields of its struct of options in csrc, by name
     images     (N, C, H, W) uint8 or float32, on the device where query.x is
     responses  (N, R, H, W) uint8 or float32, likewise: what answers in place of these
-    index      the fields of struct Lists, by name: sums are then estimates
+    index      the fields of struct Lists, by name, for every region: sums are then estimates
     """
     index = index or {}
     arrays, task = _task(engine, options, definition, query, responses)
-    task.update(want=int(want), index=list(index))
+    of_regions = [tensor for lists in index.values() for tensor in lists.values()]
+    task.update(want=int(want), index={int(region): list(lists) for region, lists in index.items()})
     which = *_selected(images, selection), query.x, query.alpha, query.sigma
-    out = partial_posterior(*which, list(arrays.values()), list(index.values()), json.dumps(task))
+    out = partial_posterior(*which, list(arrays.values()), of_regions, json.dumps(task))
     height, width = query.x.shape[2:]
     places = definition.places(height, width, query.x.device)
     count = beside(query.x, selection.counts)[:, None, None] * places
@@ -142,8 +143,9 @@ def _partial_posterior(
     problem = _problem(images, order, begin, end, x, alpha, sigma, arrays, told)
     options = _options(told)
     if not x.is_cuda:
-        lists = _lists(dict(zip(told["index"], index, strict=True))) if told["index"] else None
-        given = [one for one in (options, lists) if one is not None]
+        tensors = iter(index)
+        lists = [_lists(int(at), dict(zip(names, tensors, strict=False))) for at, names in told["index"].items()]
+        given = [one for one in (options, lists) if one]
         getattr(_core, f"{told['engine']}_engine")(problem, *given, to)
     elif x.numel():
         _launch(_core.cuda_engine, problem, (options, to), (images, order, x))
@@ -197,10 +199,10 @@ def _(*given: Any) -> list[Tensor]:
     return _allocate_answers(images, x, arrays, dict(zip(told["second"], second, strict=True)), told)
 
 
-def describe_lists(images: Tensor, patch_size: int, threads: int, tensors: Mapping[str, Tensor]) -> None:
-    """Fill in what an index says of its windows: mean, spread, code, norm and rest of its tensors."""
+def describe_lists(images: Tensor, patch_size: int, threads: int, region: int, tensors: Mapping[str, Tensor]) -> None:
+    """Fill in what lists say of their windows, those of a region: mean, spread, lead and tail of these tensors."""
     options = _filled(_core.CpuOptions(), {"threads": threads})
-    _core.describe_lists(_bank_problem(images, patch_size), options, _lists(tensors))
+    _core.describe_lists(_bank_problem(images, patch_size), options, _lists(region, tensors))
 
 
 def _bank_problem(images: Tensor, patch_size: int) -> Any:
@@ -239,10 +241,10 @@ def _options(told: Mapping[str, Any]) -> Any:
     return _filled(_OPTIONS[told["engine"]](), told["options"]) if told["engine"] in _OPTIONS else None
 
 
-def _lists(tensors: Mapping[str, Tensor]) -> Any:
-    """Struct Lists, of the tensors that it points to."""
+def _lists(region: int, tensors: Mapping[str, Tensor]) -> Any:
+    """Struct Lists of a region, of the tensors that it points to."""
     addresses = {name: tensor.data_ptr() for name, tensor in tensors.items()}
-    counts = {"count": len(tensors["begin"]), "directions_count": len(tensors["directions"])}
+    counts = {"region": region, "count": len(tensors["begin"]), "directions_count": len(tensors["directions"])}
     return _filled(_core.Lists(), {**addresses, **counts})
 
 

@@ -79,7 +79,8 @@ class Sampled(Engine):
             index, stamp = self._index(definition, bank, name, images)
             of_set = selection.of(queries), query.of(queries)
             self._check(stamp)  # the compiled engine trusts it
-            parts.append(evaluate("sampled", options, definition, bank.images, *of_set, want, None, index.tensors()))
+            of_regions = {int(region): lists.tensors() for region, lists in index.items()}
+            parts.append(evaluate("sampled", options, definition, bank.images, *of_set, want, None, of_regions))
             self._check(stamp)
             places += queries
         return PartialPosterior.stack(parts, torch.tensor(places, device=CPU))

@@ -18,7 +18,7 @@ constexpr double rounding = 1e-4;
 // Lists over all windows of a case's bank, by their brightness; one of them stays empty.
 struct Index {
   std::vector<std::int64_t> begin, end;
-  std::vector<std::int32_t> window;
+  std::vector<std::int32_t> window, usable;
   std::vector<float> origin, directions, mean, spread, step;
   std::vector<std::int8_t> lead;
   std::vector<std::uint8_t> tail;
@@ -82,8 +82,9 @@ struct Index {
     mean.resize(static_cast<std::size_t>(count * all)), spread.resize(static_cast<std::size_t>(count));
     lead.resize(window.size() * pyels::leading);
     tail.resize(window.size() * static_cast<std::size_t>(all - pyels::leading) / 4);
-    lists = {count, begin.data(),  end.data(),        window.data(), mean.data(), spread.data(),
-             all,   origin.data(), directions.data(), step.data(),   lead.data(), tail.data()};
+    usable = {static_cast<std::int32_t>(all)};
+    lists = {0,   count,         begin.data(),  end.data(),        window.data(), mean.data(), spread.data(),
+             all, usable.data(), origin.data(), directions.data(), step.data(),   lead.data(), tail.data()};
     describe_lists(work.problem(), {}, lists);
   }
 
@@ -96,7 +97,7 @@ struct Index {
 std::vector<Partial> search(const Index& index, const Problem& problem, double tolerance, int threads = 1) {
   return run(
       [&](const Problem& a, pyels::Sink& sink) {
-        sampled_engine(a, {threads, tolerance}, index.lists, sink);
+        sampled_engine(a, {threads, tolerance}, std::span(&index.lists, 1), sink);
       },
       problem);
 }

@@ -85,13 +85,23 @@ PYELS_INLINE DoubleVec choose(IntVec mask, DoubleVec a, DoubleVec b) {
   return {low ? a.low : b.low, high ? a.high : b.high};
 }
 
-inline bool any(IntVec mask) {
+// A bit for each lane, the first the lowest.
+inline std::uint32_t bits_of(IntVec mask) {
 #if defined(__AVX512F__)
-  return _mm512_movepi32_mask(reinterpret_cast<__m512i>(mask)) != 0;
+  return static_cast<std::uint32_t>(_mm512_movepi32_mask(reinterpret_cast<__m512i>(mask)));
 #elif defined(__AVX__)
-  return _mm256_movemask_ps(reinterpret_cast<__m256>(mask)) != 0;
+  return static_cast<std::uint32_t>(_mm256_movemask_ps(reinterpret_cast<__m256>(mask)));
 #elif defined(__SSE2__)
-  return _mm_movemask_ps(reinterpret_cast<__m128>(mask)) != 0;
+  return static_cast<std::uint32_t>(_mm_movemask_ps(reinterpret_cast<__m128>(mask)));
+#else
+  std::uint32_t bits = 0;
+  for (int i = 0; i < kLanes; ++i) bits |= static_cast<std::uint32_t>(mask[i] & 1) << i;
+  return bits;
+#endif
+}
+inline bool any(IntVec mask) {
+#if defined(__SSE2__)
+  return bits_of(mask) != 0;
 #else
   std::int32_t joined = 0;
   for (int i = 0; i < kLanes; ++i) joined |= mask[i];

@@ -128,7 +128,7 @@ Model Prospects::model(const Pixel& q, std::int64_t l, double distance) const {
   return {-q.scale * (distance + v), q.scale * ln2 * std::sqrt(variance), size.furthest, size.log2};
 }
 
-void Prospects::begin(Pixel& q, Room& room) const {
+std::vector<Entry> Prospects::begin(Pixel& q, std::int32_t number, Room& room) const {
   const std::int64_t lanes = scan_.lanes, n = lists_.directions_count;
   const double outside = describe(q, room.z);
   room.distances.resize(static_cast<std::size_t>(lists_.count + lanes));
@@ -144,26 +144,27 @@ void Prospects::begin(Pixel& q, Room& room) const {
     least = std::max(least, room.models.back().mean + room.models.back().log2_n);
     nearest = std::min(nearest, distance);
   }
-  if (q.scale * nearest * ln2 > most_nats) return;
+  std::vector<Entry> entries;
+  if (q.scale * nearest * ln2 > most_nats) return entries;
 
   double total = 0;  // of tempered weights, relative to 2^(tempering * least)
   for (std::int64_t l = 0; l < lists_.count; ++l) {
     const Model& m = room.models[static_cast<std::size_t>(l)];
-    if (size(l) == 0) continue;
-    if (m.sum() > least - reach) {
-      const Model t = m.tempered();
-      q.entries.push_back({.list = static_cast<std::int32_t>(l),
-                           .part = 1,
-                           .largest = static_cast<float>(m.largest()),
-                           .typical = static_cast<float>(t.typical())});
-      q.members += static_cast<double>(size(l));
-      total += std::exp2(t.sum() - tempering * least);
-    }
+    if (size(l) == 0 || m.sum() <= least - reach) continue;
+    const Model t = m.tempered();
+    entries.push_back({.pixel = number,
+                       .list = static_cast<std::int32_t>(l),
+                       .part = 1,
+                       .largest = static_cast<float>(m.largest()),
+                       .typical = static_cast<float>(t.typical())});
+    q.members += static_cast<double>(size(l));
+    if (const double log_share = t.sum() - tempering * least; log_share > -reach) total += std::exp2(log_share);
   }
-  for (Entry& e : q.entries) {
+  for (Entry& e : entries) {
     e.part = static_cast<float>(std::min(1.0, pilot_members / q.members));
     e.typical -= static_cast<float>(tempering * least + std::log2(total));
   }
+  return entries;
 }
 
 }  // namespace pyels

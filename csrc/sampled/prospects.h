@@ -39,7 +39,7 @@ struct QueryLayout {
 
 // What a query pixel knows of a list.
 struct Entry {
-  std::int32_t list;
+  std::int32_t pixel, list;
   float part;                  // of its members, that is looked at
   float largest;               // by the model, log2
   float typical;               // by the model, log2 of a pick's probability, were there one pick in all
@@ -48,18 +48,19 @@ struct Entry {
 };
 
 struct Pixel {
-  std::int64_t b;  // query
+  std::int64_t b;         // query
+  std::int64_t number;    // of the pixel, among those of its region
   Place place;
   std::int64_t overhang;  // by how much its window overhangs a side; 1 inside
-  const float* x;  // its window, C * rows * columns of the query's pixels over alpha, in the bank's units
-  double scale;    // log2 w = -scale * squared distance, in these units
+  const float* x;         // its window, C * rows * columns of the query's pixels over alpha, in the bank's units
+  double scale;           // log2 w = -scale * squared distance, in these units
   bool done = false;
-  bool search = false;  // one window weighs more than `heavy`
-  std::vector<Entry> entries{};
+  bool search = false;                 // one window weighs more than `heavy`
   std::vector<std::int16_t> z{};       // along the leading directions, in steps
   std::vector<std::uint8_t> tables{};  // for the others
   ScanQuery scan{};
-  double members = 0, picks = first_picks, error = 0;
+  double members = 0;                  // of the lists that it knows
+  double picks = first_picks, error = 0;
   double log_total = -infinity;  // log2 of the sum of tempered weights
   double log_sum = 0;            // where `search`: log2 of the sum of weights, as estimated first
 };
@@ -90,9 +91,9 @@ class Prospects {
     std::vector<Model> models{};
   };
 
-  // Describes the pixel and fills in its entries, the lists that can matter; none where float32 distances would spoil
-  // the weights, which is then left to the exact engine.
-  void begin(Pixel& q, Room& room) const;
+  // Describes a pixel, and returns its entries, the lists that can matter, in their order; none where float32 distances
+  // would spoil the weights, which is then left to the exact engine.
+  std::vector<Entry> begin(Pixel& q, std::int32_t number, Room& room) const;
 
   std::int64_t size(std::int64_t l) const { return lists_.end[l] - lists_.begin[l]; }
   double windows() const { return windows_; }  // of all lists

@@ -43,6 +43,39 @@ PYELS_INLINE IntVec add_squares(IntVec sum, const std::int8_t* a, const std::int
 #endif
 }
 
+PYELS_INLINE Vec read(const float* at) {
+  Vec v;
+  __builtin_memcpy(&v, at, sizeof v);
+  return v;
+}
+PYELS_INLINE Vec read(const std::uint8_t* at) {  // compilers do this byte by byte
+#if defined(__AVX512F__)
+  return reinterpret_cast<Vec>(
+      _mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(at)))));
+#elif defined(__AVX2__)
+  return reinterpret_cast<Vec>(
+      _mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(at)))));
+#elif defined(__SSE4_1__)
+  std::int32_t four;
+  __builtin_memcpy(&four, at, sizeof four);
+  return reinterpret_cast<Vec>(_mm_cvtepi32_ps(_mm_cvtepu8_epi32(_mm_cvtsi32_si128(four))));
+#else
+  Vec v;
+  for (int lane = 0; lane < kLanes; ++lane) v[lane] = static_cast<float>(at[lane]);
+  return v;
+#endif
+}
+
+PYELS_INLINE float across(Vec v) {
+#if defined(__AVX512F__)
+  return _mm512_reduce_add_ps(reinterpret_cast<__m512>(v));
+#else
+  float sum = 0;
+  for (int lane = 0; lane < kLanes; ++lane) sum += v[lane];
+  return sum;
+#endif
+}
+
 PYELS_INLINE float across_most(Vec v) {
   float most = v[0];
   for (int lane = 1; lane < kLanes; ++lane) most = v[lane] > most ? v[lane] : most;
@@ -100,12 +133,7 @@ PYELS_INLINE void add_tails(const ScanTask& t, const ScanQuery& q, std::int64_t 
   for (int member = 0; member < kBlock; ++member)
     sums[member] = static_cast<std::uint8_t>(sum[member] < 255 ? sum[member] : 255);
 #endif
-  typedef std::uint8_t Bytes __attribute__((vector_size(kLanes)));
-  for (int part = 0; part < kParts; ++part) {
-    Bytes bytes;
-    __builtin_memcpy(&bytes, sums + part * kLanes, sizeof bytes);
-    log_w[part] -= q.tail_scale * __builtin_convertvector(__builtin_convertvector(bytes, IntVec), Vec);
-  }
+  for (int part = 0; part < kParts; ++part) log_w[part] -= q.tail_scale * read(sums + part * kLanes);
 }
 
 void scan_sum(const ScanTask& t, ScanQuery& q) {
@@ -132,10 +160,7 @@ void scan_sum(const ScanTask& t, ScanQuery& q) {
       sum += w, squares += w * w;
     }
   }
-  for (int lane = 0; lane < kLanes; ++lane) {
-    q.sum += static_cast<double>(sum[lane]);
-    q.squares += static_cast<double>(squares[lane]);
-  }
+  q.sum += static_cast<double>(across(sum)), q.squares += static_cast<double>(across(squares));
 }
 
 // Dice. log2 of a number between two powers of 2 is taken to be that of a straight line, as in the bits of a float, so
@@ -163,12 +188,14 @@ std::int64_t scan_pick(const ScanTask& t, const ScanQuery& q, Pick* picks) {
   const Vec least = Vec{} + q.least;
   std::int64_t count = 0;
   Bits dice[kParts];
-  for (int i = 0; i < kBlock; ++i) {  // from a hash of the first member's number, with the query's seed
-    std::uint32_t hash = ((t.first + static_cast<std::uint32_t>(i)) ^ q.seed) * 0x9E3779B1u;
+  for (int part = 0; part < kParts; ++part) {  // from a hash of the first members' numbers, with the query's seed
+    Bits hash;
+    for (int lane = 0; lane < kLanes; ++lane) hash[lane] = static_cast<std::uint32_t>(part * kLanes + lane);
+    hash = ((hash + t.first) ^ q.seed) * 0x9E3779B1u;
     hash = (hash ^ (hash >> 15)) * 0x85EBCA77u;
     hash = (hash ^ (hash >> 13)) * 0xC2B2AE3Du;
     hash ^= hash >> 16;
-    dice[i / kLanes][i % kLanes] = hash ? hash : 1;
+    dice[part] = hash | (Bits{} + 1);  // not 0, which shaking leaves
   }
   Vec log_p[kParts], thrown[kParts];
   const auto picked = [&](int part) __attribute__((always_inline)) {
@@ -186,11 +213,10 @@ std::int64_t scan_pick(const ScanTask& t, const ScanQuery& q, Pick* picks) {
     if (!any(may_be)) continue;
     if (q.tail_bytes) add_tails(t, q, block, log_p);
     for (int part = 0; part < kParts; ++part) {
-      const IntVec is = picked(part);
-      if (!any(is)) continue;
-      for (int lane = 0; lane < kLanes; ++lane) {
+      for (std::uint32_t is = bits_of(picked(part)); is; is &= is - 1) {
+        const int lane = __builtin_ctz(is);
         const std::int64_t member = block * kBlock + part * kLanes + lane;
-        if (!is[lane] || member >= t.members) continue;
+        if (member >= t.members) break;
         const float p = log_p[part][lane] + q.rate;
         picks[count++] = {static_cast<std::int32_t>(member), probability(p > q.least ? p : q.least)};
       }
@@ -234,35 +260,6 @@ void point_distances(const float* panel, const float* x, std::int64_t dims, floa
   }
   const Vec total = (sum[0] + sum[1]) + (sum[2] + sum[3]);
   __builtin_memcpy(out, &total, sizeof total);
-}
-
-PYELS_INLINE Vec read(const float* at) {
-  Vec v;
-  __builtin_memcpy(&v, at, sizeof v);
-  return v;
-}
-PYELS_INLINE Vec read(const std::uint8_t* at) {  // compilers do this byte by byte
-#if defined(__AVX512F__)
-  return reinterpret_cast<Vec>(
-      _mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(at)))));
-#elif defined(__AVX2__)
-  return reinterpret_cast<Vec>(
-      _mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(at)))));
-#else
-  Vec v;
-  for (int lane = 0; lane < kLanes; ++lane) v[lane] = static_cast<float>(at[lane]);
-  return v;
-#endif
-}
-
-PYELS_INLINE float across(Vec v) {
-#if defined(__AVX512F__)
-  return _mm512_reduce_add_ps(reinterpret_cast<__m512>(v));
-#else
-  float sum = 0;
-  for (int lane = 0; lane < kLanes; ++lane) sum += v[lane];
-  return sum;
-#endif
 }
 
 template <class Pixel>

@@ -14,6 +14,7 @@ all, as the leading directions lie in what all of them share, and every further 
 from __future__ import annotations
 
 import importlib.util
+import itertools
 import json
 import math
 import time
@@ -443,6 +444,23 @@ def _build(bank: PatchBank, which: Tensor, of_region: Windows, threads: int, pro
     return _arranged(bank, which, of_region, threads, lists, count, usable, origin, filters, step, generator)
 
 
+def _usable(of_region: Windows) -> list[int]:
+    """How many directions windows have that overhang by 1, 2 ..: a byte of the tail holds four."""
+    seen = [int(of_region.seen(overhang).sum()) for overhang in range(1, of_region.overhangs + 1)]
+    # Bytes that would hold all there is: of a line that only windows which overhang by less have, and of what all have.
+    of_lines = [math.ceil((more - less) / 4) for more, less in itertools.pairwise(seen)]
+    shared = math.ceil(max(0, seen[-1] - LEADING) / 4)
+    budget = (MOST_DIRECTIONS - LEADING) // 4
+    lines = len(of_lines)
+    # At first one byte for each line, as far as there are, in even distances; then as much as there is of the rest.
+    own = min(_OWN_BYTES, lines)
+    given = [math.ceil((i + 1) * own / lines) - math.ceil(i * own / lines) for i in range(lines)]
+    of_all = min(shared, budget - own)
+    for i in reversed(range(lines)):
+        given[i] += min(of_lines[i] - given[i], budget - of_all - sum(given))
+    return [LEADING + 4 * (of_all + sum(given[overhang:])) for overhang in range(of_region.overhangs)]
+
+
 def _directions(windows: Tensor, of_region: Windows) -> tuple[Tensor, list[int]]:
     """Orthonormal directions (D, C * rows * columns) of windows (n, the same) less their mean, and how many of them lie
     in what is on the image of windows that overhang by 1, 2 ..; rows of zeros fill up.
@@ -451,12 +469,7 @@ def _directions(windows: Tensor, of_region: Windows) -> tuple[Tensor, list[int]]
     those of what they leave of a line more.
     """
     overhangs = of_region.overhangs
-    own = min(_OWN_BYTES, overhangs - 1)
-    # Bytes of the tail that windows of each overhang have, from 1 on.
-    most = (MOST_DIRECTIONS - LEADING) // 4
-    tail_bytes = [most - math.ceil(o * own / max(1, overhangs - 1)) for o in range(overhangs)]
-    shared = min(tail_bytes[-1], max(0, -(-(int(of_region.seen(overhangs).sum()) - LEADING) // 4)))
-    usable = [LEADING + 4 * (tail - tail_bytes[-1] + shared) for tail in tail_bytes]
+    usable = _usable(of_region)
     found = windows.new_zeros(usable[0], windows.shape[1])
     have = 0
     for overhang in range(overhangs, 0, -1):

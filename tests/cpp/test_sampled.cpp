@@ -5,6 +5,7 @@
 #include "cases.h"
 #include "checks.h"
 #include "sampled/engine.h"
+#include "sampled/windows.h"
 
 using namespace cases;
 using namespace checks;
@@ -15,7 +16,7 @@ namespace {
 
 constexpr double rounding = 1e-4;
 
-// Lists over all windows of a case's bank, by their brightness; one of them stays empty.
+// Lists over the windows of a region of a case's bank, by their brightness; one of them stays empty.
 struct Index {
   std::vector<std::int64_t> begin, end;
   std::vector<std::int32_t> window, usable;
@@ -24,10 +25,50 @@ struct Index {
   std::vector<std::uint8_t> tail;
   pyels::Lists lists;
 
-  Index(const Case& work, std::int64_t count) {
+  Index(const Case& work, std::int64_t count, std::int64_t region = 0) {
     const Shape& shape = work.shape;
-    const std::int64_t r = work.k / 2, dims = shape.channels * work.k * work.k;
+    const Problem problem = work.problem();
+    const pyels::RegionWindows windows(problem, region);
+    const std::int64_t dims = shape.channels * windows.rows() * windows.columns();
+    sort(work, count, region);
+    // Directions of single values, those that windows of any overhang have first; rows of zeros fill up.
+    std::vector<std::int64_t> chosen;
+    for (std::int64_t overhang = windows.overhangs(); overhang > 0; --overhang) {
+      const std::size_t most = chosen.size() + (overhang == windows.overhangs() ? 20 : 7);
+      for (std::int64_t j = 0; j < dims && chosen.size() < most; ++j) {
+        const std::int64_t place = j % (windows.rows() * windows.columns());
+        if (windows.seen(place / windows.columns(), place % windows.columns()) == overhang) chosen.push_back(j);
+      }
+      while (std::ssize(chosen) < pyels::leading || chosen.size() % 4) chosen.push_back(-1);
+      usable.insert(usable.begin(), static_cast<std::int32_t>(chosen.size()));
+    }
+    const std::int64_t all = std::ssize(chosen);
+    origin.assign(static_cast<std::size_t>(dims), -0.5f);
+    directions.assign(static_cast<std::size_t>(all * dims), 0.0f);
+    for (std::int64_t i = 0; i < all; ++i)
+      if (chosen[static_cast<std::size_t>(i)] >= 0)
+        directions[static_cast<std::size_t>(i * dims + chosen[static_cast<std::size_t>(i)])] = 1;
+    if (region == 0) turn(std::min<std::int64_t>(all, dims), dims);
+    step.assign(static_cast<std::size_t>(all), static_cast<float>(2 * std::sqrt(dims) / 127));
+    std::fill(step.begin() + pyels::leading, step.end(), 0.5f);
+    mean.resize(static_cast<std::size_t>(count * all));
+    spread.resize(static_cast<std::size_t>(count * windows.overhangs()));
+    lead.resize(window.size() * pyels::leading);
+    tail.resize(window.size() * static_cast<std::size_t>(all - pyels::leading) / 4);
+    lists = {region,        count,         begin.data(),  end.data(),        window.data(), mean.data(), spread.data(), all,
+             usable.data(), origin.data(), directions.data(), step.data(), lead.data(),   tail.data()};
+    describe_lists(problem, {}, lists);
+  }
+
+ private:
+  // Members, list by list and in random order.
+  void sort(const Case& work, std::int64_t count, std::int64_t region) {
+    const Shape& shape = work.shape;
+    const std::int64_t r = work.k / 2, down = region / 3, across = region % 3;
     const std::int64_t edge = work.machine.sources == pyels::Sources::circular ? 0 : r;
+    const auto listed = [&](std::int64_t side, std::int64_t at, std::int64_t length) {
+      return side == 0 ? at >= edge && at < length - edge : at == (side == 1 ? r - 1 : length - r);
+    };
     struct Window {
       std::int64_t list, image, place;
       std::uint64_t dice;
@@ -35,8 +76,9 @@ struct Index {
     Random random(3);
     std::vector<Window> windows;
     for (std::int64_t i = 0; i < work.n; ++i)
-      for (std::int64_t row = edge; row < shape.height - edge; ++row)
-        for (std::int64_t column = edge; column < shape.width - edge; ++column) {
+      for (std::int64_t row = 0; row < shape.height; ++row)
+        for (std::int64_t column = 0; column < shape.width; ++column) {
+          if (!listed(down, row, shape.height) || !listed(across, column, shape.width)) continue;
           double sum = 0;
           for (std::int64_t y = row - r; y <= row + r; ++y)
             for (std::int64_t x = column - r; x <= column + r; ++x)
@@ -56,20 +98,14 @@ struct Index {
       end.push_back(std::ssize(window));
       while (std::ssize(window) % pyels::list_block) window.push_back(window.back());
     }
-    // Directions of some windows less the origin, made orthonormal; rows of zeros fill up.
-    origin.assign(static_cast<std::size_t>(dims), -0.5f);
-    const std::int64_t wanted = std::min<std::int64_t>(dims, 21), all = wanted > pyels::leading ? 24 : pyels::leading;
-    directions.assign(static_cast<std::size_t>(all * dims), 0.0f);
-    for (std::int64_t i = 0; i < wanted; ++i) {
+  }
+
+  // Turns the first n directions to random ones, orthonormal.
+  void turn(std::int64_t n, std::int64_t dims) {
+    Random random(4);
+    for (std::int64_t i = 0; i < n; ++i) {
       float* direction = directions.data() + i * dims;
-      const Window& some = windows[random.bits() % windows.size()];
-      for (std::int64_t j = 0; j < dims; ++j) {
-        const std::int64_t row = some.place / shape.width - r + j / work.k % work.k;
-        const std::int64_t column = some.place % shape.width - r + j % work.k;
-        direction[j] = static_cast<float>(value(work, some.image, (row + shape.height) % shape.height,
-                                                (column + shape.width) % shape.width, j / (work.k * work.k)) +
-                                          0.5 + 0.01 * random.normal());
-      }
+      for (std::int64_t j = 0; j < dims; ++j) direction[j] = static_cast<float>(random.normal());
       for (std::int64_t before = 0; before <= i; ++before) {
         const float* other = directions.data() + before * dims;
         const float along = std::inner_product(direction, direction + dims, other, 0.0f);
@@ -77,32 +113,37 @@ struct Index {
           direction[j] = before < i ? direction[j] - along * other[j] : direction[j] / std::sqrt(along);
       }
     }
-    step.assign(static_cast<std::size_t>(all), static_cast<float>(2 * std::sqrt(dims) / 127));
-    std::fill(step.begin() + pyels::leading, step.end(), 0.5f);
-    mean.resize(static_cast<std::size_t>(count * all)), spread.resize(static_cast<std::size_t>(count));
-    lead.resize(window.size() * pyels::leading);
-    tail.resize(window.size() * static_cast<std::size_t>(all - pyels::leading) / 4);
-    usable = {static_cast<std::int32_t>(all)};
-    lists = {0,   count,         begin.data(),  end.data(),        window.data(), mean.data(), spread.data(),
-             all, usable.data(), origin.data(), directions.data(), step.data(),   lead.data(), tail.data()};
-    describe_lists(work.problem(), {}, lists);
   }
 
-  static double value(const Case& work, std::int64_t i, std::int64_t row, std::int64_t column, std::int64_t c = 0) {
-    const std::int64_t at = i * work.shape.size() + c * work.shape.pixels() + row * work.shape.width + column;
+  static double value(const Case& work, std::int64_t i, std::int64_t row, std::int64_t column) {
+    const std::int64_t at = i * work.shape.size() + row * work.shape.width + column;
     return work.bytes.empty() ? static_cast<double>(work.floats[at]) : work.bytes[at] / 127.5 - 1;
   }
 };
 
-std::vector<Partial> search(const Index& index, const Problem& problem, double tolerance, int threads = 1) {
+// Of all regions that have lists.
+struct Indexes {
+  std::vector<Index> of_regions;
+  std::vector<pyels::Lists> lists;
+
+  explicit Indexes(const Case& work) {
+    of_regions.reserve(5);
+    for (const std::int64_t region : {0, 1, 2, 3, 6}) {
+      if (region > 0 && work.machine.sources != pyels::Sources::zeros) continue;
+      of_regions.emplace_back(work, 9, region);
+      lists.push_back(of_regions.back().lists);
+    }
+  }
+};
+
+std::vector<Partial> search(const Indexes& index, const Problem& problem, double tolerance, int threads = 1) {
   return run(
       [&](const Problem& a, pyels::Sink& sink) {
-        sampled_engine(a, {threads, tolerance}, std::span(&index.lists, 1), sink);
+        sampled_engine(a, {threads, tolerance}, index.lists, sink);
       },
       problem);
 }
 
-// Where windows have no lists there is nothing to estimate: the border of a case with zeros.
 std::vector<Case> all_kinds(const std::vector<Level>& levels) {
   std::vector<Case> cases;
   for (const Machine& machine : {machines[3], machines[4], machines[5]})
@@ -122,7 +163,7 @@ void errors_are_as_stated() {
   std::vector<Level> levels{level(0.7), level(0.99), level(0.1), level(0.3), level(0.5), level(0.9)};
   if (!large) levels.resize(2);
   for (const Case& work : all_kinds(levels)) {
-    const Index index(work, 9);
+    const Indexes index(work);
     const std::vector<Partial> oracle = run(pyels::reference_engine, work.problem());
     on_every_isa(work.text(), [&] {
       double largest = 0;
@@ -155,7 +196,7 @@ void errors_are_as_stated() {
 
 void threads_and_batches_change_no_bit() {
   for (const Case& work : all_kinds({level(0.2), level(0.6), level(0.95)})) {
-    const Index index(work, 9);
+    const Indexes index(work);
     on_every_isa(work.text(), [&] {
       const std::vector<Partial> once = search(index, work.problem(), 0.03);
       for (const int threads : {2, 5}) {
@@ -175,7 +216,7 @@ void threads_and_batches_change_no_bit() {
 void extreme_noise_stays_finite() {
   const std::vector<Level> levels{{0, 1e-3}, {0, 1e3}, {1, 1e-9}, {1, 1e-3}, {1, 1e3}, {1e6, 1}, {1e-6, 1e-6}};
   for (const Case& work : all_kinds(levels)) {
-    const Index index(work, 9);
+    const Indexes index(work);
     on_every_isa(work.text(), [&] {
       for (const Partial& us : search(index, work.problem(), 0.05))
         for (std::int64_t p = 0; p < us.pixels; ++p)

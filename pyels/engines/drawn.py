@@ -11,15 +11,18 @@ from __future__ import annotations
 import math
 import zlib
 from dataclasses import replace
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from pyels.bank import PatchBank
 from pyels.bank.selection import Selection, as_numbers
 from pyels.checks import CPU
 from pyels.definition import Definition
 from pyels.denoiser import Query
+from pyels.engines.exact import chunks
 from pyels.engines.operator import evaluate
 from pyels.posterior import ROUNDING, PartialPosterior, Want, alone
 
@@ -31,14 +34,17 @@ LEAST_IMAGES = 5000  # of a set, of which a first round in vain is a tenth
 SEARCH_IMAGES, SEARCH_SHARE = 2000, 1 / 6
 TRUSTED = 100  # windows that must have been drawn where those that carry the weight are
 LEAST_DEVIATION = 0.5  # of pixels, see _least_spread
+STRANGE = 16.0  # times as far as the others from their mean, squared, is an image that no other stands for
 UNLIKE = 1.0  # half of the range of pixels, see _estimate
 FEW = 3  # as in csrc/sampled/engine.cpp: errors grow by FEW / n where the variance is that of n equal contributions
 _SEED = 20251126
+_FOUND_ALIKE: WeakKeyDictionary[PatchBank, dict[str, bool]] = WeakKeyDictionary()  # by set, as all images are read
 
 
 def draw(
     definition: Definition,
-    images: Tensor,
+    bank: PatchBank,
+    name: str,
     numbers: range | Tensor,
     query: Query,
     want: Want,
@@ -50,8 +56,8 @@ def draw(
 
     Parameters
     ----------
-    images   (N, C, H, W) uint8 or float32, the bank's
-    numbers  of the set of images
+    name     what the set of images is called, as in `Selection`
+    numbers  of its images in the bank
     query    one; the same draws the same images, whatever it is asked beside
     """
     n, most = len(numbers), SEARCH_IMAGES + SEARCH_SHARE * len(numbers)
@@ -65,8 +71,8 @@ def draw(
     def batches(count: int, size: int, first: int, of: Query, want: Want) -> PartialPosterior:
         """So many partial posteriors, each of so many images, from the first on."""
         begin = first + size * torch.arange(count, device=CPU)
-        selection = Selection(len(images), order, begin, begin + size, ("",) * count)
-        return evaluate("cpu", {"threads": threads}, definition, images, selection, of.of([0] * count), want)
+        selection = Selection(len(bank), order, begin, begin + size, ("",) * count)
+        return evaluate("cpu", {"threads": threads}, definition, bank.images, selection, of.of([0] * count), want)
 
     # With more noise weights are flatter, and a few images tell how log w varies: that is by the ratio of sigma^2 more.
     # The entropy says it by the second moment where log w varies little, and of a normal distribution always. Measured
@@ -78,6 +84,9 @@ def draw(
     trusted = _to_trust(torch.maximum(least, ratio * (2 * lost).sqrt()), places)
     # The worst pixel needs more than the mean one does with flatter weights.
     if max(trusted, _needed(float(flat.error()[0].mean()) / tolerance, PILOT * LANES, n)) > most:
+        return None
+
+    if not _are_alike(bank, name, numbers):
         return None
 
     total, drawn, wanted = None, 0, float(BATCHES * LANES)
@@ -122,6 +131,19 @@ def _to_trust(spread: Tensor, places: Tensor) -> float:
 def _needed(too_large: float, drawn: int, n: int) -> float:
     """How many of n images make an error small enough that is too large by this factor with so many."""
     return 1 / (1 / n + (1 / drawn - 1 / n) / too_large**2)
+
+
+def _are_alike(bank: PatchBank, name: str, numbers: range | Tensor) -> bool:
+    """Whether the set is without strange images: one that is bright where thousands are dark may carry all of a weight,
+    and those drawn without it would not tell."""
+    found = _FOUND_ALIKE.setdefault(bank, {})
+    if name not in found:
+        some = as_numbers(numbers)[:: max(1, len(numbers) // 512)]
+        middle = bank.images[some].float().mean(0)
+        parts = chunks(bank.images, numbers, 1 << 22)
+        apart = torch.cat([(part.float() - middle).square().flatten(1).mean(1) for _, part in parts])
+        found[name] = bool(apart.max() <= STRANGE * apart.mean())
+    return found[name]
 
 
 def _estimate(batches: PartialPosterior, drawn: int, n: int) -> PartialPosterior:

@@ -79,7 +79,7 @@ class Sampled(Engine):
         for name, images, queries in selection.sets():
             left = []
             for b in queries:
-                drawn = draw(definition, bank.images, images, query.of([b]), want, tolerance, self.threads)
+                drawn = draw(definition, bank, name, images, query.of([b]), want, tolerance, self.threads)
                 if drawn is None:
                     left.append(b)
                 else:

@@ -26,10 +26,10 @@ def bank():
 
 
 def drawn_of(machine, x, alpha, sigma, tolerance, want=Want.POSTERIOR, images=None):
-    images = range(len(machine.bank)) if images is None else images
+    name, images = ("all", range(len(machine.bank))) if images is None else ("some", images)
     query = machine.query(x, alpha, sigma)
     definition = machine.definition.of_size(None, *machine.bank.shape[1:])
-    return drawn.draw(definition, machine.bank.images, images, query, want, tolerance, 1)
+    return drawn.draw(definition, machine.bank, name, images, query, want, tolerance, 1)
 
 
 @pytest.mark.parametrize(("boundary", "channels"), [("zeros", 1), ("zeros", 3), ("circular", 1), ("interior", 3)])
@@ -144,12 +144,18 @@ def test_parts_merge(bank, tmp_path):
 def test_where_few_windows_carry_the_weight_nothing_is_drawn(bank, alpha, sigma, k, monkeypatch):
     x = noisy(bank, alpha, sigma)
     assert drawn_of(pyels.ELS(bank, k), x, alpha, sigma, 1.0) is None
-    # Of many alike the windows drawn differ by nothing, but one image of another kind alone is like the query.
-    images = torch.full((6000, 1, 12, 12), 20, dtype=torch.uint8)
-    images[77] = bank.images[0]
-    flat = pyels.PatchBank(images)
-    monkeypatch.setattr(drawn, "evaluate", lambda *_: pytest.fail("an image was looked at"))
-    assert drawn_of(pyels.ELS(flat, k), x, alpha, sigma, 1.0) is None or k == 11
+
+
+@pytest.mark.parametrize("value", [20, None])
+def test_a_single_image_of_another_kind_is_not_left_to_chance(bank, value, monkeypatch):
+    """It carries the weight of a query made of it, and nothing in the others says so."""
+    images = bank.images // 16 if value is None else torch.full_like(bank.images, value)
+    images[77] = 255
+    machine = pyels.ELS(pyels.PatchBank(images), 9)
+    for alpha in (0.08, 0.16, 0.3, 0.95):
+        sigma = (1 - alpha**2) ** 0.5
+        x = alpha + sigma * torch.randn((1, 1, 12, 12), generator=torch.Generator().manual_seed(0))
+        assert drawn_of(machine, x, alpha, sigma, 0.1) is None
 
 
 def test_the_spread_of_weights_is_known_from_a_few_images(fashion, monkeypatch):
@@ -187,7 +193,7 @@ def test_black_borders_are_not_taken_for_certain():
     """Where one image in thousands is white, and none of them drawn, the stated error leaves room for it."""
     images = torch.zeros((6000, 1, 12, 12), dtype=torch.uint8)
     images[:, :, 4:8, 4:8] = make_bank(6000, (1, 4, 4)).images
-    images[::1500] = 255
+    images[::1500, :, 0] = 255
     machine = pyels.ELS(pyels.PatchBank(images), 5)
     x = noisy(machine.bank, *T1)
     found = drawn_of(machine, x, *T1, 0.1)

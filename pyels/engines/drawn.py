@@ -85,14 +85,12 @@ def draw(
     # The worst pixel needs more than the mean one does with flatter weights.
     if max(trusted, _needed(float(flat.error()[0].mean()) / tolerance, PILOT * LANES, n)) > most:
         return None
-
     if not _are_alike(bank, name, numbers):
         return None
-
     total, drawn, wanted = None, 0, float(BATCHES * LANES)
     while True:
-        size = LANES * math.ceil((wanted - drawn) / (BATCHES * LANES))
-        if wanted - drawn > most or drawn + BATCHES * size > n:
+        size = min(LANES * math.ceil((wanted - drawn) / (BATCHES * LANES)), (n - drawn) // BATCHES)
+        if wanted - drawn > most or size == 0:
             return None
         more = batches(BATCHES, size, drawn, query, want)
         total = more if total is None else total.merge(more)
@@ -171,5 +169,5 @@ def _estimate(batches: PartialPosterior, drawn: int, n: int) -> PartialPosterior
         ss=variance * s.square().sum(0, keepdim=True),
         sy=variance * (s[:, None] * y).sum(0, keepdim=True),
         yy=variance * y.square().sum(0, keepdim=True) + unlike,
-        chance=up * total.count,
+        chance=up * total.count * (left > 0),
     )

@@ -181,6 +181,18 @@ def test_the_spread_of_weights_is_known_from_a_few_images(fashion, monkeypatch):
             assert float(seen[-1][at]) == pytest.approx(max(least, measured), rel=0.3)
 
 
+def test_all_images_are_exact(bank, monkeypatch):
+    monkeypatch.setattr(drawn, "SEARCH_SHARE", 1)
+    bank, x = bank[:5120], noisy(bank, *T95)
+    machine = pyels.ELS(bank, 5)
+    post, exact = drawn_of(machine, x, *T95, 1e-6).finish(), machine.posterior(x, *T95)
+    assert post.certified.all()
+    for name in ("mean", "log_evidence", "entropy", "source_weight"):
+        torch.testing.assert_close(getattr(post, name), getattr(exact, name), atol=2e-5, rtol=1e-5)
+    assert torch.equal(post.source, exact.source)
+    torch.testing.assert_close(post.error, exact.error)
+
+
 def test_too_many_images_are_not_begun(bank, monkeypatch):
     monkeypatch.setattr(drawn, "BATCHES", 0)  # a first round would fail
     x = noisy(bank, *T1)

@@ -156,6 +156,10 @@ class PartialPosterior:
         """The same on another device."""
         return self._each(lambda value: value.to(device))
 
+    def of(self, queries: slice) -> PartialPosterior:
+        """That of some of the queries."""
+        return self._each(lambda value: value[queries])
+
     def mirrored(self) -> PartialPosterior:
         """The same of the mirrored queries; sources are those of the images, which are as they were."""
         return self._each(lambda value: value.flip(-1))

@@ -1,4 +1,5 @@
-"""Engine "sampled": importance sampling of the windows that an index finds, with the error that this makes."""
+"""Engine "sampled": importance sampling of the windows that an index finds, or of images at high noise, with the error
+that this makes."""
 
 from __future__ import annotations
 
@@ -14,6 +15,7 @@ from pyels.bank.selection import LIST, Selection
 from pyels.checks import CPU, check_tolerance, checked
 from pyels.definition import Definition, Sources, Square
 from pyels.denoiser import Query
+from pyels.engines.drawn import draw
 from pyels.engines.engine import Engine, beyond_float32, threads_or_all
 from pyels.engines.exact import Cpu
 from pyels.engines.index import Index, lists_of, open_index
@@ -31,7 +33,7 @@ MOST_PLACES = 1 << 16  # of an image, as places in an index are 16-bit numbers
 @dataclass(eq=False)
 class Sampled(Engine):
     """Approximate, for large banks: finds the patches that matter, weighs them and some of the others exactly, and says
-    how far it may be from the exact mean.
+    how far it may be from the exact mean. Where noise is so high that most patches matter, some images stand for all.
 
     Parameters
     ----------
@@ -75,14 +77,24 @@ class Sampled(Engine):
         options = {"threads": self.threads, "tolerance": tolerance}
         parts, places = [], []
         for name, images, queries in selection.sets():
+            left = []
+            for b in queries:
+                drawn = draw(definition, bank, name, images, query.of([b]), want, tolerance, self.threads)
+                if drawn is None:
+                    left.append(b)
+                else:
+                    parts.append(drawn)
+                    places.append(b)
+            if not left:
+                continue
             _check_memory(definition, bank, len(images))
             index, stamp = self._index(definition, bank, name, images)
-            of_set = selection.of(queries), query.of(queries)
+            of_left = selection.of(left), query.of(left)
             self._check(stamp)  # the compiled engine trusts it
             of_regions = {int(region): lists.tensors() for region, lists in index.items()}
-            parts.append(evaluate("sampled", options, definition, bank.images, *of_set, want, None, of_regions))
+            parts.append(evaluate("sampled", options, definition, bank.images, *of_left, want, None, of_regions))
             self._check(stamp)
-            places += queries
+            places += left
         return PartialPosterior.stack(parts, torch.tensor(places, device=CPU))
 
     def _check(self, stamp: Stamp) -> None:

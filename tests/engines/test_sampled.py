@@ -278,16 +278,20 @@ def ask(bank, folder, k=5):
 
 
 OUTSIDE = [
-    ("window", 60 * 144),
-    ("window", -1),
-    ("window", 0),  # which reaches beyond the border
-    ("window", 23),
-    ("begin", 8),
-    ("end", 10**6),
-    ("end", -1),
-    ("mean", float("nan")),
-    ("step", float("inf")),
-    ("step", 0.0),
+    ("inside.window", 60 * 144),
+    ("inside.window", -1),
+    ("inside.window", 0),  # which reaches beyond the border
+    ("inside.window", 23),
+    ("top.window", 2 * 12 + 5),  # of another region
+    ("inside.begin", 8),
+    ("inside.end", 10**6),
+    ("left.end", -1),
+    ("inside.mean", float("nan")),
+    ("inside.step", float("inf")),
+    ("right.step", 0.0),
+    ("bottom.usable", 0),
+    ("bottom.usable", 10**6),
+    ("bottom.usable", 18),
 ]
 
 
@@ -305,14 +309,14 @@ def test_an_index_that_points_outside_is_refused(built, name, value):
 
 def test_an_index_whose_leading_steps_differ_is_refused(built):
     bank, path, about, tensors = built
-    tensors["step"][3] *= 2
+    tensors["top.step"][3] *= 2
     write_tensors(path, tensors, about)
     with pytest.raises(ValueError, match=r"damaged index \(its steps differ"):
         ask(bank, path.parent)
 
 
 @pytest.mark.parametrize("change", ["dtype", "shape", "missing"])
-@pytest.mark.parametrize("name", [field.name for field in dataclasses.fields(index.Index)])
+@pytest.mark.parametrize("name", [f"left.{field.name}" for field in dataclasses.fields(index.Lists)])
 def test_an_index_of_other_tensors_is_refused(built, name, change):
     bank, path, about, tensors = built
     value = tensors.pop(name)

@@ -39,8 +39,9 @@ class Sampled(Engine):
     tolerance  how far the mean of a pixel may be from the exact one (half a 95% interval) for its search to end
     index      folder of the indexes, which are built when first needed; see `pyels.engines.index.default_folder`
 
-    Indexes are of all images or of a class; a query that draws on another selection is evaluated exactly, and so is one
-    whose largest pixel is more than 1,000 sigma.
+    Indexes are of all images or of a class, or of one process's share of these; a query that draws on another selection
+    is evaluated exactly, and so is one whose largest pixel is more than 1,000 sigma. A streamed bank is mapped from its
+    file, and what the index names is looked up there.
     """
 
     name: ClassVar[str] = "sampled"
@@ -58,8 +59,6 @@ class Sampled(Engine):
         lists = any(name.startswith(LIST) for name in selection.names)
         if lists or len(query) == 0 or not searches(definition, *bank.shape[1:]):
             return Cpu(self.threads).evaluate(definition, bank, selection, query, want)
-        if bank.streamed:
-            raise ValueError("engine 'sampled' needs the bank in memory or mapped; load it without a memory_limit")
         if beyond := beyond_float32(query):
             _log.info(
                 "engine sampled: %d of %d queries are beyond float32, and evaluated exactly", len(beyond), len(query)
@@ -70,11 +69,17 @@ class Sampled(Engine):
                 return exact
             rest = self.evaluate(definition, bank, selection.of(near), query.of(near), want)
             return PartialPosterior.stack([rest, exact], torch.tensor(near + beyond, device=CPU))
+        bank = bank.in_place()
         bank.check_file()  # a mapped file that was cut off would kill the process
         tolerance = self.tolerance if query.tolerance is None else query.tolerance
         options = {"threads": self.threads, "tolerance": tolerance}
         parts, places = [], []
         for name, images, queries in selection.sets():
+            places += queries
+            if len(images) == 0:  # a share of few
+                nothing = Cpu(self.threads).evaluate(definition, bank, selection.of(queries), query.of(queries), want)
+                parts.append(nothing.as_estimate())
+                continue
             _check_memory(definition, bank, len(images))
             index, stamp = self._index(definition, bank, name, images)
             of_set = selection.of(queries), query.of(queries)
@@ -82,7 +87,6 @@ class Sampled(Engine):
             of_regions = {int(region): lists.tensors() for region, lists in index.items()}
             parts.append(evaluate("sampled", options, definition, bank.images, *of_set, want, None, of_regions))
             self._check(stamp)
-            places += queries
         return PartialPosterior.stack(parts, torch.tensor(places, device=CPU))
 
     def _check(self, stamp: Stamp) -> None:

@@ -448,7 +448,7 @@ def test_a_bank_cut_off_after_it_was_mapped_is_refused(tmp_path):
 
 
 def test_a_build_that_fails_leaves_no_file(tmp_path, monkeypatch):
-    monkeypatch.setattr(index, "_arranged", lambda *_: 1 / 0)
+    monkeypatch.setattr(index, "_arrange", lambda *_: 1 / 0)
     machine = pyels.ELS(make_bank(60, (1, 12, 12)), 5, engine="faiss", index=tmp_path / "index")
     with pytest.raises(ZeroDivisionError):
         machine.denoise(torch.zeros(1, 1, 12, 12), 0.7, 0.7)
@@ -461,16 +461,9 @@ def test_bad_input(small, tmp_path):
             pyels.ELS(small, 3, engine="faiss", tolerance=tolerance)
     with pytest.raises(TypeError, match="tolerance must be a number, got str"):
         pyels.ELS(small, 3).denoise(torch.zeros(1, 1, 9, 8), 0.5, 0.5, tolerance="0.01")
-    path = tmp_path / "bank.npz"
-    make_bank(600, (1, 12, 12)).save(path)
-    streamed = pyels.PatchBank.load(path, memory_limit=20_000)
-    with pytest.raises(ValueError, match="engine 'sampled' needs the bank in memory or mapped"):
-        pyels.ELS(streamed, 3, engine="faiss").denoise(torch.zeros(1, 1, 12, 12), 0.5, 0.5)
     many = pyels.PatchBank(make_bank(1, (1, 42, 42)).images.expand(2_000_000, -1, -1, -1))
     with pytest.raises(ValueError, match="have 3528000000 pixels, and an index numbers at most 2146435072"):
-        index.build(many, torch.zeros(1, dtype=torch.int64), 3, False)
-    with pytest.raises(ValueError, match="let processes share seeds instead"):
-        pyels.distributed.Sharded(pyels.ELS(small, 3, engine="faiss"))
+        index.build(many, torch.zeros(1, dtype=torch.int64), 3, False, tmp_path / "k3.safetensors", {})
 
 
 def test_without_faiss_an_index_is_used_but_not_built(tmp_path):

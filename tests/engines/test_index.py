@@ -17,10 +17,9 @@ from safetensors.torch import load_file
 from test_distributed import Processes
 
 import pyels
-from pyels.denoiser import Query
 from pyels.engines import index
 from pyels.files import TensorFile, locked, tensors_in_parts
-from pyels.posterior import PartialPosterior, Want
+from pyels.posterior import Want
 
 pytestmark = pytest.mark.needs(package="faiss")
 
@@ -336,7 +335,6 @@ def partials(bank, folder, x, parts, labels=None, want=Want.POSTERIOR, tolerance
     """The partial posterior of every share of a bank, by an engine of its own."""
     machine = pyels.ELS(bank, 5)
     query = machine.query(x, 0.7, 0.7, labels, tolerance=tolerance)
-    assert isinstance(query, Query)
     selection = bank.selection_of(labels, None, len(x))
     for part in range(parts):
         engine = pyels.engines.Sampled(1, index=folder)
@@ -366,7 +364,7 @@ def test_shares_have_indexes_of_their_own_and_merge(fashion, tmp_path):
             worst = max(worst, float(error.max()))
             assert total.count.unique().numel() <= 2 * 25
     assert torch.cat(missed).float().mean() <= 0.07
-    assert worst <= 0.03 * 1.5  # 0.03 observed: see `Sharded`
+    assert worst <= 0.03 * 1.5  # not promised, see `Sharded`; of one part 0.0301 observed, of three 0.02
     of_all = [f"k5-share{i}of3.safetensors" for i in (1, 2, 3)] + ["k5-share1of1.safetensors"]
     of_classes = [f"k5-class{c}-share{i}.safetensors" for c in (0, 3) for i in ("1of1", "1of3", "2of3", "3of3")]
     assert names(tmp_path) == sorted(of_all + of_classes)
@@ -381,7 +379,6 @@ def test_a_share_without_images_adds_nothing(tmp_path):
         assert fields[0] == fields[1] == fields[2]  # or processes would not understand each other
         exact = pyels.ELS(bank, 5).denoise(x, 0.7, 0.7, labels)
         torch.testing.assert_close(merged(parts).mean(), exact, atol=1e-4, rtol=0)
-    assert isinstance(parts[0], PartialPosterior)
 
 
 def sharded(path):

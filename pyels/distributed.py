@@ -31,7 +31,7 @@ from pyels.bank.selection import Selection
 from pyels.checks import CPU, from_environment
 from pyels.definition import Definition, Gaussian
 from pyels.denoiser import Query
-from pyels.engines import Engine, Sampled
+from pyels.engines import Engine
 from pyels.machines import Machine
 from pyels.posterior import PartialPosterior, Want
 from pyels.sampling import Step
@@ -190,6 +190,11 @@ class Sharded(Machine):
     from its file (`PatchBank.load`) calls read little more than the process's part, whether the bank is sorted by class
     or shuffled. Every process must be able to open the whole file; a memory_limit is that of each process.
 
+    With engine "sampled" each process has an index of its part, which it builds beside the others, and searches until
+    the error of its own part's mean is below the tolerance. The error that is stated is that of the merged mean. It is
+    mostly smaller, as a merged mean is a weighted one of the parts' means; where these are far apart and it is not well
+    known how much each weighs, it may be larger than the tolerance.
+
     Parameters
     ----------
     machine  the machine, over the whole bank; in each process the same
@@ -204,8 +209,6 @@ class Sharded(Machine):
     def __init__(self, machine: Machine) -> None:
         if not isinstance(machine, Machine):
             raise TypeError(f"machine must be a pyels.Machine, got {type(machine).__name__}")
-        if isinstance(machine.engine, Sampled):
-            raise ValueError("engine 'sampled' has an index over the whole bank; let processes share seeds instead")
         if type(machine).partial is not Machine.partial:
             raise TypeError(
                 f"a {type(machine).__name__} is not shared image by image; let processes share seeds instead"

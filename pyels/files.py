@@ -2,37 +2,49 @@
 
 What is being written bears a temporary name beside the final one, `.pyels-` with eight hexadecimal digits. Nothing
 else does: by its name, what a killed process left can be told and removed. Files of tensors hold a checksum of
-themselves. Whoever works in a folder, and may remove what was left in it, holds its lock.
+themselves. Whoever works in a folder, or on a file in it, and may remove what was left of it, holds its lock.
 """
 
 from __future__ import annotations
 
 import fcntl
+import io
 import json
+import math
 import os
 import platform
 import re
 import secrets
 import warnings
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import Any, BinaryIO
 
+import numpy as np
 import safetensors.torch
+import torch
 from torch import Tensor
 
 from pyels.records import parse_record
 
-_TEMPORARY = re.compile(r"\.pyels-[0-9a-f]{8}-.+")
+_TEMPORARY = re.compile(r"\.pyels-[0-9a-f]{8}-(.+)")
 LOCK = ".pyels-lock"
 _CHECKSUM, _NONE_YET = "pyels-crc32", "00000000"
 _CHECKSUM_IN_HEADER = re.compile(f'(?<="{_CHECKSUM}":")[0-9a-f]{{8}}(?=")'.encode())
 _LARGEST_HEADER = 100_000_000  # bytes, as safetensors has it
 _AT_ONCE = 1 << 22  # bytes
+_METADATA_ROOM = 1 << 12  # bytes
+_SAFETENSORS = {
+    torch.int64: "I64",
+    torch.int32: "I32",
+    torch.float32: "F32",
+    torch.int8: "I8",
+    torch.uint8: "U8",
+}
 
 
 # ---- Names and places ----------------------------------------------------------------------------------------------
@@ -63,11 +75,23 @@ def remove_temporary(path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
-def remove_temporaries(folder: Path) -> None:
-    """Remove what was left under temporary names in a folder that nobody else is writing to."""
+def remove_temporaries(folder: Path, of: str | None = None) -> None:
+    """Remove what was left under temporary names in a folder that nobody else is writing to; or `of` a file in it that
+    nobody else is writing."""
     for path in folder.glob(".pyels-*"):
-        if _TEMPORARY.fullmatch(path.name):
+        if (found := _TEMPORARY.fullmatch(path.name)) and of in (None, found[1]):
             remove_temporary(path)
+
+
+def left_unfinished(folder: Path) -> set[str]:
+    """The names of files in a folder that are being written under their own locks, or were when a kill came."""
+    names = set()
+    for path in folder.glob(".pyels-*"):
+        if found := _TEMPORARY.fullmatch(path.name):
+            names.add(found[1])
+        elif path.name.startswith(f"{LOCK}-"):
+            names.add(path.name.removeprefix(f"{LOCK}-"))
+    return names
 
 
 @contextmanager
@@ -85,15 +109,16 @@ def replacing(path: str | Path) -> Iterator[Path]:
 
 
 @contextmanager
-def locked(folder: Path, work: str, wait: bool = False) -> Iterator[None]:
+def locked(folder: Path, work: str, wait: bool = False, of: str | None = None) -> Iterator[None]:
     """Hold a lock file in the folder, made if need be; in the end both go, the folder if it is empty.
 
     Parameters
     ----------
     work  what the folder is held for, for others to read
     wait  until nobody else holds it; otherwise a ValueError says who does
+    of    the name of a file in the folder, which alone is held
     """
-    path = folder / LOCK
+    path = folder / (LOCK if of is None else f"{LOCK}-{of}")
     while True:
         made = _make(folder)
         try:
@@ -169,6 +194,57 @@ def write_tensors(path: str | Path, tensors: Mapping[str, Tensor], metadata: Map
     with replacing(path) as temporary, open(temporary, "wb") as file:
         file.write(_CHECKSUM_IN_HEADER.sub(checksum.encode(), blob[:start], count=1))
         file.write(body)
+
+
+@contextmanager
+def tensors_in_parts(
+    path: str | Path, shapes: Mapping[str, tuple[torch.dtype, tuple[int, ...]]], metadata: Mapping[str, str]
+) -> Iterator[Callable[[str, int, Tensor], None]]:
+    """Write a file as `write_tensors` does, of tensors that are not all in memory at once.
+
+    Yields write(name, first, values), which puts values into a tensor, from the one of number `first` on; what nobody
+    wrote is 0. The metadata may be filled in until the block ends. By plain writes rather than a memory map, which a
+    full disk would end the process for.
+    """
+    # The largest types first, so that none lies at an odd address; the metadata in what room the header leaves.
+    in_file: dict[str, Any] = {}
+    size = 0
+    for name, (dtype, shape) in sorted(shapes.items(), key=lambda item: -item[1][0].itemsize):
+        end = size + dtype.itemsize * math.prod(shape)
+        in_file[name] = {"dtype": _SAFETENSORS[dtype], "shape": list(shape), "data_offsets": [size, end]}
+        size = end
+    length = -(-(len(_header(in_file)) + _METADATA_ROOM) // 8) * 8
+
+    with replacing(path) as temporary, open(temporary, "w+b", buffering=0) as file:
+        file.truncate(8 + length + size)
+
+        def write(name: str, first: int, values: Tensor) -> None:
+            place = 8 + length + in_file[name]["data_offsets"][0] + first * values.element_size()
+            write_at(file, place, values.contiguous().flatten().numpy())
+
+        yield write
+        header = _header({"__metadata__": {**metadata, _CHECKSUM: _NONE_YET}, **in_file}).ljust(length)
+        if len(header) > length:
+            raise ValueError(f"{path}: metadata of more than {_METADATA_ROOM} bytes")
+        write_at(file, 0, np.frombuffer(length.to_bytes(8, "little") + header, np.uint8))
+        file.seek(0)
+        checksum = 0
+        while piece := file.read(_AT_ONCE):
+            checksum = zlib.crc32(piece, checksum)
+        header = _CHECKSUM_IN_HEADER.sub(f"{checksum:08x}".encode(), header, count=1)
+        write_at(file, 8, np.frombuffer(header, np.uint8))
+
+
+def _header(content: Mapping[str, Any]) -> bytes:
+    return json.dumps(content, separators=(",", ":")).encode()
+
+
+def write_at(file: io.FileIO, place: int, values: np.ndarray[Any, Any]) -> None:
+    """Write all of some values from a byte of a file on."""
+    left = values.reshape(-1).view(np.uint8).data
+    while left:
+        written = os.pwrite(file.fileno(), left, place)
+        left, place = left[written:], place + written
 
 
 def read_tensors(path: str | Path) -> dict[str, Tensor]:

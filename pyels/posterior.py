@@ -152,6 +152,11 @@ class PartialPosterior:
                 joined[field.name] = torch.cat(values)[order]
         return cls(**joined)
 
+    def as_estimate(self) -> PartialPosterior:
+        """The same, said to be an estimate that chance had no part in."""
+        s, y = torch.zeros_like(self.s), torch.zeros_like(self.y)
+        return replace(self, ss=s, sy=y, yy=y, chance=s)
+
     def to(self, device: torch.device) -> PartialPosterior:
         """The same on another device."""
         return self._each(lambda value: value.to(device))

@@ -116,6 +116,7 @@ class PatchBank:
         self._mapped = mapped  # of an np.memmap
         self.shared = True  # whether somebody else may hold the memory of the images, as whoever gave them does
         self._as_made: Any = None  # see `check_unchanged`
+        self._in_place: PatchBank | None = None  # see `in_place`
         self._fingerprint: str | None = None
         self._checked: set[tuple[int, int | None]] = set()  # what of mapped images agrees with its checksums
         self.dtype: torch.dtype = stored.dtype
@@ -255,11 +256,12 @@ class PatchBank:
         bank._shape = n, 1, c * h, w
         bank._images = None if self._images is None else self._images.view(bank._shape)
         bank._file = None if self._file is None else self._file.of_shape(*bank.shape)
+        bank._in_place = None
         return bank
 
     def __getstate__(self) -> dict[str, Any]:
         self.check_file()
-        own = {"_mapped": None, "_as_made": None} | ({} if self.streamed else {"_file": None})
+        own = {"_mapped": None, "_as_made": None, "_in_place": None} | ({} if self.streamed else {"_file": None})
         return {**self.__dict__, **own}  # images of its own
 
     def _numbers(self, part: Any) -> Tensor:
@@ -296,6 +298,22 @@ class PatchBank:
         if self._file is None or self._images is not None:
             raise ValueError("this bank is not streamed; use bank.images")
         yield from self._file.stream(range(len(self)) if which is None else which, patience)
+
+    def in_place(self) -> PatchBank:
+        """The same images; those of a streamed bank mapped from its file, for whoever looks at single ones here and
+        there. Of a map, memory holds what the system has room for, and no `memory_limit` counts that.
+
+        Raises ValueError for images that are float16 in the file, or not side by side.
+        """
+        if self._file is None or self._images is not None:
+            return self
+        if self._in_place is None:
+            file, pixels = self._file.mapped()
+            stored = _as_tensor("images", pixels)
+            there = self._like(stored, self.labels)
+            there._file, there._mapped, there._fingerprint = file, _mapped(pixels, stored), self._fingerprint
+            self._in_place = there
+        return self._in_place
 
     def verify(self) -> bool:
         """Read the whole file and compare every image with the checksum that `save` wrote.

@@ -224,6 +224,26 @@ class FileImages:
             self._fill(file, which, pixels)
         return pixels
 
+    def mapped(self) -> tuple[FileImages, Pixels]:
+        """Without a limit, and the images mapped from the file for reading only. Raises BankFileError where they do not
+        lie in it as they are used."""
+        remedy = "load them without a memory_limit"
+        if self._converts:
+            raise BankFileError(
+                f"{self.path}: its images are {self._stored}, and cannot be looked at where they lie, as this engine "
+                f"does; save them as float32, or {remedy}"
+            )
+        if not (isinstance(self.numbers, range) and self.numbers.step == 1):
+            raise BankFileError(
+                f"{self.path}: images that do not lie side by side cannot be looked at where they lie, as this engine "
+                f"does; {remedy}"
+            )
+        other = self.of_shape(*self.shape[1:])
+        other.memory_limit = None
+        with self._open() as file:
+            place = self._offset + self.numbers[0] * self._image_bytes
+            return other, np.memmap(file, self._stored, "r", place, self.shape)
+
     def check(self, numbers: Tensor, pixels: Tensor) -> None:
         """Compare images with their checksums unless that was done before."""
         if self.checksums is None:

@@ -64,7 +64,8 @@ class Selection:
         """Of every query's images part number `part`, 0 .. parts - 1; the parts have none in common and are together
         all."""
         first, last = (self.begin + self.counts * i // parts for i in (part, part + 1))
-        return replace(self, begin=first, end=last, names=tuple(f"{name}-{part}of{parts}" for name in self.names))
+        names = tuple(f"{name}-share{part + 1}of{parts}" for name in self.names)
+        return replace(self, begin=first, end=last, names=names)
 
     def nothing(self) -> Selection:
         """No image for any query."""

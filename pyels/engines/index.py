@@ -14,12 +14,14 @@ all, as the leading directions lie in what all of them share, and every further 
 from __future__ import annotations
 
 import importlib.util
+import io
 import itertools
 import json
 import math
+import tempfile
 import time
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, fields
 from enum import IntEnum
 from pathlib import Path
@@ -40,7 +42,7 @@ from pyels.bank import PatchBank
 from pyels.bank.selection import ALL, as_numbers
 from pyels.checks import CPU
 from pyels.engines.operator import describe_lists
-from pyels.files import LOCK, TensorFile, locked, remove_temporaries, write_tensors
+from pyels.files import TensorFile, left_unfinished, locked, remove_temporaries, tensors_in_parts, write_at
 from pyels.mapped import Stamp, guard
 from pyels.records import parse_record, short
 
@@ -51,8 +53,10 @@ _LIST_DIRECTIONS = 24  # the leading ones, along which windows are sorted into l
 MOST_WINDOWS = 2**31 - 2**20  # numbered in 32 bits, wherever they are; with what fills up the blocks of lists
 LEAST_MEMBERS = 256  # of a list, on average
 TRAINING_WINDOWS = 64  # a list
-_AT_ONCE = 1 << 20  # windows assigned to lists
-_VALUES_AT_ONCE = 1 << 24  # of windows to learn from
+_AT_ONCE = 1 << 18  # windows assigned to lists
+_VALUES_AT_ONCE = 1 << 22  # of images, and of windows to learn from
+_MEMBERS_AT_ONCE = 1 << 20  # of lists, put in order and described
+_MULTIPLIERS = (0x7FEB352D, 0x846CA68B, 0x21F0AAAD)  # odd, and as good as any
 _ROOM = 1.2  # codes of 8 bits reach so much further than the coordinates that directions are learned from
 _STEP = 1.1  # of codes of 2 bits, in standard deviations: of least squared error for a Laplace distribution
 _SEED = 20250713
@@ -138,6 +142,23 @@ class Windows:
                 columns = slice(width - r, width - r + 1)
         return everywhere[rows, columns].ravel()
 
+    def kinds(self, members: int, lists: int, directions: int) -> dict[str, tuple[torch.dtype, tuple[int, ...]]]:
+        """Dtype and shape of the fields of `Lists` that hold so many."""
+        of_window, floats = (self.shape[0], *self.size), torch.float32
+        return {
+            "begin": (torch.int64, (lists,)),
+            "end": (torch.int64, (lists,)),
+            "window": (torch.int32, (members,)),
+            "usable": (torch.int32, (self.overhangs,)),
+            "origin": (floats, of_window),
+            "directions": (floats, (directions, *of_window)),
+            "mean": (floats, (lists, directions)),
+            "spread": (floats, (self.overhangs, lists)),
+            "lead": (torch.int8, (members * LEADING,)),
+            "tail": (torch.uint8, (members * (directions - LEADING) // 4,)),
+            "step": (floats, (directions,)),
+        }
+
     def seen(self, overhang: int) -> Tensor:
         """(C, rows, columns) bool: the places of a window that are on the image where it overhangs by so many lines."""
         rows, columns = self.size
@@ -190,27 +211,13 @@ class Lists:
 
     def fault(self, images: int, windows: Windows) -> str | None:
         """What in it the compiled engine, which trusts it, would stumble over; None: nothing."""
-        channels, height, width = windows.shape
+        _, height, width = windows.shape
         members, lists, directions = len(self.window), len(self), len(self.directions)
-        overhangs, of_window, floats = windows.overhangs, (channels, *windows.size), torch.float32
-        kinds: dict[str, tuple[torch.dtype, tuple[int, ...]]] = {
-            "begin": (torch.int64, (lists,)),
-            "end": (torch.int64, (lists,)),
-            "window": (torch.int32, (members,)),
-            "usable": (torch.int32, (overhangs,)),
-            "origin": (floats, of_window),
-            "directions": (floats, (directions, *of_window)),
-            "mean": (floats, (lists, directions)),
-            "spread": (floats, (overhangs, lists)),
-            "lead": (torch.int8, (members * LEADING,)),
-            "tail": (torch.uint8, (members * (directions - LEADING) // 4,)),
-            "step": (floats, (directions,)),
-        }
-        for name, (dtype, of_shape) in kinds.items():
+        for name, (dtype, of_shape) in windows.kinds(members, lists, directions).items():
             given: Tensor = getattr(self, name)
             if given.dtype != dtype or given.shape != of_shape or not given.is_contiguous():
                 return f"{name} is {given.dtype} of {tuple(given.shape)}, not {dtype} of {of_shape}"
-            if dtype == floats and not torch.isfinite(given).all():
+            if dtype == torch.float32 and not torch.isfinite(given).all():
                 return f"{name} holds NaN or infinite values"
         if not (1 <= lists <= MOST_LISTS and directions in range(LEADING, MOST_DIRECTIONS + 1, 4)):
             return f"it has {lists} lists and {directions} directions"
@@ -227,7 +234,8 @@ class Lists:
             return "it names images that the bank has not"
         there = torch.zeros(height * width, dtype=torch.bool, device=CPU)
         there[torch.from_numpy(windows.centres()).long()] = True
-        if not there[self.window % (height * width)].all():
+        # A part at a time: there may be more of them than memory has room for.
+        if not all(there[part % (height * width)].all() for part in torch.split(self.window, _MEMBERS_AT_ONCE)):
             return "it names windows of another region"
         return None
 
@@ -274,7 +282,8 @@ def open_index(
     ImportError  it has to be built, and faiss is not installed
     """
     folder = default_folder(bank) if folder is None else Path(folder)
-    path = folder / f"k{patch_size}{'-wrapped' if wraps else ''}{'' if name == ALL else f'-{name}'}.safetensors"
+    of_set = "" if name == ALL else f"-{name.removeprefix(f'{ALL}-')}"
+    path = folder / f"k{patch_size}{'-wrapped' if wraps else ''}{of_set}.safetensors"
     about = {
         "version": _VERSION,
         "bank_crc32": bank.fingerprint(),
@@ -283,29 +292,22 @@ def open_index(
         "wraps": wraps,
         "images": name,
     }
+    _tidy(folder)
     if not path.exists():
-        with locked(folder, f"building an index, k={patch_size}", wait=True):
-            remove_temporaries(folder)  # of builds that were killed
+        with locked(folder, f"building index {path.stem}", wait=True, of=path.name):
+            remove_temporaries(folder, path.name)  # of whoever was waited for, and was killed
             if not path.exists():  # another thread or process may have built it meanwhile
-                which = as_numbers(images)
-                started = time.perf_counter()
-                with tqdm(total=len(which), desc=f"index k={patch_size}", unit="image", leave=False) as bar:
-                    index = build(bank, which, patch_size, wraps, threads, bar.update)
-                tensors = tensors_of(index)
-                built = {
-                    "lists": sum(map(len, index.values())),
-                    "seconds": round(time.perf_counter() - started, 1),
-                    "megabytes": round(sum(tensor.nbytes for tensor in tensors.values()) / 1e6, 1),
-                }
-                bank.check_unchanged()
-                write_tensors(path, tensors, {_KEY: json.dumps({**about, **built})})
-    elif (folder / LOCK).exists():
-        with (
-            suppress(ValueError, OSError),
-            locked(folder, "tidying up"),
-        ):  # after a build that was killed, not a running one
-            remove_temporaries(folder)
+                total = 2 * len(images) * len(Windows(Region.INSIDE, bank.shape, patch_size, wraps).centres())
+                with tqdm(total=total, desc=f"index {path.stem}", unit="window", unit_scale=True, leave=False) as bar:
+                    build(bank, as_numbers(images), patch_size, wraps, path, about, threads, bar.update)
     return _load(path, about)
+
+
+def _tidy(folder: Path) -> None:
+    """Remove what builds that were killed, of any index, have left in a folder; others may be running."""
+    for name in left_unfinished(folder):
+        with suppress(ValueError, OSError), locked(folder, "tidying up", of=name):
+            remove_temporaries(folder, name)
 
 
 def can_build() -> bool:
@@ -377,10 +379,16 @@ def build(
     which: Tensor,
     patch_size: int,
     wraps: bool,
+    path: Path,
+    about: dict[str, Any],
     threads: int = 1,
-    progress: Callable[[int], Any] = lambda images: None,
-) -> Index:
-    """Sort the windows of the images `which`, (n,) int64, into lists; `progress` is told of every part of them done.
+    progress: Callable[[int], Any] = lambda windows: None,
+) -> None:
+    """Sort the windows of the images `which`, (n,) int64, into lists, and write these and what is said `about` them;
+    `progress` is told of windows inside when they are sorted, and again when they are described.
+
+    However many windows there are, it takes some 300 MB of memory, and on disk, beside the file, 10 bytes a window. The
+    lists depend, but for rounding, on the images alone.
 
     Raises ImportError without faiss, ValueError for more than 2,146,435,072 pixels or a bank on a GPU.
     """
@@ -399,54 +407,194 @@ def build(
             f"the bank's images have {numbered} pixels, and an index numbers at most {MOST_WINDOWS}; split the bank "
             "and merge the partial posteriors of its parts"
         )
+    started = time.perf_counter()
     threads = 1 if checks.forked else threads
     before = faiss.omp_get_max_threads()
     faiss.omp_set_num_threads(threads)
     try:
-        return {
-            region: _build(
-                bank,
-                which,
-                Windows(region, bank.shape, patch_size, wraps),
-                threads,
-                progress if region is Region.INSIDE else lambda images: None,
-            )
-            for region in reversed(regions(patch_size, wraps))  # that with most work last
-        }
+        with ExitStack() as files:
+            found: list[_Sorted] = []
+            for region in reversed(regions(patch_size, wraps)):  # that with most work last
+                windows = Windows(region, bank.shape, patch_size, wraps)
+                told = progress if region is Region.INSIDE else lambda windows: None
+                found.append(_sorted(bank, which, windows, files.enter_context(_unnamed(path)), told))
+            shapes = {f"{one.prefix}{name}": kind for one in found for name, kind in one.kinds().items()}
+            nbytes = sum(dtype.itemsize * math.prod(shape) for dtype, shape in shapes.values())
+            metadata: dict[str, str] = {}
+            with tensors_in_parts(path, shapes, metadata) as write:
+                for one in found:
+                    told = progress if one.windows.region is Region.INSIDE else lambda windows: None
+                    with _unnamed(path) as file:
+                        _arrange(bank, which, one, file, write, threads, told)
+                bank.check_unchanged()
+                built = {
+                    "lists": sum(len(one.counts) for one in found),
+                    "seconds": round(time.perf_counter() - started, 1),
+                    "megabytes": round(nbytes / 1e6, 1),
+                }
+                metadata[_KEY] = json.dumps({**about, **built})
     finally:
         faiss.omp_set_num_threads(before)
 
 
-def _build(bank: PatchBank, which: Tensor, of_region: Windows, threads: int, progress: Callable[[int], Any]) -> Lists:
-    places = len(of_region.centres())
+@contextmanager
+def _unnamed(path: Path) -> Iterator[io.FileIO]:
+    """A file on the same disk as `path` that is gone when the block, or the process, ends."""
+    try:
+        with tempfile.TemporaryFile(dir=path.parent, buffering=0) as file:
+            yield file
+    except OSError as error:
+        error.filename = error.filename or str(path)  # a full disk does not say of itself which file it was
+        raise
+
+
+@dataclass(frozen=True)
+class _Sorted:
+    """What is learned from some windows of a region, and into which list each of all is sorted.
+
+    Attributes
+    ----------
+    usable, origin, directions, step  as of `Lists`
+    counts  (L, 256) int64  members of each list, by the first byte of their shuffled numbers (`_shuffled`)
+    lists   of (windows,) uint16, image by image: the list of each
+    """
+
+    windows: Windows
+    usable: list[int]
+    origin: Tensor
+    directions: Tensor
+    step: Tensor
+    counts: npt.NDArray[np.int64]
+    lists: io.FileIO
+
+    @property
+    def prefix(self) -> str:
+        """Of the names of tensors in the file."""
+        return f"{self.windows.region.lists_name}."
+
+    @property
+    def sizes(self) -> npt.NDArray[np.int64]:
+        """(L,) members of each list."""
+        sizes: npt.NDArray[np.int64] = self.counts.sum(1)
+        return sizes
+
+    @property
+    def begin(self) -> npt.NDArray[np.int64]:
+        """(L,) first member of each list, at the beginning of a block."""
+        blocks = -(-self.sizes // LIST_BLOCK)
+        begin: npt.NDArray[np.int64] = (np.cumsum(blocks) - blocks) * LIST_BLOCK
+        return begin
+
+    def kinds(self) -> dict[str, tuple[torch.dtype, tuple[int, ...]]]:
+        members = int((-(-self.sizes // LIST_BLOCK)).sum()) * LIST_BLOCK
+        return self.windows.kinds(members, len(self.counts), len(self.step))
+
+
+def _sorted(
+    bank: PatchBank, which: Tensor, windows: Windows, file: io.FileIO, progress: Callable[[int], Any]
+) -> _Sorted:
+    places = len(windows.centres())
     count = lists_of(places * len(which))
-    generator = np.random.default_rng(_SEED)
-    windows = _some_windows(bank, which, of_region, count * TRAINING_WINDOWS, generator)
-    origin = windows.mean(0)
-    windows -= origin
-    directions, usable = _directions(windows, of_region)
-    coordinates = windows @ directions.T
+    some = _SomeWindows(bank, which, windows, count * TRAINING_WINDOWS)
+    origin, products = _moments(some)
+    directions, usable = _directions(products, windows)
+    coordinates = torch.cat([(part - origin) @ directions.T for part in some])
     lead, tail = coordinates[:, :LEADING], coordinates[:, LEADING:]
     steps = [(_ROOM * lead.abs().max() / 127).expand(LEADING), _STEP * tail.square().mean(0).sqrt()]
     step = torch.cat(steps).clamp(min=1e-6)
-    filters = directions.reshape(-1, bank.shape[0], *of_region.size)
+    filters = directions.reshape(-1, bank.shape[0], *windows.size)
     to_lists = min(_LIST_DIRECTIONS, usable[-1])  # those that all windows have
     centres = _Centres(coordinates[:, :to_lists].contiguous().numpy(), count)
-    lists = np.empty(places * len(which), np.uint16)
-    images = max(1, _AT_ONCE // places)
-    for start in range(0, len(which), images):
-        pixels = bank.read(which[start : start + images])
-        along = F.conv2d(of_region.strip(pixels), filters[:to_lists]) - (directions[:to_lists] @ origin)[:, None, None]
-        searched = along.permute(0, 2, 3, 1).reshape(-1, to_lists).contiguous().numpy()
-        first = start * places
-        lists[first : first + len(searched)] = centres.nearest(searched)
-        progress(len(pixels))
-    return _arranged(bank, which, of_region, threads, lists, count, usable, origin, filters, step, generator)
+    del coordinates, lead, tail
+    counts = np.zeros(count << 8, np.int64)
+    at = 0
+    for images in _parts(which, windows):
+        pixels = bank.read(images)
+        along = F.conv2d(windows.strip(pixels), filters[:to_lists]) - (directions[:to_lists] @ origin)[:, None, None]
+        lists = centres.nearest(along.permute(0, 2, 3, 1).reshape(-1, to_lists).contiguous().numpy())
+        counts += np.bincount(_keys(lists, images, windows) >> 24, minlength=len(counts))
+        write_at(file, at, lists)
+        at += lists.nbytes
+        progress(len(lists))
+    origin = origin.reshape(bank.shape[0], *windows.size)
+    return _Sorted(windows, usable, origin, filters, step, counts.reshape(count, 256), file)
 
 
-def _usable(of_region: Windows) -> list[int]:
+def _parts(which: Tensor, windows: Windows) -> tuple[Tensor, ...]:
+    """The images whose windows are sorted at once."""
+    images = min(_AT_ONCE // len(windows.centres()), _VALUES_AT_ONCE // math.prod(windows.shape))
+    return torch.split(which, max(1, images))
+
+
+def _keys(lists: npt.NDArray[np.uint16], images: Tensor, windows: Windows) -> npt.NDArray[np.int64]:
+    """What members of all lists are ordered by: list * 2^32 + shuffled number of the window."""
+    _, height, width = windows.shape
+    numbers = (images.numpy()[:, None] * (height * width) + windows.centres()).ravel()
+    return lists.astype(np.int64) << 32 | _shuffled(numbers, _MULTIPLIERS)
+
+
+def _numbers(keys: npt.NDArray[np.int64]) -> npt.NDArray[np.int32]:
+    """The numbers of the windows of some keys."""
+    back = [pow(multiplier, -1, 1 << 32) for multiplier in reversed(_MULTIPLIERS)]
+    return _shuffled(keys & 0xFFFFFFFF, back).astype(np.int32)
+
+
+def _shuffled(numbers: npt.NDArray[Any], multipliers: Sequence[int]) -> npt.NDArray[np.uint32]:
+    """Numbers below 2^32 in place of others, each in place of one, as if at random; the inverse multipliers, in reverse
+    order, give back those that they stand for.
+
+    Ordered by them, a list's first members are a fair sample of it, whichever part of them was in memory at a time.
+    """
+    mixed = numbers.astype(np.uint32)
+    mixed ^= mixed >> np.uint32(16)
+    for multiplier in multipliers:
+        mixed *= np.uint32(multiplier)
+        mixed ^= mixed >> np.uint32(16)
+    return mixed
+
+
+class _SomeWindows:
+    """About so many windows of random images, a few of each, the same whenever they are gone through: parts of them,
+    (n, C * rows * columns)."""
+
+    def __init__(self, bank: PatchBank, which: Tensor, windows: Windows, wanted: int) -> None:
+        self._bank, self._which, self._windows, self._wanted = bank, which, windows, wanted
+
+    def __iter__(self) -> Iterator[Tensor]:
+        generator = np.random.default_rng(_SEED)
+        images = torch.from_numpy(generator.permutation(len(self._which))[:20_000])
+        each = max(8, -(-self._wanted // len(images)))
+        values = math.prod(self._bank.shape) + each * self._bank.shape[0] * math.prod(self._windows.size)
+        for part in torch.split(images, max(1, _VALUES_AT_ONCE // values)):
+            strip = self._windows.strip(self._bank.read(self._which[part]))
+            rows, columns = self._windows.size
+            windows = strip.unfold(2, rows, 1).unfold(3, columns, 1)  # (n, C, down, across, rows, columns)
+            down, across = windows.shape[2:4]
+            places = torch.from_numpy(generator.permutation(down * across)[:each])
+            shift = torch.from_numpy(generator.integers(down * across, size=(len(part), 1)))
+            chosen = (places + shift) % (down * across)  # (n, each)
+            at = torch.arange(len(part), device=CPU)[:, None]
+            yield windows[at, :, chosen // across, chosen % across].flatten(0, 1).flatten(1)
+
+
+def _moments(some: _SomeWindows) -> tuple[Tensor, Tensor]:
+    """The mean (D,) float32 of windows, and the products of their values less it, (D, D) float64."""
+    near = next(iter(some)).mean(0)  # products of large values would leave nothing of the small differences
+    total = torch.zeros(len(near), dtype=torch.float64, device=CPU)
+    products = torch.zeros(len(near), len(near), dtype=torch.float64, device=CPU)
+    count = 0
+    for windows in some:
+        windows = windows - near
+        total += windows.sum(0)
+        products += windows.T @ windows
+        count += len(windows)
+    mean = total / count
+    return (near + mean).float(), products - count * mean[:, None] * mean
+
+
+def _usable(windows: Windows) -> list[int]:
     """How many directions windows have that overhang by 1, 2 ..: a byte of the tail holds four."""
-    seen = [int(of_region.seen(overhang).sum()) for overhang in range(1, of_region.overhangs + 1)]
+    seen = [int(windows.seen(overhang).sum()) for overhang in range(1, windows.overhangs + 1)]
     # Bytes that would hold all there is: of a line that only windows which overhang by less have, and of what all have.
     of_lines = [math.ceil((more - less) / 4) for more, less in itertools.pairwise(seen)]
     shared = math.ceil(max(0, seen[-1] - LEADING) / 4)
@@ -458,27 +606,30 @@ def _usable(of_region: Windows) -> list[int]:
     of_all = min(shared, budget - own)
     for i in reversed(range(lines)):
         given[i] += min(of_lines[i] - given[i], budget - of_all - sum(given))
-    return [LEADING + 4 * (of_all + sum(given[overhang:])) for overhang in range(of_region.overhangs)]
+    return [LEADING + 4 * (of_all + sum(given[overhang:])) for overhang in range(windows.overhangs)]
 
 
-def _directions(windows: Tensor, of_region: Windows) -> tuple[Tensor, list[int]]:
-    """Orthonormal directions (D, C * rows * columns) of windows (n, the same) less their mean, and how many of them lie
-    in what is on the image of windows that overhang by 1, 2 ..; rows of zeros fill up.
+def _directions(products: Tensor, windows: Windows) -> tuple[Tensor, list[int]]:
+    """Orthonormal directions (D, C * rows * columns) of windows whose values less their mean have these products, (the
+    same, the same) float64, and how many of them lie in what is on the image of windows that overhang by 1, 2 ..; rows
+    of zeros fill up.
 
     For the largest overhang these are the principal directions of what is on the image; then, for each that is smaller,
     those of what they leave of a line more.
     """
-    overhangs = of_region.overhangs
-    usable = _usable(of_region)
-    found = windows.new_zeros(usable[0], windows.shape[1])
+    overhangs = windows.overhangs
+    usable = _usable(windows)
+    found = products.new_zeros(usable[0], len(products), dtype=torch.float32)
     have = 0
     for overhang in range(overhangs, 0, -1):
-        wanted, seen = usable[overhang - 1], of_region.seen(overhang).flatten()
+        wanted, seen = usable[overhang - 1], windows.seen(overhang).flatten()
         if wanted == have:
             continue
-        left = windows * seen
-        left = left - left @ found[:have].T @ found[:have]
-        values, vectors = torch.linalg.eigh(left.T @ left)
+        before = found[:have].double()
+        left = products * (seen[:, None] & seen)
+        left = left - left @ before.T @ before
+        left = left - before.T @ (before @ left)
+        values, vectors = torch.linalg.eigh(left.float())
         new = vectors.T.flip(0)[: wanted - have]
         new = new - new @ found[:have].T @ found[:have]  # where nothing is left, any direction is as good
         kept = values.flip(0)[: len(new)] > 1e-6 * values[-1].clamp(min=1e-30)
@@ -519,62 +670,104 @@ class _Centres:
         return found
 
 
-def _arranged(
+def _arrange(
     bank: PatchBank,
     which: Tensor,
-    of_region: Windows,
+    found: _Sorted,
+    file: io.FileIO,
+    write: Callable[[str, int, Tensor], None],
     threads: int,
-    lists: npt.NDArray[np.uint16],
-    count: int,
-    usable: list[int],
-    origin: Tensor,
-    filters: Tensor,
-    step: Tensor,
-    generator: np.random.Generator,
-) -> Lists:
-    """Members list by list, each list at the beginning of a block, and their descriptions."""
-    channels, height, width = bank.shape
-    block, centres = LIST_BLOCK, of_region.centres()
-    # Random order first, which a stable sort keeps within each list: its first members are then a fair sample of it.
-    order = generator.permutation(len(lists))
-    order = order[np.argsort(lists[order], kind="stable")]
-    sizes = np.bincount(lists, minlength=count)
-    ends = np.cumsum((sizes + block - 1) // block * block)
-    begin = ends - (sizes + block - 1) // block * block
-    at = np.repeat(begin - (np.cumsum(sizes) - sizes), sizes) + np.arange(len(order))
-    window = np.full(ends[-1], centres[0], np.int32)
-    numbered = (which.numpy() * (height * width))[:, None] + centres
-    window[at] = numbered.astype(np.int32).ravel()[order]
-    members, directions = len(window), len(step)
-    found = Lists(
-        begin=torch.from_numpy(begin),
-        end=torch.from_numpy(begin + sizes),
-        window=torch.from_numpy(window),
-        usable=torch.tensor(usable, dtype=torch.int32, device=CPU),
-        origin=origin.reshape(channels, *of_region.size).contiguous(),
-        directions=filters.contiguous(),
-        mean=torch.empty(count, directions, dtype=torch.float32, device=CPU),
-        spread=torch.empty(of_region.overhangs, count, dtype=torch.float32, device=CPU),
-        lead=torch.zeros(members * LEADING, dtype=torch.int8, device=CPU),
-        tail=torch.zeros(members * (directions - LEADING) // 4, dtype=torch.uint8, device=CPU),
-        step=step,
-    )
-    describe_lists(bank.images, of_region.patch_size, threads, of_region.region, found.tensors())
-    return found
+    progress: Callable[[int], Any],
+) -> None:
+    """Write the lists of a region: members, each list from the beginning of a block on, and their descriptions."""
+    windows, begin, sizes = found.windows, found.begin, found.sizes
+    lists, directions, overhangs = len(sizes), len(found.step), windows.overhangs
+    learned = {
+        "usable": torch.tensor(found.usable, dtype=torch.int32, device=CPU),
+        "origin": found.origin.contiguous(),
+        "directions": found.directions.contiguous(),
+        "step": found.step,
+    }
+    # Sums over the members of each list: of coordinates, and of squared distances from the origin.
+    sums = torch.zeros(lists, directions, dtype=torch.float64, device=CPU)
+    squares = torch.zeros(overhangs, lists, dtype=torch.float64, device=CPU)
+    within = torch.stack([torch.arange(directions, device=CPU) < usable for usable in found.usable]).double()
+    at = begin.copy()  # where the next member of each list belongs
+    for keys in _in_order(which, found, file):
+        first, last = int(keys[0] >> 32), int(keys[-1] >> 32) + 1
+        here = np.bincount((keys >> 32) - first)  # members of lists `first` to `last`
+        place, starts = int(at[first]), at[first:last] - at[first]
+        members = -(-int(starts[-1] + here[-1]) // LIST_BLOCK) * LIST_BLOCK
+        numbers = np.full(members, windows.centres()[0], np.int32)
+        numbers[np.arange(len(keys)) + np.repeat(starts - (np.cumsum(here) - here), here)] = _numbers(keys)
+        part = Lists(
+            begin=torch.from_numpy(starts),
+            end=torch.from_numpy(starts + here),
+            window=torch.from_numpy(numbers),
+            mean=torch.empty(last - first, directions, dtype=torch.float32, device=CPU),
+            spread=torch.empty(overhangs, last - first, dtype=torch.float32, device=CPU),
+            lead=torch.zeros(members * LEADING, dtype=torch.int8, device=CPU),
+            tail=torch.zeros(members * (directions - LEADING) // 4, dtype=torch.uint8, device=CPU),
+            **learned,
+        )
+        describe_lists(bank.images, windows.patch_size, threads, windows.region, part.tensors())
+        for name, values in (("window", part.window), ("lead", part.lead), ("tail", part.tail)):
+            write(f"{found.prefix}{name}", place * len(values) // members, values)
+        mean, weights = part.mean.double(), torch.from_numpy(here)
+        sums[first:last] += weights[:, None] * mean
+        squares[:, first:last] += weights * (part.spread + within @ mean.T.square())
+        at[first:last] += here
+        progress(len(keys))
+    mean = sums / torch.from_numpy(sizes).clamp(min=1)[:, None]
+    spread = squares / torch.from_numpy(sizes).clamp(min=1) - within @ mean.T.square()
+    learned |= {"mean": mean.float(), "spread": spread.clamp(min=0).float()}
+    learned |= {"begin": torch.from_numpy(begin), "end": torch.from_numpy(begin + sizes)}
+    for name, values in learned.items():
+        write(f"{found.prefix}{name}", 0, values)
 
 
-def _some_windows(
-    bank: PatchBank, which: Tensor, of_region: Windows, wanted: int, generator: np.random.Generator
-) -> Tensor:
-    """About so many windows of random images, (n, C * rows * columns), a few of each."""
-    images = generator.permutation(len(which))[: min(len(which), 20_000)]
-    each = max(8, -(-wanted // len(images)))
-    parts = []
-    values = math.prod(bank.shape) * of_region.patch_size**2  # of the windows of an image
-    step = max(1, _VALUES_AT_ONCE // values)
-    for start in range(0, len(images), step):
-        pixels = bank.read(which[torch.from_numpy(images[start : start + step])])
-        windows = F.unfold(of_region.strip(pixels), of_region.size)  # (n, C * rows * columns, places)
-        some = generator.permutation(windows.shape[2])[:each]
-        parts.append(windows[:, :, torch.from_numpy(some)].transpose(1, 2).reshape(-1, windows.shape[1]))
-    return torch.cat(parts)
+def _in_order(which: Tensor, found: _Sorted, file: io.FileIO) -> Iterator[npt.NDArray[np.int64]]:
+    """All members' keys, ascending, a part at a time; of a list that goes on in the next part, whole blocks.
+
+    They are put into chunks, by which list they are of and by the first byte of their shuffled numbers, as one list may
+    hold nearly all windows; each chunk is then put in order.
+    """
+    counts = found.counts.ravel()
+    chunk_of = (np.cumsum(counts) - counts) // _MEMBERS_AT_ONCE
+    chunks = int(chunk_of[-1]) + 1
+    sizes = np.zeros(chunks, np.int64)
+    np.add.at(sizes, chunk_of, counts)
+    ends = np.cumsum(sizes)
+    at = ends - sizes  # where the next key of each chunk belongs
+    found.lists.seek(0)
+    for images in _parts(which, found.windows):
+        keys = _keys(_read(found.lists, np.uint16, len(images) * len(found.windows.centres())), images, found.windows)
+        keys.sort()
+        edges = np.searchsorted(chunk_of[keys >> 24], np.arange(chunks + 1))
+        for chunk in np.flatnonzero(np.diff(edges)):
+            some = keys[edges[chunk] : edges[chunk + 1]]
+            write_at(file, int(at[chunk]) * 8, some)
+            at[chunk] += len(some)
+
+    list_ends = np.cumsum(found.sizes)
+    file.seek(0)
+    rest = np.empty(0, np.int64)
+    for size, end in zip(sizes.tolist(), ends.tolist(), strict=True):
+        some = _read(file, np.int64, size)
+        some.sort()
+        keys = np.concatenate([rest, some])
+        whole = len(keys)
+        if whole and list_ends[last := keys[-1] >> 32] > end:
+            whole -= (whole - int(np.searchsorted(keys, last << 32))) % LIST_BLOCK
+        rest = keys[whole:]
+        if whole:
+            yield keys[:whole]
+
+
+def _read(file: io.FileIO, dtype: Any, count: int) -> npt.NDArray[Any]:
+    """The next values in a file."""
+    values = np.empty(count, dtype)
+    left = values.view(np.uint8).data
+    while left and (done := file.readinto(left)):
+        left = left[done:]
+    return values

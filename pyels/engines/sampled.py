@@ -18,15 +18,13 @@ from pyels.denoiser import Query
 from pyels.engines.drawn import draw
 from pyels.engines.engine import Engine, beyond_float32, threads_or_all
 from pyels.engines.exact import Cpu
-from pyels.engines.index import Index, lists_of, open_index
+from pyels.engines.index import Index, open_index
 from pyels.engines.operator import evaluate
 from pyels.mapped import Stamp
 from pyels.posterior import PartialPosterior, Want
 
 _log = logging.getLogger("pyels")
 TOLERANCE = 0.01
-MOST_BYTES = 10**9  # of memory, for what the pixels of a query know of the lists
-_BYTES_OF_A_LIST = 36  # a pixel
 MOST_PLACES = 1 << 16  # of an image, as places in an index are 16-bit numbers
 
 
@@ -41,8 +39,9 @@ class Sampled(Engine):
     tolerance  how far the mean of a pixel may be from the exact one (half a 95% interval) for its search to end
     index      folder of the indexes, which are built when first needed; see `pyels.engines.index.default_folder`
 
-    Indexes are of all images or of a class; a query that draws on another selection is evaluated exactly, and so is one
-    whose largest pixel is more than 1,000 sigma.
+    Indexes are of all images or of a class, or of one process's share of these; a query that draws on another selection
+    is evaluated exactly, and so is one whose largest pixel is more than 1,000 sigma. A streamed bank is mapped from its
+    file, and what the index names is looked up there.
     """
 
     name: ClassVar[str] = "sampled"
@@ -60,8 +59,6 @@ class Sampled(Engine):
         lists = any(name.startswith(LIST) for name in selection.names)
         if lists or len(query) == 0 or not searches(definition, *bank.shape[1:]):
             return Cpu(self.threads).evaluate(definition, bank, selection, query, want)
-        if bank.streamed:
-            raise ValueError("engine 'sampled' needs the bank in memory or mapped; load it without a memory_limit")
         if beyond := beyond_float32(query):
             _log.info(
                 "engine sampled: %d of %d queries are beyond float32, and evaluated exactly", len(beyond), len(query)
@@ -72,11 +69,17 @@ class Sampled(Engine):
                 return exact
             rest = self.evaluate(definition, bank, selection.of(near), query.of(near), want)
             return PartialPosterior.stack([rest, exact], torch.tensor(near + beyond, device=CPU))
+        bank = bank.in_place()
         bank.check_file()  # a mapped file that was cut off would kill the process
         tolerance = self.tolerance if query.tolerance is None else query.tolerance
         options = {"threads": self.threads, "tolerance": tolerance}
         parts, places = [], []
         for name, images, queries in selection.sets():
+            if len(images) == 0:  # a share of few
+                nothing = Cpu(self.threads).evaluate(definition, bank, selection.of(queries), query.of(queries), want)
+                parts.append(nothing.as_estimate())
+                places += queries
+                continue
             left = []
             for b in queries:
                 drawn = draw(definition, bank, name, images, query.of([b]), want, tolerance, self.threads)
@@ -87,7 +90,6 @@ class Sampled(Engine):
                     places.append(b)
             if not left:
                 continue
-            _check_memory(definition, bank, len(images))
             index, stamp = self._index(definition, bank, name, images)
             of_left = selection.of(left), query.of(left)
             self._check(stamp)  # the compiled engine trusts it
@@ -114,18 +116,6 @@ class Sampled(Engine):
         if key not in self._indexes:
             self._indexes[key] = bank, *open_index(bank, *of_set, images, self.index, self.threads)
         return self._indexes[key][1:]
-
-
-def _check_memory(definition: Definition, bank: PatchBank, images: int) -> None:
-    """Raise ValueError, before an index is built, where a query takes too much memory."""
-    _, height, width = bank.shape
-    lists = lists_of(images * height * width)
-    takes = height * width * lists * _BYTES_OF_A_LIST
-    if takes > MOST_BYTES:
-        raise ValueError(
-            f"a query of {height}x{width} pixels that look at up to {lists} lists takes up to {takes / 1e9:.1f} GB, "
-            f"and engine 'sampled' may take {MOST_BYTES / 1e9:g}; use engine='cpu', or smaller images"
-        )
 
 
 def searches(definition: Definition, height: int, width: int) -> bool:

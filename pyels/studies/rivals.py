@@ -32,8 +32,8 @@ from pyels.studies.alternatives import windows
 # fewer, and half the 95% interval that is stated for each (1, h, w), infinite where none is.
 Evaluation = Callable[[Tensor, Level, float], tuple[Tensor, Tensor]]
 
-# Bytes a window that the building of an index takes at its peak, from a million windows on.
-BUILDING = {"sampled": 200, "top": 100}
+# Bytes a window that the building of an index in memory takes at its peak, from a million windows on.
+BUILDING = {"top": 100}
 
 _TOP_DIRECTIONS = 32
 _TOP_LISTS = 4096
@@ -70,16 +70,16 @@ def prepare(kind: str, bank: PatchBank, boundary: str, patch_size: int, threads:
 
 def left_out(method: Method, images: int, shape: tuple[int, int, int], boundary: str, k: int, limit: int) -> str | None:
     """Why a method is not to be used on so many images (C, H, W) within `limit` bytes; None: it is."""
+    if method.kind in ("sampled", "top") and not index.can_build():
+        return "faiss is not installed: pip install pyels[faiss]"
     if method.kind not in BUILDING:
         return None
-    if not index.can_build():
-        return "faiss is not installed: pip install pyels[faiss]"
     _, height, width = shape
     if not Definition(sources=boundary).bank_wraps:
         height, width = height - k + 1, width - k + 1
-    if method.kind == "top" and min(height, width) < 1:
+    if min(height, width) < 1:
         return f"no window of size {k} lies inside an image"
-    needed = BUILDING[method.kind] * images * max(0, height) * max(0, width)
+    needed = BUILDING[method.kind] * images * height * width
     if needed <= limit:
         return None
     return f"building its index for k = {k} takes {needed / 1e9:.1f} GB, more than the {limit / 1e9:.1f} GB allowed"

@@ -424,13 +424,15 @@ def test_an_index_that_is_a_pipe_is_not_waited_for(tmp_path):
         index.describe(tmp_path)
 
 
-def test_a_query_that_would_take_gigabytes_is_refused_before_an_index_is_built(tmp_path):
-    bank = make_bank(1, (1, 128, 128)).images.expand(200, -1, -1, -1)
-    with pytest.raises(
-        ValueError, match=r"128x128 pixels .* up to 4096 lists .* 2\.4 GB.* may take 1; use engine='cpu'"
-    ):
-        ask(pyels.PatchBank(bank), tmp_path)
-    assert not list(tmp_path.iterdir())
+@pytest.mark.slow
+def test_an_image_is_worked_off_in_parts(tmp_path):
+    """More pixels than look into lists at a time."""
+    bank, (alpha, sigma) = make_bank(40, (1, 48, 44)), level(0.3)
+    x = noisy(bank, alpha, sigma, 2)
+    post = pyels.ELS(bank, 5, engine="faiss", index=tmp_path).posterior(x, alpha, sigma, tolerance=0.03)
+    exact = pyels.ELS(bank, 5).denoise(x, alpha, sigma)
+    assert not post.certified[:, 5:40, 5:40].all()
+    assert ((post.mean - exact).abs().amax(1) > post.error).float().mean() <= 0.07
 
 
 @pytest.mark.parametrize(("images", "shape", "k"), [(40, (1, 6, 7), 1), (1, (1, 6, 7), 5), (1, (3, 5, 5), 5)])
@@ -452,7 +454,7 @@ def test_a_bank_cut_off_after_it_was_mapped_is_refused(tmp_path):
 
 
 def test_a_build_that_fails_leaves_no_file(tmp_path, monkeypatch):
-    monkeypatch.setattr(index, "_arranged", lambda *_: 1 / 0)
+    monkeypatch.setattr(index, "_arrange", lambda *_: 1 / 0)
     machine = pyels.ELS(make_bank(60, (1, 12, 12)), 5, engine="faiss", index=tmp_path / "index")
     with pytest.raises(ZeroDivisionError):
         machine.denoise(torch.zeros(1, 1, 12, 12), 0.7, 0.7)
@@ -465,16 +467,9 @@ def test_bad_input(small, tmp_path):
             pyels.ELS(small, 3, engine="faiss", tolerance=tolerance)
     with pytest.raises(TypeError, match="tolerance must be a number, got str"):
         pyels.ELS(small, 3).denoise(torch.zeros(1, 1, 9, 8), 0.5, 0.5, tolerance="0.01")
-    path = tmp_path / "bank.npz"
-    make_bank(600, (1, 12, 12)).save(path)
-    streamed = pyels.PatchBank.load(path, memory_limit=20_000)
-    with pytest.raises(ValueError, match="engine 'sampled' needs the bank in memory or mapped"):
-        pyels.ELS(streamed, 3, engine="faiss").denoise(torch.zeros(1, 1, 12, 12), 0.5, 0.5)
     many = pyels.PatchBank(make_bank(1, (1, 42, 42)).images.expand(2_000_000, -1, -1, -1))
     with pytest.raises(ValueError, match="have 3528000000 pixels, and an index numbers at most 2146435072"):
-        index.build(many, torch.zeros(1, dtype=torch.int64), 3, False)
-    with pytest.raises(ValueError, match="let processes share seeds instead"):
-        pyels.distributed.Sharded(pyels.ELS(small, 3, engine="faiss"))
+        index.build(many, torch.zeros(1, dtype=torch.int64), 3, False, tmp_path / "k3.safetensors", {})
 
 
 def test_without_faiss_an_index_is_used_but_not_built(tmp_path):

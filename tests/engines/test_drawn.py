@@ -215,7 +215,6 @@ def test_black_borders_are_not_taken_for_certain():
 def test_large_images_and_no_faiss(tmp_path, monkeypatch):
     """What an index would be refused for does not matter where none is needed."""
     monkeypatch.setattr(index, "can_build", lambda: False)
-    monkeypatch.setattr("pyels.engines.sampled.MOST_BYTES", 0)
     bank = make_bank(6000, (1, 12, 12))
     pyels.ELS(bank, 5, engine="sampled", index=tmp_path, tolerance=0.1).denoise(noisy(bank, *T1), *T1)
     assert not list(tmp_path.iterdir())

@@ -425,13 +425,14 @@ def test_an_index_that_is_a_pipe_is_not_waited_for(tmp_path):
 
 
 @pytest.mark.slow
-def test_an_image_is_worked_off_in_parts(tmp_path):
+def test_an_image_is_worked_off_in_parts(fashion, tmp_path):
     """More pixels than look into lists at a time."""
-    bank, (alpha, sigma) = make_bank(40, (1, 48, 44)), level(0.3)
+    larger = torch.nn.functional.interpolate(fashion.read(slice(300)), (48, 44), mode="bilinear")
+    bank, (alpha, sigma) = pyels.PatchBank(larger), level(0.3)
     x = noisy(bank, alpha, sigma, 2)
-    post = pyels.ELS(bank, 5, engine="faiss", index=tmp_path).posterior(x, alpha, sigma, tolerance=0.03)
+    post = pyels.ELS(bank, 5, engine="faiss", index=tmp_path).posterior(x, alpha, sigma, tolerance=0.05)
     exact = pyels.ELS(bank, 5).denoise(x, alpha, sigma)
-    assert not post.certified[:, 5:40, 5:40].all()
+    assert not post.certified.flatten(1).all(1).any()
     assert ((post.mean - exact).abs().amax(1) > post.error).float().mean() <= 0.07
 
 

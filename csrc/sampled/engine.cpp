@@ -33,6 +33,9 @@ constexpr double spare = 8, model_spare = 0.3;
 // Where one window holds more than `heavy` of the weight, a search for neighbours is what is needed: then all of the
 // lists are looked at where, by the model, a window may hold 2^-near of it.
 constexpr double heavy = 0.02, near = 20;
+// A window that is unlike the others of its list may weigh more than the model allows for, and never be looked at. Where
+// few windows carry the weight, and not all were looked at, the error is therefore at least this part of the tolerance.
+constexpr double unseen = 0.05;
 // The error grows by few / n where the variance is that of n equal contributions.
 constexpr double few = 3;
 // A query is left to the exact engine where to look on would cost more than half of what that does: weighing a window
@@ -360,6 +363,8 @@ class Search {
           for (std::int64_t share = 0; share < image_shares; ++share)
             total.add(shares_[static_cast<std::size_t>(share * (to - from) + i - from)]);
           total.widen(few);
+          if (q.search && static_cast<double>(total.certain) < prospects_.windows())
+            total.allow_for(unseen * options_.tolerance);
           q.error = interval * total.error() / layout_.unit;
         },
         [] { return 0; });

@@ -53,6 +53,11 @@ class Estimate {
     for (auto sum = sums_.begin(); sum != sums_.end(); sum += 3) sum[1] *= factor, sum[2] *= factor;
   }
 
+  // As much of the weight as this share may be elsewhere, and differ by 1 from the mean.
+  void allow_for(double unseen) {
+    for (auto sum = sums_.begin(); sum != sums_.end(); sum += 3) sum[2] += std::pow(unseen * s, 2);
+  }
+
   // The standard error of the mean, y / s, in the channel where it is largest: to first order, that of a ratio.
   double error() const {
     double largest = 0;

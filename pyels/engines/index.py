@@ -53,6 +53,7 @@ _LIST_DIRECTIONS = 24  # the leading ones, along which windows are sorted into l
 MOST_WINDOWS = 2**31 - 2**20  # numbered in 32 bits, wherever they are; with what fills up the blocks of lists
 LEAST_MEMBERS = 256  # of a list, on average
 TRAINING_WINDOWS = 64  # a list
+_STRAYS = 0.01  # of all windows, see _Centres
 _AT_ONCE = 1 << 18  # windows assigned to lists
 _VALUES_AT_ONCE = 1 << 22  # of images, and of windows to learn from
 _MEMBERS_AT_ONCE = 1 << 20  # of lists, put in order and described
@@ -506,7 +507,7 @@ def _sorted(
     to_lists = min(_LIST_DIRECTIONS, usable[-1])  # those that all windows have
     centres = _Centres(coordinates[:, :to_lists].contiguous().numpy(), count)
     del coordinates, lead, tail
-    counts = np.zeros(count << 8, np.int64)
+    counts = np.zeros(len(centres) << 8, np.int64)
     at = 0
     for images in _parts(which, windows):
         pixels = bank.read(images)
@@ -517,7 +518,7 @@ def _sorted(
         at += lists.nbytes
         progress(len(lists))
     origin = origin.reshape(bank.shape[0], *windows.size)
-    return _Sorted(windows, usable, origin, filters, step, counts.reshape(count, 256), file)
+    return _Sorted(windows, usable, origin, filters, step, counts.reshape(len(centres), 256), file)
 
 
 def _parts(which: Tensor, windows: Windows) -> tuple[Tensor, ...]:
@@ -640,7 +641,11 @@ def _directions(products: Tensor, windows: Windows) -> tuple[Tensor, list[int]]:
 
 class _Centres:
     """Centres of lists, in groups: k-means of some points (n, d) float32, and then of those of each group. The nearest
-    is looked for in the nearest group alone, which takes a small part of the comparisons with all."""
+    is looked for in the nearest group alone, which takes a small part of the comparisons with all.
+
+    Every group has one list more, of its strays, the points that are far from the nearest centre for its list. A list
+    that is known by the mean and the spread of its members is so without the few of which these tell nothing.
+    """
 
     def __init__(self, points: npt.NDArray[np.float32], count: int) -> None:
         import faiss
@@ -653,21 +658,37 @@ class _Centres:
         self._groups = trained(points, groups := math.isqrt(count))
         of_points = self._groups.search(points, 1)[1][:, 0]
         members = np.bincount(of_points, minlength=groups)
-        sizes = 1 + (count - groups) * members // len(points)
-        self._first = np.cumsum(sizes) - sizes
+        sizes = 1 + (count - 2 * groups) * members // len(points) if count > 3 else np.ones(groups, np.int64)
+        self._last = np.cumsum(sizes + 1) - 1
+        self._first = self._last - sizes
         self._centres = [
             trained(points[of_points == group], int(size)) if size > 1 else None for group, size in enumerate(sizes)
         ]
+        lists, apart, _ = self._find(points)
+        spread = np.bincount(lists, apart, len(self)) / np.maximum(1, np.bincount(lists, minlength=len(self)))
+        spread = np.maximum(spread, max(1e-30, 1e-3 * apart.mean()))  # where all are alike, rounding makes no stray
+        self._far = np.quantile(apart / spread[lists], 1 - _STRAYS) * spread
+
+    def __len__(self) -> int:
+        """The number of lists."""
+        return int(self._last[-1]) + 1
 
     def nearest(self, points: npt.NDArray[np.float32]) -> npt.NDArray[np.uint16]:
-        """The number of the centre for each of points (n, d) float32."""
-        groups = self._groups.search(points, 1)[1][:, 0]
-        found: npt.NDArray[np.uint16] = self._first[groups].astype(np.uint16)
+        """The number of the list for each of points (n, d) float32."""
+        lists, apart, groups = self._find(points)
+        found: npt.NDArray[np.uint16] = np.where(apart > self._far[lists], self._last[groups], lists).astype(np.uint16)
+        return found
+
+    def _find(self, points: npt.NDArray[np.float32]) -> tuple[npt.NDArray[Any], ...]:
+        """Of each point, the number of the list with the nearest centre, its squared distance from that, the group."""
+        apart, groups = (found[:, 0] for found in self._groups.search(points, 1))
+        lists = self._first[groups]
         for group in np.unique(groups):
             if (centres := self._centres[group]) is not None:
                 which = np.flatnonzero(groups == group)
-                found[which] += centres.search(points[which], 1)[1][:, 0].astype(np.uint16)
-        return found
+                apart[which], places = (found[:, 0] for found in centres.search(points[which], 1))
+                lists[which] += places
+        return lists, apart, groups
 
 
 def _arrange(

@@ -29,7 +29,7 @@ constexpr double alike = 0.1;
 // After the first part of every list, so large a part of each is looked at as is `spare` times the probability with
 // which the typical window of weight in it is picked, by what was seen in the first part; but no less than `model_spare`
 // times that by the model, as a first part may not show what matters.
-constexpr double spare = 8, model_spare = 0.3;
+constexpr float spare = 8, model_spare = 0.3f;
 // Where one window holds more than `heavy` of the weight, a search for neighbours is what is needed: then all of the
 // lists are looked at where, by the model, a window may hold 2^-near of it.
 constexpr double heavy = 0.02, near = 20;
@@ -200,8 +200,8 @@ class Search {
   // How many members of a list a pixel looks at: whole blocks, or all.
   std::int64_t members(const Entry& e) const {
     const std::int64_t n = prospects_.size(e.list);
-    const double blocks = std::ceil(static_cast<double>(e.part) * static_cast<double>(n) / list_block);
-    return std::min(n, static_cast<std::int64_t>(blocks) * list_block);
+    const auto wanted = static_cast<std::int64_t>(e.part * static_cast<float>(n));
+    return std::min(n, (wanted / list_block + 1) * list_block);
   }
 
   // look(picks, share, pixel, entry, task) for the entries of active pixels of from .. to - 1: list by list, and part by
@@ -291,22 +291,22 @@ class Search {
     for (std::int64_t i = from; i < to; ++i) {
       Pixel& q = pixels_[static_cast<std::size_t>(i)];
       q.scan.rate = static_cast<float>(std::log2(q.picks) - q.log_total);
+      q.scan.least = static_cast<float>(std::log2(alike * q.picks / prospects_.windows()));
     }
     found_.resize(static_cast<std::size_t>(list_shares * image_shares));
     for (std::vector<Found>& some : found_) some.clear();
     const auto how_much = [&](const Pixel& q, Entry& e) {
-      const double typical =
-          spare * std::exp2(static_cast<double>(e.top + q.scan.rate)) * static_cast<double>(e.squares / e.sum);
-      const double by_model = model_spare * q.picks * std::exp2(static_cast<double>(e.typical));
+      const float typical = spare * std::exp2(e.top + q.scan.rate) * (e.squares / e.sum);
+      const float by_model = model_spare * static_cast<float>(q.picks) * std::exp2(e.typical);
       const bool all = q.search && static_cast<double>(e.largest) > q.log_sum - near;
-      e.part = all ? 1.0f : static_cast<float>(std::min(1.0, std::max(typical, by_model)));
+      e.part = all ? 1.0f : std::min(1.0f, std::max(typical, by_model));
     };
     each_list(from, to, how_much, [&](Pick* picks, std::int64_t share, const Pixel& q, Entry& e, const ScanTask& t) {
       const auto looked_at = static_cast<float>(members(e)) / static_cast<float>(prospects_.size(e.list));
+      const float more = -std::log2(looked_at);
       ScanQuery scan = q.scan;
-      scan.rate -= std::log2(looked_at);
-      const double least = alike * q.picks / prospects_.windows() / static_cast<double>(looked_at);
-      scan.least = static_cast<float>(std::clamp(std::log2(least), -20.0, 0.0));  // dice have 24 bits
+      scan.rate += more;
+      scan.least = std::clamp(scan.least + more, -20.0f, 0.0f);  // dice have 24 bits
       const std::int64_t n = scan_.scan_pick(t, scan, picks);
       for (const Pick* p = picks; p < picks + n; ++p)
         found(share, e.pixel, std::int64_t{t.first} + p->member, p->probability * looked_at);
@@ -364,7 +364,7 @@ class Search {
             total.add(shares_[static_cast<std::size_t>(share * (to - from) + i - from)]);
           total.widen(few);
           if (q.search && static_cast<double>(total.certain) < prospects_.windows())
-            total.allow_for(unseen * options_.tolerance);
+            total.allow_for(unseen * options_.tolerance * layout_.unit);
           q.error = interval * total.error() / layout_.unit;
         },
         [] { return 0; });

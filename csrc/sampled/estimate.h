@@ -53,7 +53,7 @@ class Estimate {
     for (auto sum = sums_.begin(); sum != sums_.end(); sum += 3) sum[1] *= factor, sum[2] *= factor;
   }
 
-  // As much of the weight as this share may be elsewhere, and differ by 1 from the mean.
+  // So much may the mean be off by what was not seen.
   void allow_for(double unseen) {
     for (auto sum = sums_.begin(); sum != sums_.end(); sum += 3) sum[2] += std::pow(unseen * s, 2);
   }

@@ -8,7 +8,9 @@ namespace {
 
 // The model of a list: its windows spread alike in so many directions. Of the descriptions in lists whose weights it
 // predicts to be less than 2^-reach of the whole none is looked at.
-constexpr double directions = 32, reach = 20;
+constexpr double directions = 32;
+constexpr float reach = 20;
+constexpr float nothing = -1e30f;  // log2 of no members
 // Beyond so many nats float32 distances spoil the weights.
 constexpr double most_nats = 3000;
 // So many windows, a part of every list, are weighed by description at first.
@@ -62,8 +64,10 @@ Prospects::Prospects(const Problem& a, const Lists& lists)
       for (std::int64_t o = 0; o < region_.seen(row, column); ++o)
         values_[static_cast<std::size_t>(o)] += static_cast<double>(channels_);
   for (std::int64_t l = 0; l < lists.count; ++l) {
-    const double members = std::max(1.0, static_cast<double>(size(l)));
-    sizes_.push_back({std::log2(members), std::sqrt(2 * std::log(members))});
+    const auto members = static_cast<double>(size(l));
+    sizes_.push_back(members > 0 ? Size{static_cast<float>(std::log2(members)),
+                                        static_cast<float>(std::sqrt(2 * std::log(members)))}
+                                 : Size{nothing, 0});
     windows_ += static_cast<double>(size(l));
   }
   // Directions turned, so that coordinates are summed side by side.
@@ -120,49 +124,52 @@ double Prospects::describe(Pixel& q, std::vector<float>& z) const {
 
 // Squared distances of a query window to the windows of a list have the mean D + spread, D being that to the list's
 // mean, and are close to normal, so weights are close to log-normal.
-Model Prospects::model(const Pixel& q, std::int64_t l, double distance) const {
-  const double v = static_cast<double>(lists_.spread[(q.overhang - 1) * lists_.count + l]) * layout_.unit * layout_.unit;
-  const double values = values_[static_cast<std::size_t>(q.overhang - 1)], n = std::min(directions, values);
-  const double variance = 4 * distance / values * v + 2 * v * v / n;
-  const Size& size = sizes_[static_cast<std::size_t>(l)];
-  return {-q.scale * (distance + v), q.scale * ln2 * std::sqrt(variance), size.furthest, size.log2};
+void Prospects::model(const Pixel& q, double outside, Room& room) const {
+  const std::int64_t lanes = scan_.lanes, n = lists_.directions_count, count = lists_.count;
+  room.distances.resize(static_cast<std::size_t>(count + lanes));
+  for (std::int64_t l = 0; l < count; l += lanes)
+    scan_.point_distances(means_.get() + l * n, room.z.data(), usable(q), room.distances.data() + l);
+  room.models.resize(static_cast<std::size_t>(count));
+  const double values = values_[static_cast<std::size_t>(q.overhang - 1)];
+  const auto unit = static_cast<float>(layout_.unit * layout_.unit), scale = static_cast<float>(q.scale);
+  const auto apart = static_cast<float>(4 / values), alone = static_cast<float>(2 / std::min(directions, values));
+  const float* spread = lists_.spread + (q.overhang - 1) * count;
+  for (std::int64_t l = 0; l < count; ++l) {
+    const auto i = static_cast<std::size_t>(l);
+    const float v = spread[l] * unit, distance = static_cast<float>(outside) + room.distances[i];
+    room.distances[i] = distance;
+    room.models[i] = {-scale * (distance + v), scale * static_cast<float>(ln2) * std::sqrt(v * (apart * distance + alone * v)),
+                      sizes_[i].furthest, sizes_[i].log2};
+  }
 }
 
 std::vector<Entry> Prospects::begin(Pixel& q, std::int32_t number, Room& room) const {
-  const std::int64_t lanes = scan_.lanes, n = lists_.directions_count;
-  const double outside = describe(q, room.z);
-  room.distances.resize(static_cast<std::size_t>(lists_.count + lanes));
-  for (std::int64_t l = 0; l < lists_.count; l += lanes)
-    scan_.point_distances(means_.get() + l * n, room.z.data(), usable(q), room.distances.data() + l);
-  room.models.clear();
-  double least = -infinity, nearest = infinity;
-  for (std::int64_t l = 0; l < lists_.count; ++l) {
-    const double distance = outside + static_cast<double>(room.distances[static_cast<std::size_t>(l)]);
-    room.models.push_back(model(q, l, distance));
-    if (size(l) == 0) continue;
+  model(q, describe(q, room.z), room);
+  float least = -infinity, nearest = infinity;
+  for (std::size_t l = 0; l < room.models.size(); ++l) {
     // There is at least so much: the mean of weights is above the weight of the mean.
-    least = std::max(least, room.models.back().mean + room.models.back().log2_n);
-    nearest = std::min(nearest, distance);
+    least = std::max(least, room.models[l].mean + room.models[l].log2_n);
+    if (room.models[l].log2_n >= 0) nearest = std::min(nearest, room.distances[l]);
   }
   std::vector<Entry> entries;
-  if (q.scale * nearest * ln2 > most_nats) return entries;
+  if (q.scale * static_cast<double>(nearest) * ln2 > most_nats) return entries;
 
   double total = 0;  // of tempered weights, relative to 2^(tempering * least)
-  for (std::int64_t l = 0; l < lists_.count; ++l) {
-    const Model& m = room.models[static_cast<std::size_t>(l)];
-    if (size(l) == 0 || m.sum() <= least - reach) continue;
+  for (std::size_t l = 0; l < room.models.size(); ++l) {
+    const Model& m = room.models[l];
+    if (m.sum() <= least - reach) continue;
     const Model t = m.tempered();
     entries.push_back({.pixel = number,
                        .list = static_cast<std::int32_t>(l),
                        .part = 1,
-                       .largest = static_cast<float>(m.largest()),
-                       .typical = static_cast<float>(t.typical())});
-    q.members += static_cast<double>(size(l));
-    if (const double log_share = t.sum() - tempering * least; log_share > -reach) total += std::exp2(log_share);
+                       .largest = m.largest(),
+                       .typical = t.typical()});
+    q.members += static_cast<double>(size(static_cast<std::int64_t>(l)));
+    total += static_cast<double>(std::exp2(std::max(-100.0f, t.sum() - tempering * least)));
   }
   for (Entry& e : entries) {
     e.part = static_cast<float>(std::min(1.0, pilot_members / q.members));
-    e.typical -= static_cast<float>(tempering * least + std::log2(total));
+    e.typical -= tempering * least + static_cast<float>(std::log2(total));
   }
   return entries;
 }

@@ -18,7 +18,7 @@ constexpr double infinity = std::numeric_limits<double>::infinity();
 
 constexpr double first_picks = 2500;  // windows that are weighed for a pixel in the first round
 // Windows are picked in proportion to their tempered weight, (weight by description) ^ tempering.
-constexpr double tempering = 0.75;
+constexpr float tempering = 0.75;
 
 struct Place {
   std::int64_t row, column;
@@ -67,18 +67,20 @@ struct Pixel {
 
 // What the model says of the weights of a list's windows: they are log-normal.
 struct Model {
-  double mean, sd;          // of log2 w; and in nats
-  double furthest, log2_n;  // standard deviations to the furthest of n windows; log2 n
+  float mean, sd;          // of log2 w; and in nats
+  float furthest, log2_n;  // standard deviations to the furthest of n windows; log2 n
 
   Model tempered() const { return {tempering * mean, tempering * sd, furthest, log2_n}; }
   // log2 of the sum of weights: carried by windows as many standard deviations above the mean as there are nats in one,
   // or by the furthest.
-  double sum() const {
-    return std::min(log2_n, mean + (furthest < sd ? sd * furthest / ln2 : sd * sd / 2 / ln2 + log2_n));
+  float sum() const {
+    return std::min(log2_n, mean + (furthest < sd ? sd * furthest * bits : sd * sd / 2 * bits + log2_n));
   }
   // No weight is above 1.
-  double largest() const { return std::min(0.0, mean + sd * furthest / ln2); }
-  double typical() const { return std::min(0.0, mean + std::min(1.5 * sd, furthest) * sd / ln2); }  // by weight
+  float largest() const { return std::min(0.0f, mean + sd * furthest * bits); }
+  float typical() const { return std::min(0.0f, mean + std::min(1.5f * sd, furthest) * sd * bits); }  // by weight
+
+  static constexpr float bits = static_cast<float>(1 / ln2);  // in a nat
 };
 
 class Prospects {
@@ -100,7 +102,7 @@ class Prospects {
 
  private:
   double describe(Pixel& q, std::vector<float>& z) const;
-  Model model(const Pixel& q, std::int64_t l, double distance) const;
+  void model(const Pixel& q, double outside, Room& room) const;  // of every list
   // Directions and values of a window that there are for such an overhang.
   std::int64_t usable(const Pixel& q) const {  // within the bounds even of a mapped index that is written to meanwhile
     return std::clamp<std::int64_t>(lists_.usable[q.overhang - 1] / 4 * 4, leading, lists_.directions_count);
@@ -113,7 +115,7 @@ class Prospects {
   const std::int64_t channels_, rows_, columns_, dims_;  // of a window
   std::vector<double> values_;                           // (overhangs) of a window that are on the image
   struct Size {
-    double log2, furthest;  // of n members; standard deviations to the furthest of n normal ones
+    float log2, furthest;  // of n members; standard deviations to the furthest of n normal ones
   };
   std::vector<Size> sizes_;  // (lists)
   double windows_ = 0;

@@ -188,7 +188,8 @@ class Sharded(Machine):
     process r of n takes the r-th n-th. So a class is shared evenly too wherever it lies in the bank, image numbers
     count through the whole bank, and bad arguments are refused everywhere; yet of a bank that is mapped or streamed
     from its file (`PatchBank.load`) calls read little more than the process's part, whether the bank is sorted by class
-    or shuffled. Every process must be able to open the whole file; a memory_limit is that of each process.
+    or shuffled. (Engine "sampled" reads it once as a whole, to know it by its checksum.) Every process must be able to
+    open the whole file; a memory_limit is that of each process.
 
     With engine "sampled" each process has an index of its part, which it builds beside the others, and searches until
     the error of its own part's mean is below the tolerance. The error that is stated is that of the merged mean. It is

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import weakref
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -41,7 +42,9 @@ class Stamp:
         return now.file == self.file and now.written != self.written
 
 
-def guard(tensor: Tensor, owner: object) -> None:
-    """Guard the memory of a mapped tensor for as long as its owner is there."""
-    if _core.guard_mapped(tensor.data_ptr(), tensor.nbytes):
-        weakref.finalize(owner, _core.unguard_mapped, tensor.data_ptr()).atexit = False
+def guard(tensors: Sequence[Tensor], owner: object) -> None:
+    """Guard the memory of tensors that are parts of one map for as long as their owner is there."""
+    first = min(tensor.data_ptr() for tensor in tensors)
+    last = max(tensor.data_ptr() + tensor.nbytes for tensor in tensors)
+    if _core.guard_mapped(first, last - first):
+        weakref.finalize(owner, _core.unguard_mapped, first).atexit = False

@@ -34,7 +34,7 @@ constexpr float spare = 8, model_spare = 0.3f;
 // lists are looked at where, by the model, a window may hold 2^-near of it.
 constexpr double heavy = 0.02, near = 20;
 // A window that is unlike the others of its list may weigh more than the model allows for, and never be looked at. Where
-// few windows carry the weight, and not all were looked at, the error is therefore at least this part of the tolerance.
+// few windows carry the weight, and not all were looked at, so large a part of the tolerance is added to its deviation.
 constexpr double unseen = 0.05;
 // The error grows by few / n where the variance is that of n equal contributions.
 constexpr double few = 3;
@@ -76,8 +76,6 @@ class Search {
         layout_(a),
         prospects_(a, lists) {}
 
-  std::int64_t pixels_of_a_query() const { return std::ssize(places_); }
-
   // Looks for the pixels of queries b0 .. b1 - 1.
   void run(std::int64_t b0, std::int64_t b1) {
     b0_ = b0;
@@ -104,17 +102,18 @@ class Search {
   // Fills `out` where the listed pixels of query b are; false when the exact engine is to be used.
   bool put(std::int64_t b, Partial& out) const {
     if (exact_[static_cast<std::size_t>(b - b0_)]) return false;
-    for (std::int64_t i = 0; i < std::ssize(places_); ++i) put(places_[static_cast<std::size_t>(i)], estimate(b, i), out);
+    for (std::int64_t i = 0; i < std::ssize(places_); ++i)
+      put(places_[static_cast<std::size_t>(i)], estimates_[number_of_estimate(b, i)], out);
     return true;
   }
 
  private:
   double alpha(std::int64_t b) const { return std::max(a_.alpha[b], 1e-9); }  // at 0, x / alpha would be infinite
   bool active(const Pixel& q) const { return !q.done && !exact_[static_cast<std::size_t>(q.b - b0_)]; }
-  const Estimate& estimate(std::int64_t b, std::int64_t number) const {
-    return estimates_[static_cast<std::size_t>((b - b0_) * std::ssize(places_) + number)];
+  std::size_t number_of_estimate(std::int64_t b, std::int64_t place) const {
+    return static_cast<std::size_t>((b - b0_) * std::ssize(places_) + place);
   }
-  Estimate& estimate(const Pixel& q) { return const_cast<Estimate&>(estimate(q.b, q.number)); }
+  Estimate& estimate(const Pixel& q) { return estimates_[number_of_estimate(q.b, q.number)]; }
 
   // work(pixel, i, own) for the active pixels i of from .. to - 1; own = make() for each thread.
   template <class Work, class Make>
@@ -200,7 +199,8 @@ class Search {
   // How many members of a list a pixel looks at: whole blocks, or all.
   std::int64_t members(const Entry& e) const {
     const std::int64_t n = prospects_.size(e.list);
-    const auto wanted = static_cast<std::int64_t>(e.part * static_cast<float>(n));
+    if (e.part >= 1) return n;
+    const auto wanted = static_cast<std::int64_t>(static_cast<double>(e.part) * static_cast<double>(n));
     return std::min(n, (wanted / list_block + 1) * list_block);
   }
 

@@ -103,8 +103,8 @@ class Prospects {
  private:
   double describe(Pixel& q, std::vector<float>& z) const;
   void model(const Pixel& q, double outside, Room& room) const;  // of every list
-  // Directions and values of a window that there are for such an overhang.
-  std::int64_t usable(const Pixel& q) const {  // within the bounds even of a mapped index that is written to meanwhile
+  // How many directions there are for such an overhang.
+  std::int64_t usable(const Pixel& q) const {  // within bounds even if the index was written to
     return std::clamp<std::int64_t>(lists_.usable[q.overhang - 1] / 4 * 4, leading, lists_.directions_count);
   }
 

@@ -543,7 +543,7 @@ def _mapped(images: Any, stored: Tensor | FileImages) -> Stamp | None:
     first = stored.data_ptr() - pages.ctypes.data
     if not 0 <= first <= first + stored.nbytes <= len(pages):
         return None  # a copy
-    guard(stored, images._mmap)  # type: ignore[attr-defined]
+    guard([stored], images._mmap)  # type: ignore[attr-defined]
     try:
         return None if images.filename is None else Stamp.of(images.filename, of_size=images.mode != "r")
     except OSError:

@@ -18,6 +18,7 @@ import io
 import itertools
 import json
 import math
+import re
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -307,6 +308,8 @@ def open_index(
 def _tidy(folder: Path) -> None:
     """Remove what builds that were killed, of any index, have left in a folder; others may be running."""
     for name in left_unfinished(folder):
+        if not re.fullmatch(r"k\d+.*\.safetensors", name):
+            continue  # of a run that writes here too, under a lock of its own
         with suppress(ValueError, OSError), locked(folder, "tidying up", of=name):
             remove_temporaries(folder, name)
 
@@ -364,9 +367,7 @@ def _load(path: Path, about: dict[str, Any]) -> tuple[Index, Stamp]:
         fault = str(error)
     if fault is not None:
         raise ValueError(f"{path}: damaged index ({fault}); delete it to have it built again")
-    for lists in index.values():
-        for tensor in lists.tensors().values():
-            guard(tensor, lists)
+    guard(list(tensors_of(index).values()), index[Region.INSIDE])
     return index, stamp
 
 
@@ -427,7 +428,8 @@ def build(
                     told = progress if one.windows.region is Region.INSIDE else lambda windows: None
                     with _unnamed(path) as file:
                         _arrange(bank, which, one, file, write, threads, told)
-                bank.check_unchanged()
+                bank.check_unchanged(after=True)
+                bank.check_unchanged()  # in memory
                 built = {
                     "lists": sum(len(one.counts) for one in found),
                     "seconds": round(time.perf_counter() - started, 1),

@@ -4,7 +4,7 @@ that this makes."""
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -18,14 +18,14 @@ from pyels.denoiser import Query
 from pyels.engines.drawn import draw
 from pyels.engines.engine import Engine, beyond_float32, threads_or_all
 from pyels.engines.exact import Cpu
-from pyels.engines.index import Index, open_index
+from pyels.engines.index import Index, Region, open_index
 from pyels.engines.operator import evaluate
 from pyels.mapped import Stamp
 from pyels.posterior import PartialPosterior, Want
 
 _log = logging.getLogger("pyels")
 TOLERANCE = 0.01
-MOST_PLACES = 1 << 16  # of an image, as places in an index are 16-bit numbers
+MOST_PLACES = 1 << 16  # of an image, of all of which estimates are held
 
 
 @dataclass(eq=False)
@@ -69,7 +69,11 @@ class Sampled(Engine):
                 return exact
             rest = self.evaluate(definition, bank, selection.of(near), query.of(near), want)
             return PartialPosterior.stack([rest, exact], torch.tensor(near + beyond, device=CPU))
-        bank = bank.in_place()
+        if Want.MEAN not in want:  # errors are of the mean
+            whole = self.evaluate(definition, bank, selection, query, want | Want.MEAN)
+            means = {name: getattr(whole, name) for name in ("y", "sy", "yy")}
+            return replace(whole, **{name: one[:, :0] for name, one in means.items() if one is not None})
+        given, bank = bank, bank.in_place()
         bank.check_file()  # a mapped file that was cut off would kill the process
         tolerance = self.tolerance if query.tolerance is None else query.tolerance
         options = {"threads": self.threads, "tolerance": tolerance}
@@ -93,10 +97,13 @@ class Sampled(Engine):
             index, stamp = self._index(definition, bank, name, images)
             of_left = selection.of(left), query.of(left)
             self._check(stamp)  # the compiled engine trusts it
-            of_regions = {int(region): lists.tensors() for region, lists in index.items()}
+            sides = definition.sources is Sources.ZEROS
+            of_regions = {int(at): lists.tensors() for at, lists in index.items() if sides or at is Region.INSIDE}
             parts.append(evaluate("sampled", options, definition, bank.images, *of_left, want, None, of_regions))
             self._check(stamp)
             places += left
+        if bank is not given:  # which is looked at whenever it is read
+            bank.check_unchanged(after=True)
         return PartialPosterior.stack(parts, torch.tensor(places, device=CPU))
 
     def _check(self, stamp: Stamp) -> None:

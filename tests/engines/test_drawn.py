@@ -218,3 +218,12 @@ def test_large_images_and_no_faiss(tmp_path, monkeypatch):
     bank = make_bank(6000, (1, 12, 12))
     pyels.ELS(bank, 5, engine="sampled", index=tmp_path, tolerance=0.1).denoise(noisy(bank, *T1), *T1)
     assert not list(tmp_path.iterdir())
+
+
+def test_weights_alone_and_what_takes_a_second_pass(bank):
+    machine, x = pyels.ELS(bank, 5, engine="sampled", tolerance=0.1), noisy(bank, *T1)
+    alone, whole = (machine.partial(machine.query(x, *T1), want) for want in (Want.WEIGHTS, Want.SECOND))
+    assert alone.y.shape[1] == 0
+    assert torch.equal(alone.s, whole.s)
+    with pytest.raises(ValueError, match="sampled"):
+        machine.influence(x, *T1)

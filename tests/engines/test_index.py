@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 from test_distributed import Processes
 
 import pyels
-from pyels.engines import index
+from pyels.engines import index, sampled
 from pyels.files import TensorFile, locked, tensors_in_parts
 from pyels.posterior import Want
 
@@ -271,6 +271,40 @@ def test_a_streamed_bank_is_searched_as_a_mapped_one(bank_file):
     ask(mapped)
     after = load_file(folder / "k5.safetensors")
     assert all(torch.equal(after[name], before[name]) for name in before)
+
+
+def test_a_file_that_changes_under_a_streamed_bank_is_noticed(bank_file, monkeypatch):
+    bank = streamed(bank_file)
+    ask(bank)
+    evaluate = sampled.evaluate
+
+    def cut_off(*arguments):
+        found = evaluate(*arguments)
+        os.truncate(bank_file, bank_file.stat().st_size - 20_000)
+        return found
+
+    monkeypatch.setattr(sampled, "evaluate", cut_off)
+    with pytest.raises(ValueError, match=r"bank\.npz"):
+        ask(bank)
+
+
+def test_a_file_that_changes_while_its_index_is_built_is_noticed(bank_file, monkeypatch):
+    arrange = index._arrange
+
+    def written_to(*arguments):
+        arrange(*arguments)
+        os.utime(bank_file, ns=(1, 1))
+
+    monkeypatch.setattr(index, "_arrange", written_to)
+    with pytest.raises(ValueError, match=r"bank\.npz"):
+        ask(pyels.PatchBank.load(bank_file))
+    assert not list(bank_file.with_name("bank.npz.index").glob("*.safetensors"))
+
+
+def test_what_another_run_is_writing_in_the_folder_is_left_alone(tmp_path):
+    (temporary := tmp_path / ".pyels-01234567-samples.safetensors").write_text("half")
+    ask(make_bank(60, (1, 12, 12)), tmp_path)
+    assert temporary.exists()
 
 
 def test_parts_of_a_streamed_bank(bank_file, tmp_path):

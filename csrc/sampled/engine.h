@@ -26,12 +26,13 @@ struct Lists {
   // Descriptions. A window less `origin` has coordinates along `directions` of about `lead` * step, all steps alike, and
   // then of about (code - 1.5) * step, with a code of 2 bits, four in a byte of `tail`, the first in the lowest bits.
   std::int64_t directions_count = 0;  // `leading`, and a multiple of 4
-  const std::int32_t* usable = nullptr;  // (overhangs) how many of them are on the image; inside there is one "overhang"
-  const float* origin = nullptr;         // (C, rows, columns), those of a window
-  const float* directions = nullptr;     // (directions, C, rows, columns), orthonormal; rows of zeros fill up
-  const float* step = nullptr;           // (directions)
-  std::int8_t* lead = nullptr;           // (members / list_block, leading / 2, list_block, 2)
-  std::uint8_t* tail = nullptr;          // (members / list_block, (directions - leading) / 4, list_block)
+  const std::int32_t* usable =
+      nullptr;                        // (overhangs) how many of them are on the image; inside there is one "overhang"
+  const float* origin = nullptr;      // (C, rows, columns), those of a window
+  const float* directions = nullptr;  // (directions, C, rows, columns), orthonormal; rows of zeros fill up
+  const float* step = nullptr;        // (directions)
+  std::int8_t* lead = nullptr;        // (members / list_block, leading / 2, list_block, 2)
+  std::uint8_t* tail = nullptr;       // (members / list_block, (directions - leading) / 4, list_block)
 };
 constexpr std::int64_t list_block = 32, leading = 16;
 

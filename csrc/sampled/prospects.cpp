@@ -65,9 +65,9 @@ Prospects::Prospects(const Problem& a, const Lists& lists)
         values_[static_cast<std::size_t>(o)] += static_cast<double>(channels_);
   for (std::int64_t l = 0; l < lists.count; ++l) {
     const auto members = static_cast<double>(size(l));
-    sizes_.push_back(members > 0 ? Size{static_cast<float>(std::log2(members)),
-                                        static_cast<float>(std::sqrt(2 * std::log(members)))}
-                                 : Size{nothing, 0});
+    sizes_.push_back(
+        members > 0 ? Size{static_cast<float>(std::log2(members)), static_cast<float>(std::sqrt(2 * std::log(members)))}
+                    : Size{nothing, 0});
     windows_ += static_cast<double>(size(l));
   }
   // Directions turned, so that coordinates are summed side by side.
@@ -87,8 +87,7 @@ double Prospects::describe(Pixel& q, std::vector<float>& z) const {
   std::vector<float> x(static_cast<std::size_t>(dims_));
   double whole = 0, inside = 0;
   // What is not on the image stays 0.
-  const float* from =
-      q.x - region_.skipped_rows(q.overhang) * layout_.row - region_.skipped_columns(q.overhang);
+  const float* from = q.x - region_.skipped_rows(q.overhang) * layout_.row - region_.skipped_columns(q.overhang);
   std::int64_t j = 0;
   for (std::int64_t c = 0; c < channels_; ++c)
     for (std::int64_t row = 0; row < rows_; ++row)
@@ -138,7 +137,8 @@ void Prospects::model(const Pixel& q, double outside, Room& room) const {
     const auto i = static_cast<std::size_t>(l);
     const float v = spread[l] * unit, distance = static_cast<float>(outside) + room.distances[i];
     room.distances[i] = distance;
-    room.models[i] = {-scale * (distance + v), scale * static_cast<float>(ln2) * std::sqrt(v * (apart * distance + alone * v)),
+    room.models[i] = {-scale * (distance + v),
+                      scale * static_cast<float>(ln2) * std::sqrt(v * (apart * distance + alone * v)),
                       sizes_[i].furthest, sizes_[i].log2};
   }
 }

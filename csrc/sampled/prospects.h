@@ -48,8 +48,8 @@ struct Entry {
 };
 
 struct Pixel {
-  std::int64_t b;         // query
-  std::int64_t number;    // of the pixel, among those of its region
+  std::int64_t b;       // query
+  std::int64_t number;  // of the pixel, among those of its region
   Place place;
   std::int64_t overhang;  // by how much its window overhangs a side; 1 inside
   const float* x;         // its window, C * rows * columns of the query's pixels over alpha, in the bank's units
@@ -59,7 +59,7 @@ struct Pixel {
   std::vector<std::int16_t> z{};       // along the leading directions, in steps
   std::vector<std::uint8_t> tables{};  // for the others
   ScanQuery scan{};
-  double members = 0;                  // of the lists that it knows
+  double members = 0;  // of the lists that it knows
   double picks = first_picks, error = 0;
   double log_total = -infinity;  // log2 of the sum of tempered weights
   double log_sum = 0;            // where `search`: log2 of the sum of weights, as estimated first

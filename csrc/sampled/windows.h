@@ -69,7 +69,8 @@ class Windows {
   // The window around `place` = row * W + column of an image. Each row can be read in steps of 16 pixels; where that
   // would be beyond the bank, or the window reaches beyond the image and wraps around, it is a copy in `buffer`.
   View at(std::int64_t image, std::int64_t place, T* buffer) const {
-    const std::int64_t plane = height_ * width_, r = k_ / 2, centre_row = place / width_, centre_column = place % width_;
+    const std::int64_t plane = height_ * width_, r = k_ / 2, centre_row = place / width_,
+                       centre_column = place % width_;
     std::int64_t row = centre_row - r, column = centre_column - r, rows = k_, columns = k_;
     if (!wrap_) {
       rows = std::min(height_, row + k_), columns = std::min(width_, column + k_);
@@ -103,7 +104,8 @@ class Windows {
 
  private:
   // Copies the window whose first pixel is (row, column) to (C, rows, columns).
-  void copy(const T* image, std::int64_t row, std::int64_t column, std::int64_t rows, std::int64_t columns, T* to) const {
+  void copy(const T* image, std::int64_t row, std::int64_t column, std::int64_t rows, std::int64_t columns,
+            T* to) const {
     for (std::int64_t c = 0; c < channels_; ++c, image += height_ * width_)
       for (std::int64_t i = 0; i < rows; ++i) {
         const T* from = image + (row + i + height_) % height_ * width_;

@@ -55,8 +55,8 @@ struct Index {
     spread.resize(static_cast<std::size_t>(count * windows.overhangs()));
     lead.resize(window.size() * pyels::leading);
     tail.resize(window.size() * static_cast<std::size_t>(all - pyels::leading) / 4);
-    lists = {region,        count,         begin.data(),  end.data(),        window.data(), mean.data(), spread.data(), all,
-             usable.data(), origin.data(), directions.data(), step.data(), lead.data(),   tail.data()};
+    lists = {region, count,         begin.data(),  end.data(),        window.data(), mean.data(), spread.data(),
+             all,    usable.data(), origin.data(), directions.data(), step.data(),   lead.data(), tail.data()};
     describe_lists(problem, {}, lists);
   }
 

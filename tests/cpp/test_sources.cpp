@@ -66,10 +66,27 @@ void spans_are_the_definition() {
 
 void pixels_that_meet_others_come_first() {
   on_every_axis([](const SourceAxis& axis, Sources, int) {
-    const SourceAxis themselves = part_of(axis, Part::themselves), others = part_of(axis, Part::others);
-    check(themselves.spans + others.spans == axis.spans, "parts");
-    check(others.spans <= 1, "pixels that meet others are in several spans");
-    check(others.spans == 0 || axis.span[0].meets != Meets::itself, "not the first");
+    for (int i = 1; i < axis.spans; ++i) {
+      check(axis.span[i].meets == Meets::itself, "pixels that meet others are in several spans, or not in the first");
+      check(i == 1 ? axis.span[i].first == 0 : axis.span[i].first > axis.span[1].first,
+            "not the low end, then the high");
+    }
+  });
+}
+
+void regions_are_products_of_spans() {
+  on_every_axis([](const SourceAxis& axis, Sources, int) {
+    for (unsigned numbers = 0; numbers < 8; ++numbers) {
+      const SourceAxis some = spans_of(axis, numbers);
+      int taken = 0;
+      for (int i = 0; i < axis.spans; ++i)
+        if (numbers >> i & 1) check(some.span[taken++].first == axis.span[i].first, "another span");
+      check(some.spans == taken, "the number of spans");
+    }
+    const unsigned regions = regions_of(axis, axis);
+    for (int i = 0; i < 3; ++i)
+      for (int j = 0; j < 3; ++j)
+        check((regions >> region_of(i, j) & 1) == (i < axis.spans && j < axis.spans), "a region that is not there");
   });
 }
 
@@ -102,6 +119,7 @@ int main(int count, char** arguments) {
   return run_tests(count, arguments,
                    {{"spans are the definition", spans_are_the_definition},
                     {"pixels that meet others come first", pixels_that_meet_others_come_first},
+                    {"regions are products of spans", regions_are_products_of_spans},
                     {"windows reach to the border", windows_reach_to_the_border},
                     {"whole images move", whole_images_move}});
 }

@@ -2,6 +2,7 @@ import os
 from pathlib import Path
 
 import pytest
+import torch
 from helpers import make_bank
 
 import pyels
@@ -35,3 +36,14 @@ def shared():
 def small():
     """A bank of 12 random 1x9x8 images in three classes of 5, 4 and 3."""
     return make_bank(12, (1, 9, 8), labels=[0, 1, 2, 0, 1, 2, 0, 1, 2, 0, 1, 0])
+
+
+@pytest.fixture(scope="module")
+def one_thread():
+    """On busy processors the threads of k-means wait for each other most of the time."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("LOCAL_WORLD_SIZE", str(os.cpu_count()))  # so that engines have one too
+        yield
+    torch.set_num_threads(before)

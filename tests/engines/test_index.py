@@ -21,18 +21,7 @@ from pyels.engines import index, sampled
 from pyels.files import TensorFile, locked, tensors_in_parts
 from pyels.posterior import Want
 
-pytestmark = pytest.mark.needs(package="faiss")
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    """On busy processors the threads of k-means wait for each other most of the time."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("LOCAL_WORLD_SIZE", str(os.cpu_count()))  # so that engines have one too
-        yield
-    torch.set_num_threads(before)
+pytestmark = [pytest.mark.needs(package="faiss"), pytest.mark.usefixtures("one_thread")]
 
 
 def ask(bank, folder=None, k=5, **options):

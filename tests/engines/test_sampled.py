@@ -21,21 +21,10 @@ from pyels.files import TensorFile, write_tensors
 from pyels.posterior import PartialPosterior
 from pyels.schedules import make_schedule
 
-pytestmark = pytest.mark.needs(package="faiss")
+pytestmark = [pytest.mark.needs(package="faiss"), pytest.mark.usefixtures("one_thread")]
 TIMES = (0.05, 0.35, 0.65, 0.95)
 SIZES = (3, 7, 9, 13)  # about those that networks calibrate to
 LEVELS = tuple(zip(TIMES, SIZES, strict=True))
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    """On busy processors the threads of k-means wait for each other most of the time."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("LOCAL_WORLD_SIZE", str(os.cpu_count()))  # so that engines have one too
-        yield
-    torch.set_num_threads(before)
 
 
 def level(t):

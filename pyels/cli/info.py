@@ -13,7 +13,8 @@ from pyels import _core, datasets, presets
 from pyels.bank import PatchBank
 from pyels.cli.options import command, flag, in_words, option
 from pyels.cli.settings import JsonOptions, ReadingOptions
-from pyels.engines import available_engines, cuda, default_threads, index
+from pyels.engines import available_engines, cuda, default_threads
+from pyels.engines.index.file import default_folder, describe
 from pyels.machines import MACHINES
 
 
@@ -46,7 +47,7 @@ def _data_set(dataset: str, bank: PatchBank) -> dict[str, Any]:
         "images_per_class": counts,
         "class_names": dict(enumerate(bank.class_names or [])),
         "checksums": "ok" if bank.verify() else "none",
-        "indexes": index.describe(index.default_folder(bank)),
+        "indexes": describe(default_folder(bank)),
     }
 
 

@@ -18,7 +18,8 @@ from pyels.denoiser import Query
 from pyels.engines.drawn import draw
 from pyels.engines.engine import Engine, beyond_float32, threads_or_all
 from pyels.engines.exact import Cpu
-from pyels.engines.index import Index, Region, open_index
+from pyels.engines.index.file import open_index
+from pyels.engines.index.lists import Index, Region
 from pyels.engines.operator import evaluate
 from pyels.mapped import Stamp
 from pyels.posterior import PartialPosterior, Want
@@ -37,7 +38,7 @@ class Sampled(Engine):
     ----------
     threads    by default the CPUs this process may use; results do not depend on it
     tolerance  how far the mean of a pixel may be from the exact one (half a 95% interval) for its search to end
-    index      folder of the indexes, which are built when first needed; see `pyels.engines.index.default_folder`
+    index      folder of the indexes, which are built when first needed; see `pyels.engines.index.file.default_folder`
 
     Indexes are of all images or of a class, or of one process's share of these; a query that draws on another selection
     is evaluated exactly, and so is one whose largest pixel is more than 1,000 sigma. A streamed bank is mapped from its

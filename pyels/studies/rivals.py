@@ -22,7 +22,10 @@ from tqdm import tqdm
 
 from pyels.bank import PatchBank
 from pyels.definition import Definition
-from pyels.engines import Sampled, index
+from pyels.engines import Sampled
+from pyels.engines.index.building import can_build
+from pyels.engines.index.file import describe
+from pyels.engines.index.learning import LEAST_MEMBERS, TRAINING_WINDOWS
 from pyels.machines import ELS
 from pyels.posterior import Want
 from pyels.sampling import Level
@@ -70,7 +73,7 @@ def prepare(kind: str, bank: PatchBank, boundary: str, patch_size: int, threads:
 
 def left_out(method: Method, images: int, shape: tuple[int, int, int], boundary: str, k: int, limit: int) -> str | None:
     """Why a method is not to be used on so many images (C, H, W) within `limit` bytes; None: it is."""
-    if method.kind in ("sampled", "top") and not index.can_build():
+    if method.kind in ("sampled", "top") and not can_build():
         return "faiss is not installed: pip install pyels[faiss]"
     if method.kind not in BUILDING:
         return None
@@ -106,7 +109,7 @@ def _sampled(bank: PatchBank, boundary: str, k: int, threads: int, folder: Path)
     machine = ELS(bank, k, boundary, "sampled", threads, index=folder)
     machine.denoise(torch.zeros(1, *bank.shape), 1.0, 1.0, tolerance=1.0)  # builds the index, if there is any
     size = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
-    return Prepared(_by_machine(machine), size, sum(built["seconds"] for built in index.describe(folder)))
+    return Prepared(_by_machine(machine), size, sum(built["seconds"] for built in describe(folder)))
 
 
 def _by_machine(machine: ELS) -> Evaluation:
@@ -133,11 +136,11 @@ def _top(bank: PatchBank, boundary: str, k: int, threads: int, folder: Path) -> 
         return windows(F.pad(images, (r,) * 4, mode="circular") if wraps else images, k).flatten(1)
 
     started = time.perf_counter()
-    lists = max(1, min(_TOP_LISTS, places * len(bank) // index.LEAST_MEMBERS))
+    lists = max(1, min(_TOP_LISTS, places * len(bank) // LEAST_MEMBERS))
     directions = min(_TOP_DIRECTIONS, channels * k * k)
     search = faiss.index_factory(channels * k * k, f"PCA{directions},IVF{lists},SQ8")
     order = torch.randperm(len(bank), generator=torch.Generator().manual_seed(0))
-    search.train(flat_windows(bank.read(order[: -(-lists * index.TRAINING_WINDOWS // places)]), bank_wraps).numpy())
+    search.train(flat_windows(bank.read(order[: -(-lists * TRAINING_WINDOWS // places)]), bank_wraps).numpy())
     step = max(1, _COMPRESSED_AT_ONCE // places)
     with tqdm(total=len(bank), desc=f"top: index k={k}", unit="image", leave=False) as bar:
         for start in range(0, len(bank), step):

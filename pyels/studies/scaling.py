@@ -24,7 +24,7 @@ from torch import Tensor
 
 from pyels.bank import PatchBank
 from pyels.denoiser import eps_from_x0
-from pyels.engines.index import can_build
+from pyels.engines.index.building import can_build
 from pyels.files import remove_temporary, temporary_name
 from pyels.machines import ELS
 from pyels.sampling import Level, Step

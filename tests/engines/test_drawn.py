@@ -1,12 +1,15 @@
 """Images drawn at random in place of all, by engine "sampled" at high noise."""
 
+import sys
+
 import numpy as np
 import pytest
 import torch
 from helpers import COSINE, make_bank, noisy, partial
 
 import pyels
-from pyels.engines import drawn, index
+from pyels.engines import drawn
+from pyels.engines.index.file import open_index
 from pyels.posterior import Want
 
 T1, T95 = ((COSINE.alpha(t), COSINE.sigma(t)) for t in (1.0, 0.95))
@@ -116,7 +119,7 @@ def test_classes(tmp_path):
 def test_a_drawn_query_beside_one_that_is_searched(tmp_path, monkeypatch):
     pytest.importorskip("faiss")
     bank = make_bank(5000, (1, 8, 8))
-    monkeypatch.setattr("pyels.engines.sampled.open_index", index.open_index)
+    monkeypatch.setattr("pyels.engines.sampled.open_index", open_index)
     alpha, sigma = (torch.tensor(v) for v in zip((0.95, 0.3), T95, strict=True))
     x = noisy(bank, alpha, sigma, 2)
     machine = pyels.ELS(bank, 5, engine="sampled", index=tmp_path, tolerance=0.1)
@@ -214,7 +217,7 @@ def test_black_borders_are_not_taken_for_certain():
 
 def test_large_images_and_no_faiss(tmp_path, monkeypatch):
     """What an index would be refused for does not matter where none is needed."""
-    monkeypatch.setattr(index, "can_build", lambda: False)
+    monkeypatch.setitem(sys.modules, "faiss", None)
     bank = make_bank(6000, (1, 12, 12))
     pyels.ELS(bank, 5, engine="sampled", index=tmp_path, tolerance=0.1).denoise(noisy(bank, *T1), *T1)
     assert not list(tmp_path.iterdir())

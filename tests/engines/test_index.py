@@ -17,7 +17,8 @@ from safetensors.torch import load_file
 from test_distributed import Processes
 
 import pyels
-from pyels.engines import index, sampled
+from pyels.engines import sampled
+from pyels.engines.index import building, lists
 from pyels.files import TensorFile, locked, tensors_in_parts
 from pyels.posterior import Want
 
@@ -46,7 +47,8 @@ def test_the_same_lists_come_out_however_little_is_in_memory_at_once(tmp_path, m
     bank.images[:, :, :9, :9] = 0  # one list has most windows, and goes on from part to part
     whole = built(bank := pyels.PatchBank(bank.images), tmp_path / "whole")
     for most in (1000, 33, 1):
-        monkeypatch.setattr(index, "_MEMBERS_AT_ONCE", most)
+        for module in (building, lists):
+            monkeypatch.setattr(module, "MEMBERS_AT_ONCE", most)
         parts = built(bank, tmp_path / str(most))
         for name, tensor in whole.items():
             torch.testing.assert_close(parts[name], tensor, atol=1e-6, rtol=1e-5)
@@ -57,10 +59,10 @@ def test_the_same_lists_come_out_however_little_is_in_memory_at_once(tmp_path, m
 def test_every_window_is_in_one_list(tmp_path):
     bank = make_bank(300, (2, 11, 12))
     tensors = built(bank, tmp_path)
-    for region in index.regions(5, False):
+    for region in lists.regions(5, False):
         begin, end, window = (tensors[f"{region.lists_name}.{name}"] for name in ("begin", "end", "window"))
         members = torch.cat([window[a:b] for a, b in zip(begin.tolist(), end.tolist(), strict=True)])
-        centres = index.Windows(region, bank.shape, 5, False).centres()
+        centres = lists.Windows(region, bank.shape, 5, False).centres()
         expected = torch.arange(300)[:, None] * 132 + torch.from_numpy(centres)
         assert torch.equal(members.sort().values.long(), expected.flatten().sort().values)
 
@@ -71,7 +73,7 @@ def test_what_lists_say_of_their_windows(tmp_path):
         k = tensors["inside.origin"].shape[-1]
         windows = bank.read(torch.arange(300)).unfold(2, k, 1).unfold(3, k, 1) - tensors["inside.origin"][:, None, None]
         windows = windows.permute(0, 2, 3, 1, 4, 5).flatten(3)
-        inside = torch.from_numpy(index.Windows(index.Region.INSIDE, bank.shape, k, False).centres())
+        inside = torch.from_numpy(lists.Windows(lists.Region.INSIDE, bank.shape, k, False).centres())
         directions = tensors["inside.directions"].flatten(1)
         for a, b, mean, spread in zip(
             *(tensors[f"inside.{n}"] for n in ("begin", "end", "mean")), tensors["inside.spread"][0], strict=True
@@ -89,9 +91,9 @@ def test_what_lists_say_of_their_windows(tmp_path):
 
 def test_the_first_members_of_a_list_are_a_fair_sample():
     numbers = np.arange(3_000_000)  # of the windows of neighbouring images
-    shuffled = index._shuffled(numbers, index._MULTIPLIERS)
+    shuffled = building._shuffled(numbers, building._MULTIPLIERS)
     assert len(np.unique(shuffled)) == len(numbers)
-    assert np.array_equal(index._numbers(shuffled.astype(np.int64) | 7 << 32), numbers)
+    assert np.array_equal(building._numbers(shuffled.astype(np.int64) | 7 << 32), numbers)
     some = np.argsort(shuffled)[:30_000]
     for share in (some / len(numbers), some % 784 / 784, some % 28 / 28):  # images, pixels, columns
         counts, _ = np.histogram(share, 28, (0, 1))
@@ -105,7 +107,7 @@ def test_building_takes_bounded_memory(tmp_path):
     """Of 7 million windows, whose numbers, lists and descriptions would take 400 MB and more."""
     script = (
         "import sys, threading, time, torch, pyels, faiss; torch.set_num_threads(1)\n"
-        "from pyels.engines import index\n"
+        "from pyels.engines.index.file import open_index\n"
         "images = pyels.datasets.load('fashion-mnist-6000').images; images = torch.cat([images, images.flip(3)])\n"
         "bank = pyels.PatchBank(images); bank.fingerprint()\n"
         "def resident(): return sum(int(l.split()[1]) for l in open('/proc/self/status') if l.startswith('RssAnon'))\n"
@@ -114,7 +116,7 @@ def test_building_takes_bounded_memory(tmp_path):
         "    global most\n"
         "    while not done: most = max(most, resident()); time.sleep(0.02)\n"
         "watching = threading.Thread(target=watch); watching.start()\n"
-        "index.open_index(bank, 5, False, 'all', range(len(bank)), sys.argv[1], 1)\n"
+        "open_index(bank, 5, False, 'all', range(len(bank)), sys.argv[1], 1)\n"
         "done = True; watching.join(); print((most - before) // 1000)\n"
     )
     out = subprocess.run(
@@ -192,7 +194,7 @@ def test_ctrl_c_leaves_nothing(tmp_path, monkeypatch):
     def interrupted(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(index, "describe_lists", interrupted)
+    monkeypatch.setattr(building, "describe_lists", interrupted)
     with pytest.raises(KeyboardInterrupt):
         ask(make_bank(60, (1, 12, 12)), tmp_path / "index")
     assert names(tmp_path) == []
@@ -278,13 +280,13 @@ def test_a_file_that_changes_under_a_streamed_bank_is_noticed(bank_file, monkeyp
 
 
 def test_a_file_that_changes_while_its_index_is_built_is_noticed(bank_file, monkeypatch):
-    arrange = index._arrange
+    arrange = building._arrange
 
     def written_to(*arguments):
         arrange(*arguments)
         os.utime(bank_file, ns=(1, 1))
 
-    monkeypatch.setattr(index, "_arrange", written_to)
+    monkeypatch.setattr(building, "_arrange", written_to)
     with pytest.raises(ValueError, match=r"bank\.npz"):
         ask(pyels.PatchBank.load(bank_file))
     assert not list(bank_file.with_name("bank.npz.index").glob("*.safetensors"))

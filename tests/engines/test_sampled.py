@@ -16,7 +16,9 @@ from helpers import make_bank, noisy, partial, run_program
 from safetensors.torch import save_file
 
 import pyels
-from pyels.engines import index
+from pyels.engines.index import building
+from pyels.engines.index.file import describe
+from pyels.engines.index.lists import Lists
 from pyels.files import TensorFile, write_tensors
 from pyels.posterior import PartialPosterior
 from pyels.schedules import make_schedule
@@ -222,10 +224,10 @@ def test_built_once_and_mapped_beside_the_bank(tmp_path, monkeypatch):
     x = noisy(bank, 0.7, 0.7, 1)
     first = machine.denoise(x, 0.7, 0.7)
     assert [p.name for p in (tmp_path / "bank.npz.index").iterdir()] == ["k5.safetensors"]
-    monkeypatch.setattr(index, "build", lambda *_: pytest.fail("built a second time"))
+    monkeypatch.setattr("pyels.engines.index.file.build", lambda *_: pytest.fail("built a second time"))
     again = pyels.ELS(pyels.PatchBank.load(path), 5, engine="faiss")
     assert torch.equal(again.denoise(x, 0.7, 0.7), first)
-    (described,) = index.describe(tmp_path / "bank.npz.index")
+    (described,) = describe(tmp_path / "bank.npz.index")
     assert described["patch_size"] == 5
     assert described["seconds"] >= 0
     assert described["megabytes"] > 0
@@ -305,7 +307,7 @@ def test_an_index_whose_leading_steps_differ_is_refused(built):
 
 
 @pytest.mark.parametrize("change", ["dtype", "shape", "missing"])
-@pytest.mark.parametrize("name", [f"left.{field.name}" for field in dataclasses.fields(index.Lists)])
+@pytest.mark.parametrize("name", [f"left.{field.name}" for field in dataclasses.fields(Lists)])
 def test_an_index_of_other_tensors_is_refused(built, name, change):
     bank, path, about, tensors = built
     value = tensors.pop(name)
@@ -370,8 +372,8 @@ def test_an_index_that_is_changed_while_it_is_used(built, how):
 
 
 def test_threads_build_an_index_once_and_remove_what_a_kill_left(tmp_path, monkeypatch):
-    calls, build = [], index.build
-    monkeypatch.setattr(index, "build", lambda *arguments: calls.append(1) or build(*arguments))
+    calls, build = [], building.build
+    monkeypatch.setattr("pyels.engines.index.file.build", lambda *arguments: calls.append(1) or build(*arguments))
     (tmp_path / ".pyels-01234567-k5.safetensors").write_text("half")
     bank = make_bank(60, (1, 12, 12))
     with ThreadPoolExecutor(4) as pool:
@@ -410,7 +412,7 @@ def test_a_forked_child_waits_for_no_threads():
 def test_an_index_that_is_a_pipe_is_not_waited_for(tmp_path):
     os.mkfifo(tmp_path / "k5.safetensors")
     with pytest.raises(ValueError, match=r"k5\.safetensors: not a readable index \(not a regular file\)"):
-        index.describe(tmp_path)
+        describe(tmp_path)
 
 
 @pytest.mark.slow
@@ -444,7 +446,7 @@ def test_a_bank_cut_off_after_it_was_mapped_is_refused(tmp_path):
 
 
 def test_a_build_that_fails_leaves_no_file(tmp_path, monkeypatch):
-    monkeypatch.setattr(index, "_arrange", lambda *_: 1 / 0)
+    monkeypatch.setattr(building, "_arrange", lambda *_: 1 / 0)
     machine = pyels.ELS(make_bank(60, (1, 12, 12)), 5, engine="faiss", index=tmp_path / "index")
     with pytest.raises(ZeroDivisionError):
         machine.denoise(torch.zeros(1, 1, 12, 12), 0.7, 0.7)
@@ -459,7 +461,7 @@ def test_bad_input(small, tmp_path):
         pyels.ELS(small, 3).denoise(torch.zeros(1, 1, 9, 8), 0.5, 0.5, tolerance="0.01")
     many = pyels.PatchBank(make_bank(1, (1, 42, 42)).images.expand(2_000_000, -1, -1, -1))
     with pytest.raises(ValueError, match="have 3528000000 pixels, and an index numbers at most 2146435072"):
-        index.build(many, torch.zeros(1, dtype=torch.int64), 3, False, tmp_path / "k3.safetensors", {})
+        building.build(many, torch.zeros(1, dtype=torch.int64), 3, False, tmp_path / "k3.safetensors", {})
 
 
 def test_without_faiss_an_index_is_used_but_not_built(tmp_path):

@@ -16,7 +16,7 @@ import torch
 from helpers import KILLED_AT_EVERY, make_bank
 
 import pyels
-from pyels.engines import index
+from pyels.engines.index.file import describe
 from pyels.files import TensorFile, replacing
 from pyels.studies.hardware import torch_threads
 
@@ -146,4 +146,4 @@ def test_building_an_index(here):
         assert ended(partial(run, folder)) == 0
 
     assert check(here, run, again) >= 5
-    assert index.describe(here / "whole")[0]["patch_size"] == 5
+    assert describe(here / "whole")[0]["patch_size"] == 5

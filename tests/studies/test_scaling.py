@@ -12,7 +12,6 @@ import torch
 from helpers import make_bank, noisy, partial, run_program
 
 import pyels
-from pyels.engines import index
 from pyels.files import read_tensors
 from pyels.sampling import Level
 from pyels.studies import bench, resumable, rivals, scaling
@@ -314,7 +313,7 @@ def test_an_interruption_before_anything_was_finished_leaves_nothing(arguments, 
 
 
 def test_without_faiss(arguments, tmp_path, monkeypatch, capsys):
-    for module in (index, scaling):
+    for module in (rivals, scaling):
         monkeypatch.setattr(module, "can_build", lambda: False)
     assert run_program(*arguments) == 0
     out = capsys.readouterr().out

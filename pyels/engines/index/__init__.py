@@ -1,0 +1,1 @@
+"""Lists of similar windows, which engine "sampled" looks into: what they are, how they are built, and their file."""

@@ -32,10 +32,12 @@ constexpr double alike = 0.1;
 constexpr float spare = 8, model_spare = 0.3f;
 // Where one window holds more than `heavy` of the weight, a search for neighbours is what is needed: then all of the
 // lists are looked at where, by the model, a window may hold 2^-near of it.
-constexpr double heavy = 0.02, near = 20;
+constexpr double heavy = 0.02, near = 12;
 // A window that is unlike the others of its list may weigh more than the model allows for, and never be looked at. Where
 // few windows carry the weight, and not all were looked at, so large a part of the tolerance is added to its deviation.
 constexpr double unseen = 0.05;
+// Pixels that are no further away, along both axes, tell each other which windows are heavy.
+constexpr std::int64_t around = 2;
 // The error grows by few / n where the variance is that of n equal contributions.
 constexpr double few = 3;
 // A query is left to the exact engine where to look on would cost more than half of what that does: weighing a window
@@ -96,6 +98,10 @@ class Search {
         }
         settle();
       }
+      if (a_.pixels_uint8)
+        conclude(a_.pixels_uint8, scan_.distance_uint8);
+      else
+        conclude(a_.pixels_float, scan_.distance_float);
     }
   }
 
@@ -362,45 +368,68 @@ class Search {
           total = Estimate(a_.channels);
           for (std::int64_t share = 0; share < image_shares; ++share)
             total.add(shares_[static_cast<std::size_t>(share * (to - from) + i - from)]);
-          total.widen(few);
-          if (q.search && static_cast<double>(total.certain) < prospects_.windows())
-            total.allow_for(unseen * options_.tolerance * layout_.unit);
-          q.error = interval * total.error() / layout_.unit;
+          q.error = interval * with_doubts(total, q.search).error() / layout_.unit;
         },
         [] { return 0; });
   }
 
+  // With the variance that it is known with.
+  Estimate with_doubts(Estimate total, bool search) const {
+    total.widen(few);
+    if (search && static_cast<double>(total.certain) < prospects_.windows())
+      total.allow_for(unseen * options_.tolerance * layout_.unit);
+    return total;
+  }
+
   template <class T, class Distance>
   void weigh(std::int64_t from, std::int64_t to, const T* pixels, Distance distance) {
-    const Windows<T> windows(a_, pixels, region_.inside());
-    const std::int64_t size = a_.height * a_.width;
     in_threads(options_.threads, image_shares, a_.interrupted, [&](auto take) {
-      std::vector<T> buffer(static_cast<std::size_t>(windows.room()));
-      std::vector<double> value(static_cast<std::size_t>(a_.channels));
-      WindowPair pair{a_.channels, 0, 0, layout_.row, layout_.channel, 0, 0};
+      Weighing<T, Distance> weighing(*this, pixels, distance);
       take([&](std::int64_t share, auto stop) {
         Estimate* estimates = shares_.data() + share * (to - from);
         for (std::int64_t lists = 0; lists < list_shares; ++lists) {
           const std::vector<Found>& some = found_[static_cast<std::size_t>(lists * image_shares + share)];
           for (std::size_t i = 0; i < some.size(); ++i) {
             if (i % 64 == 0 && stop()) return;
-            if (i + 4 < some.size()) windows.prefetch(some[i + 4].image, some[i + 4].place);
+            if (i + 4 < some.size()) weighing.windows.prefetch(some[i + 4].image, some[i + 4].place);
             const Found& f = some[i];
-            const Pixel& q = pixels_[static_cast<std::size_t>(f.pixel)];
-            const auto window = windows.at(f.image, f.place, buffer.data());
-            pair.rows = window.rows, pair.columns = window.columns;
-            pair.row = window.row, pair.channel = window.channel;
-            const double squared = static_cast<double>(distance(pair, q.x, window.first));
-            for (std::int64_t c = 0; c < a_.channels; ++c)
-              value[static_cast<std::size_t>(c)] =
-                  static_cast<double>(window.first[c * window.channel + window.centre]) - layout_.zero;
-            estimates[f.pixel - from].add(-q.scale * squared, static_cast<double>(f.probability),
-                                          f.image * size + f.place, value.data());
+            const double log_w = weighing.log_weight(pixels_[static_cast<std::size_t>(f.pixel)], f.image, f.place);
+            estimates[f.pixel - from].add(log_w, static_cast<double>(f.probability),
+                                          f.image * a_.height * a_.width + f.place, weighing.centre.data());
           }
         }
       });
     });
   }
+
+  // Of a thread that weighs windows.
+  template <class T, class Distance>
+  struct Weighing {
+    const Search& search;
+    const Windows<T> windows;
+    const Distance distance;
+    std::vector<T> buffer;
+    WindowPair pair;
+    std::vector<double> centre;  // (C), of the window that was weighed last
+
+    Weighing(const Search& of, const T* pixels, Distance by)
+        : search(of),
+          windows(of.a_, pixels, of.region_.inside()),
+          distance(by),
+          buffer(static_cast<std::size_t>(windows.room())),
+          pair{of.a_.channels, 0, 0, of.layout_.row, of.layout_.channel, 0, 0},
+          centre(static_cast<std::size_t>(of.a_.channels)) {}
+
+    double log_weight(const Pixel& q, std::int64_t image, std::int64_t place) {
+      const auto window = windows.at(image, place, buffer.data());
+      pair.rows = window.rows, pair.columns = window.columns;
+      pair.row = window.row, pair.channel = window.channel;
+      for (std::size_t c = 0; c < centre.size(); ++c)
+        centre[c] = static_cast<double>(window.first[static_cast<std::int64_t>(c) * window.channel + window.centre]) -
+                    search.layout_.zero;
+      return -q.scale * static_cast<double>(distance(pair, q.x, window.first));
+    }
+  };
 
   // Who is done, and how much more the others need. They either get there, or become too dear.
   void settle() {
@@ -412,7 +441,8 @@ class Search {
       if (!active(q)) continue;
       const Estimate& so_far = estimate(q);
       const double log_sum = so_far.m + std::log2(so_far.s);
-      const bool search = !q.search && so_far.top > log_sum + std::log2(heavy), precise = q.error <= options_.tolerance;
+      const bool search = !q.search && so_far.heaviest[0].log_w > log_sum + std::log2(heavy),
+                 precise = q.error <= options_.tolerance;
       if (search) q.search = true, q.log_sum = log_sum;
       q.done = !search && precise;
       if (q.done) continue;
@@ -425,6 +455,48 @@ class Search {
       if (cost[b] > most_of_exact * prospects_.windows() * pixels) exact_[b] = true;
   }
 
+  // Pixels side by side see nearly the same. Windows that are heavy for one are weighed for those around it too, moved
+  // along: for these they may be in lists of which the model says that nothing in them matters.
+  template <class T, class Distance>
+  void conclude(const T* pixels, Distance distance) {
+    std::vector<Heaviest> heaviest;
+    for (const Pixel& q : pixels_) heaviest.push_back(estimate(q).heaviest);
+    const std::int64_t size = a_.height * a_.width;
+    in_threads(options_.threads, std::ssize(pixels_), a_.interrupted, [&](auto take) {
+      Weighing<T, Distance> weighing(*this, pixels, distance);
+      take([&](std::int64_t i, auto) {
+        const Pixel& q = pixels_[static_cast<std::size_t>(i)];
+        if (exact_[static_cast<std::size_t>(q.b - b0_)]) return;
+        Estimate& total = estimate(q);
+        for (const std::int64_t source : heavy_around(q, heaviest)) {
+          const double log_w = weighing.log_weight(q, source / size, source % size);
+          total.know(log_w, source, weighing.centre.data());
+        }
+        total = with_doubts(total, q.search || total.heaviest[0].log_w > total.m + std::log2(heavy * total.s));
+      });
+    });
+  }
+
+  // The windows that are heavy for the pixels around one, moved along.
+  std::vector<std::int64_t> heavy_around(const Pixel& q, const std::vector<Heaviest>& heaviest) const {
+    const std::int64_t size = a_.height * a_.width;
+    std::vector<std::int64_t> sources;
+    for (std::size_t j = 0; j < pixels_.size(); ++j) {
+      const Pixel& other = pixels_[j];
+      const std::int64_t rows = q.place.row - other.place.row, columns = q.place.column - other.place.column;
+      const std::int64_t apart = std::max(std::abs(rows), std::abs(columns));
+      if (other.b != q.b || apart == 0 || apart > around) continue;
+      for (const Heavy& one : heaviest[j]) {
+        if (one.source < 0) break;
+        const std::int64_t place = region_.moved(one.source % size, rows, columns);
+        if (place >= 0) sources.push_back(one.source / size * size + place);
+      }
+    }
+    std::sort(sources.begin(), sources.end());
+    sources.erase(std::unique(sources.begin(), sources.end()), sources.end());
+    return sources;
+  }
+
   void put(const Place& place, const Estimate& from, Partial& out) const {
     const std::int64_t p = place.row * a_.width + place.column;
     out.m[p] = from.m * ln2, out.s[p] = from.s, out.ss[p] = from.ss;
@@ -435,7 +507,7 @@ class Search {
       out.yy[i] = from.yy(c) / (layout_.unit * layout_.unit);
     }
     if (!a_.full()) return;
-    out.e[p] = from.e * ln2, out.top[p] = from.top * ln2, out.source[p] = from.source;
+    out.e[p] = from.e * ln2, out.top[p] = from.heaviest[0].log_w * ln2, out.source[p] = from.heaviest[0].source;
   }
 
   const Problem& a_;

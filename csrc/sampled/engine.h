@@ -42,7 +42,7 @@ void describe_lists(const Problem& problem, const CpuOptions& options, const Lis
 // Standard errors to either side that make an interval of 95%. 1.96 would do for a normal distribution; sums of few
 // heavy weights have longer tails, and a search that ends when its error seems small ends too early more often than too
 // late.
-constexpr double interval = 2.3;
+constexpr double interval = 2.5;
 
 struct SampledOptions {
   int threads = 1;

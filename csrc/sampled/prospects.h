@@ -16,7 +16,7 @@ namespace pyels {
 
 constexpr double infinity = std::numeric_limits<double>::infinity();
 
-constexpr double first_picks = 2500;  // windows that are weighed for a pixel in the first round
+constexpr double first_picks = 1000;  // windows that are weighed for a pixel in the first round
 // Windows are picked in proportion to their tempered weight, (weight by description) ^ tempering.
 constexpr float tempering = 0.75;
 

@@ -13,7 +13,13 @@ namespace pyels {
 class RegionWindows {
  public:
   RegionWindows(const Problem& a, std::int64_t region)
-      : down_(region / 3), across_(region % 3), height_(a.height), width_(a.width), k_(a.patch_size), r_(k_ / 2) {}
+      : down_(region / 3),
+        across_(region % 3),
+        height_(a.height),
+        width_(a.width),
+        k_(a.patch_size),
+        r_(k_ / 2),
+        wraps_(a.sources == Sources::circular) {}
 
   bool inside() const { return down_ == 0 && across_ == 0; }
   std::int64_t rows() const { return down_ ? 2 * r_ : k_; }
@@ -38,13 +44,25 @@ class RegionWindows {
     return down_ ? row * width_ + listed % width_ : across_ ? listed / width_ * width_ + column : listed;
   }
 
+  // The place of a window that is moved as one pixel of the region is to another, by rows and columns; -1: there is none.
+  std::int64_t moved(std::int64_t place, std::int64_t rows, std::int64_t columns) const {
+    const std::int64_t row = along(place / width_ + rows, down_, height_);
+    const std::int64_t column = along(place % width_ + columns, across_, width_);
+    return row < 0 || column < 0 ? -1 : row * width_ + column;
+  }
+
  private:
+  std::int64_t along(std::int64_t to, std::int64_t side, std::int64_t length) const {
+    if (wraps_) return (to + length) % length;
+    return side || (to >= r_ && to < length - r_) ? to : -1;  // over a side, as far as the pixel
+  }
   std::int64_t beyond(std::int64_t side, std::int64_t place, std::int64_t length) const {
     return side == 1 ? r_ - place : place + r_ + 1 - length;
   }
 
   std::int64_t down_, across_;  // which spans of rows and columns
   std::int64_t height_, width_, k_, r_;
+  bool wraps_;
 };
 
 template <class T>

@@ -5,6 +5,7 @@
 #include "cases.h"
 #include "checks.h"
 #include "sampled/engine.h"
+#include "sampled/estimate.h"
 #include "sampled/windows.h"
 
 using namespace cases;
@@ -16,7 +17,8 @@ namespace {
 
 constexpr double rounding = 1e-4;
 
-// Lists over the windows of a region of a case's bank, by their brightness; one of them stays empty.
+// Lists over the windows of a region of a case's bank, by their brightness; the last one stays empty, or has every other
+// window of image 0 and pretends to be far from all that may be asked.
 struct Index {
   std::vector<std::int64_t> begin, end;
   std::vector<std::int32_t> window, usable;
@@ -25,12 +27,12 @@ struct Index {
   std::vector<std::uint8_t> tail;
   pyels::Lists lists;
 
-  Index(const Case& work, std::int64_t count, std::int64_t region = 0) {
+  Index(const Case& work, std::int64_t count, std::int64_t region = 0, bool hides = false) {
     const Shape& shape = work.shape;
     const Problem problem = work.problem();
     const pyels::RegionWindows windows(problem, region);
     const std::int64_t dims = shape.channels * windows.rows() * windows.columns();
-    sort(work, count, region);
+    sort(work, count, region, hides);
     // Directions of single values, those that windows of any overhang have first; rows of zeros fill up.
     std::vector<std::int64_t> chosen;
     for (std::int64_t overhang = windows.overhangs(); overhang > 0; --overhang) {
@@ -58,11 +60,12 @@ struct Index {
     lists = {region, count,         begin.data(),  end.data(),        window.data(), mean.data(), spread.data(),
              all,    usable.data(), origin.data(), directions.data(), step.data(),   lead.data(), tail.data()};
     describe_lists(problem, {}, lists);
+    if (hides) mean[static_cast<std::size_t>((count - 1) * all)] += 1000;
   }
 
  private:
   // Members, list by list and in random order.
-  void sort(const Case& work, std::int64_t count, std::int64_t region) {
+  void sort(const Case& work, std::int64_t count, std::int64_t region, bool hides) {
     const Shape& shape = work.shape;
     const std::int64_t r = work.k / 2, down = region / 3, across = region % 3;
     const std::int64_t edge = work.machine.sources == pyels::Sources::circular ? 0 : r;
@@ -85,8 +88,9 @@ struct Index {
               sum += value(work, i, (y + shape.height) % shape.height, (x + shape.width) % shape.width);
           const double bright = 0.5 + 0.5 * sum / static_cast<double>(work.k * work.k);
           const auto list = static_cast<std::int64_t>(bright * static_cast<double>(count - 1));
-          windows.push_back(
-              {std::clamp<std::int64_t>(list, 0, count - 2), i, row * shape.width + column, random.bits()});
+          const bool hidden = hides && i == 0 && (row + column) % 2;
+          windows.push_back({hidden ? count - 1 : std::clamp<std::int64_t>(list, 0, count - 2), i,
+                             row * shape.width + column, random.bits()});
         }
     std::sort(windows.begin(), windows.end(), [](const Window& a, const Window& b) {
       return a.list < b.list || (a.list == b.list && a.dice < b.dice);
@@ -213,6 +217,42 @@ void threads_and_batches_change_no_bit() {
   }
 }
 
+// What weighs nearly all for every other pixel is in a list that is ruled out; those beside it have its neighbours.
+void pixels_tell_each_other() {
+  for (const Machine& machine : {machines[3], machines[4]}) {
+    Case work(machine, {1, 9, 12}, 6000, 5, {level(0.2)}, 40, 7);
+    const std::int64_t size = work.shape.size();
+    for (std::int64_t i = 0; i < size; ++i)
+      work.x[static_cast<std::size_t>(i)] =
+          static_cast<float>(work.problem().alpha[0] * (work.bytes[static_cast<std::size_t>(i)] / 127.5 - 1));
+    const Index index(work, 400, 0, true);
+    const Partial exact =
+        run([&](const Problem& a, pyels::Sink& sink) { pyels::cpu_engine(a, {}, sink); }, work.problem())[0];
+    on_every_isa(work.text(), [&] {
+      const Partial ours = run(
+          [&](const Problem& a, pyels::Sink& sink) {
+            sampled_engine(a, {1, 0.1}, {&index.lists, 1}, sink);
+          },
+          work.problem())[0];
+      for (std::int64_t p = 0; p < ours.pixels; ++p)
+        check(std::abs(ours.y[p] / ours.s[p] - exact.y[p] / exact.s[p]) < 0.1, "pixel " + std::to_string(p));
+    });
+  }
+}
+
+void certain_windows_replace_picked_ones() {
+  const double dark = -1, bright = 1;
+  pyels::Estimate picked(1), known(1);
+  for (pyels::Estimate* e : {&picked, &known})
+    for (std::int64_t i = 0; i < 10; ++i) e->add(-static_cast<double>(i), 0.5, i, &dark);
+  picked.add(2, 1e-5, 10, &bright), known.add(2, 1, 10, &bright);
+  picked.know(2, 10, &bright);
+  check(std::abs(picked.y(0) - known.y(0)) < 1e-6 && std::abs(picked.error() - known.error()) < 1e-6, "of a pick");
+  picked.know(-8, 8, &bright);  // one of the ten that are lighter than the eight kept
+  picked.know(1, 11, &bright), known.add(1, 1, 11, &bright);
+  check(std::abs(picked.y(0) - known.y(0)) < 1e-6 && picked.certain == known.certain, "of no pick");
+}
+
 void extreme_noise_stays_finite() {
   const std::vector<Level> levels{{0, 1e-3}, {0, 1e3}, {1, 1e-9}, {1, 1e-3}, {1, 1e3}, {1e6, 1}, {1e-6, 1e-6}};
   for (const Case& work : all_kinds(levels)) {
@@ -232,5 +272,7 @@ int main(int count, char** arguments) {
   return run_tests(count, arguments,
                    {{"errors are as stated", errors_are_as_stated},
                     {"threads and batches change no bit", threads_and_batches_change_no_bit},
+                    {"pixels tell each other which windows are heavy", pixels_tell_each_other},
+                    {"windows known replace those picked", certain_windows_replace_picked_ones},
                     {"extreme noise stays finite", extreme_noise_stays_finite}});
 }

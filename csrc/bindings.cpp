@@ -164,7 +164,8 @@ PYBIND11_MODULE(_core, module) {
 
   Bound<SampledOptions>(module, "SampledOptions")
       .field("threads", &SampledOptions::threads)
-      .field("tolerance", &SampledOptions::tolerance);
+      .field("tolerance", &SampledOptions::tolerance)
+      .field("dice", &SampledOptions::dice);
 
   Bound<CudaOptions>(module, "CudaOptions")
       .field("tensor_cores", &CudaOptions::tensor_cores);

@@ -222,6 +222,14 @@ def check_tolerance(tolerance: Any) -> float:
     return float(number)
 
 
+def check_dice(dice: Any) -> int:
+    if isinstance(dice, bool) or not hasattr(dice, "__index__"):
+        raise TypeError(f"dice must be an int, got {type(dice).__name__}")
+    if not 0 <= dice.__index__() < 2**32:
+        raise ValueError(f"dice must be from 0 to {2**32 - 1}, got {dice}")
+    return int(dice.__index__())
+
+
 def check_precision(precision: Any) -> Tensor:
     """How precisely each value of a query is known, as float32 with four dimensions or fewer."""
     if not isinstance(precision, Tensor) or precision.is_complex() or precision.dim() > 4:

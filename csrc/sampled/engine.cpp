@@ -76,7 +76,7 @@ class Search {
         region_(a, lists.region),
         places_(listed_pixels(a, lists.region)),
         layout_(a),
-        prospects_(a, lists) {}
+        prospects_(a, lists, options.dice) {}
 
   // Looks for the pixels of queries b0 .. b1 - 1.
   void run(std::int64_t b0, std::int64_t b1) {
@@ -231,15 +231,21 @@ class Search {
               prepare(pixels_[static_cast<std::size_t>(e->pixel)], *e);
               most = std::max(most, members(*e));
             }
-          for (std::int64_t begin = 0; begin < most; begin += part)
-            for (std::int64_t i = 0; i < count; ++i) {
-              if ((i & 15) == 0 && stop()) return;
-              Entry& e = entries[i];
-              if (!wanted(e)) continue;
-              const std::int64_t end = std::min(members(e), begin + part);
-              if (begin < end)
-                look(buffer.data(), share, pixels_[static_cast<std::size_t>(e.pixel)], e, task(l, begin, end));
-            }
+          // From a block that the dice say to the end of the list, and on from its beginning.
+          const std::int64_t start = prospects_.start(l), behind = prospects_.size(l) - start;
+          for (const bool on : {false, true}) {
+            const std::int64_t first = on ? 0 : start, run = on ? start : behind, before = on ? behind : 0;
+            for (std::int64_t begin = 0; begin < std::min(run, most - before); begin += part)
+              for (std::int64_t i = 0; i < count; ++i) {
+                if ((i & 15) == 0 && stop()) return;
+                Entry& e = entries[i];
+                if (!wanted(e)) continue;
+                const std::int64_t end = std::min({members(e) - before, run, begin + part});
+                if (begin < end)
+                  look(buffer.data(), share, pixels_[static_cast<std::size_t>(e.pixel)], e,
+                       task(l, first + begin, first + end));
+              }
+          }
         }
       });
     });

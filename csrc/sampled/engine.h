@@ -47,6 +47,7 @@ constexpr double interval = 2.5;
 struct SampledOptions {
   int threads = 1;
   double tolerance = 0.01;  // looks on until the error of every pixel's mean, `interval` standard errors, is below
+  std::uint32_t dice = 0;   // which of independent draws
 };
 
 // The lists are of the images order[begin[b]] .. order[end[b] - 1] for every query b, each of another region. Exact, by

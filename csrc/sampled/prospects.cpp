@@ -16,9 +16,9 @@ constexpr double most_nats = 3000;
 // So many windows, a part of every list, are weighed by description at first.
 constexpr double pilot_members = 5e4;
 
-// From the query's own pixels, so that others do not matter to it.
-std::uint32_t seed(const Pixel& q) {
-  std::uint32_t hash = 2166136261u;
+// From the query's own pixels, so that others do not matter to it; of other dice another one.
+std::uint32_t seed(const Pixel& q, std::uint32_t dice) {
+  std::uint32_t hash = 2166136261u ^ dice * golden;
   for (std::int16_t value : q.z) hash = (hash ^ static_cast<std::uint16_t>(value)) * 16777619u;
   return hash;
 }
@@ -49,8 +49,9 @@ float fill_tables(std::vector<std::uint8_t>& tables, std::int64_t count, At at, 
 
 }  // namespace
 
-Prospects::Prospects(const Problem& a, const Lists& lists)
+Prospects::Prospects(const Problem& a, const Lists& lists, std::uint32_t dice)
     : lists_(lists),
+      dice_(dice),
       scan_(scan_in_use()),
       layout_(a),
       region_(a, lists.region),
@@ -117,7 +118,7 @@ double Prospects::describe(Pixel& q, std::vector<float>& z) const {
       q.tables, (n - leading) / 2, [&](std::int64_t i) { return along(leading + i) / step(leading + i) + 1.5; },
       [&](std::int64_t i) { return weight * step(leading + i) * step(leading + i); });
   s.tables = q.tables.data(), s.tail_bytes = (n - leading) / 4;
-  s.seed = seed(q);
+  s.seed = seed(q, dice_);
   return std::max(0.0, whole - inside);
 }
 

@@ -16,6 +16,8 @@ namespace pyels {
 
 constexpr double infinity = std::numeric_limits<double>::infinity();
 
+// 2^32 over the golden ratio: multiples of it, modulo 2^32, lie evenly.
+constexpr std::uint32_t golden = 0x9E3779B1u;
 constexpr double first_picks = 1000;  // windows that are weighed for a pixel in the first round
 // Windows are picked in proportion to their tempered weight, (weight by description) ^ tempering.
 constexpr float tempering = 0.75;
@@ -85,7 +87,7 @@ struct Model {
 
 class Prospects {
  public:
-  Prospects(const Problem& a, const Lists& lists);
+  Prospects(const Problem& a, const Lists& lists, std::uint32_t dice);
 
   // What a thread works in.
   struct Room {
@@ -99,6 +101,12 @@ class Prospects {
 
   std::int64_t size(std::int64_t l) const { return lists_.end[l] - lists_.begin[l]; }
   double windows() const { return windows_; }  // of all lists
+  // The member of a list, the first of a block, from which on it is looked at: with dice 0 its first one.
+  std::int64_t start(std::int64_t l) const {
+    const auto blocks = static_cast<std::uint64_t>((size(l) + list_block - 1) / list_block);
+    const auto share = static_cast<std::uint32_t>(l + 1) * (dice_ * golden);  // of 2^32
+    return static_cast<std::int64_t>(share * blocks >> 32) * list_block;
+  }
 
  private:
   double describe(Pixel& q, std::vector<float>& z) const;
@@ -109,6 +117,7 @@ class Prospects {
   }
 
   const Lists& lists_;
+  const std::uint32_t dice_;
   const Scan& scan_;
   const QueryLayout layout_;
   const RegionWindows region_;

@@ -50,6 +50,7 @@ def draw(
     want: Want,
     tolerance: float,
     threads: int,
+    dice: int,
 ) -> PartialPosterior | None:
     """The partial posterior of a query, estimated from some of the images of these numbers; None: it would take too
     many, or what those drawn say cannot be trusted.
@@ -59,14 +60,16 @@ def draw(
     name     what the set of images is called, as in `Selection`
     numbers  of its images in the bank
     query    one; the same draws the same images, whatever it is asked beside
+    dice     which of independent draws; as `Sampled` has it
     """
     n, most = len(numbers), SEARCH_IMAGES + SEARCH_SHARE * len(numbers)
     least, places = _least_spread(definition, query), definition.places(*query.x.shape[2:])
     if n < LEAST_IMAGES or _to_trust(least, places) > most:
         return None
     # Other images for every query: one unlucky draw is not that of all, and errors of samples and steps average out.
-    dice = np.random.default_rng((_SEED, zlib.crc32(query.x.detach().numpy().tobytes())))
-    order = as_numbers(numbers)[torch.from_numpy(dice.permutation(n))]
+    # Those of dice 0 are as without any: a zero at the end is none to numpy.
+    rng = np.random.default_rng((_SEED, zlib.crc32(query.x.detach().numpy().tobytes()), dice))
+    order = as_numbers(numbers)[torch.from_numpy(rng.permutation(n))]
 
     def batches(count: int, size: int, first: int, of: Query, want: Want) -> PartialPosterior:
         """So many partial posteriors, each of so many images, from the first on."""

@@ -12,7 +12,7 @@ import torch
 
 from pyels.bank import PatchBank
 from pyels.bank.selection import LIST, Selection
-from pyels.checks import CPU, check_tolerance, checked
+from pyels.checks import CPU, check_dice, check_tolerance, checked
 from pyels.definition import Definition, Sources, Square
 from pyels.denoiser import Query
 from pyels.engines.drawn import draw
@@ -39,6 +39,9 @@ class Sampled(Engine):
     threads    by default the CPUs this process may use; results do not depend on it
     tolerance  how far the mean of a pixel may be from the exact one (half a 95% interval) for its search to end
     index      folder of the indexes, which are built when first needed; see `pyels.engines.index.file.default_folder`
+    dice       which of independent draws, from 0 to 2^32 - 1: with others, other windows and images are weighed, and by
+               how much results differ is what chance decided. What is off alike for all, as by a heavy patch that
+               nothing in the index hints at, they do not show
 
     Indexes are of all images or of a class, or of one process's share of these; a query that draws on another selection
     is evaluated exactly, and so is one whose largest pixel is more than 1,000 sigma. A streamed bank is mapped from its
@@ -49,6 +52,7 @@ class Sampled(Engine):
     threads: int = checked(None, threads_or_all)
     tolerance: float = checked(TOLERANCE, check_tolerance)
     index: str | Path | None = checked(None, lambda folder: folder)
+    dice: int = checked(0, check_dice)
     # By bank, which is kept so that its id stays its own, and size, wrapping and set of images.
     _indexes: dict[tuple[int, int, bool, str], tuple[PatchBank, Index, Stamp]] = field(
         default_factory=dict, init=False, repr=False
@@ -77,7 +81,7 @@ class Sampled(Engine):
         given, bank = bank, bank.in_place()
         bank.check_file()  # a mapped file that was cut off would kill the process
         tolerance = self.tolerance if query.tolerance is None else query.tolerance
-        options = {"threads": self.threads, "tolerance": tolerance}
+        options = {"threads": self.threads, "tolerance": tolerance, "dice": self.dice}
         parts, places = [], []
         for name, images, queries in selection.sets():
             if len(images) == 0:  # a share of few
@@ -87,7 +91,7 @@ class Sampled(Engine):
                 continue
             left = []
             for b in queries:
-                drawn = draw(definition, bank, name, images, query.of([b]), want, tolerance, self.threads)
+                drawn = draw(definition, bank, name, images, query.of([b]), want, tolerance, self.threads, self.dice)
                 if drawn is None:
                     left.append(b)
                 else:
@@ -113,7 +117,8 @@ class Sampled(Engine):
             raise ValueError(f"{stamp.path}: the index was written to while it was used; repeat the call")
 
     def settings(self) -> dict[str, Any]:
-        return {**super().settings(), "tolerance": self.tolerance}
+        settings = {**super().settings(), "tolerance": self.tolerance}
+        return {**settings, "dice": self.dice} if self.dice else settings  # as in records of before there were others
 
     def _index(
         self, definition: Definition, bank: PatchBank, name: str, images: range | torch.Tensor

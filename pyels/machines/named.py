@@ -85,7 +85,7 @@ class ELS(Machine):
     engine      see `Machine`
     threads     number of threads, by default the CPUs this process may use; results do not depend on it
     window      instead of patch_size, another window that has a size; fold and mirror as of `LS`
-    options     further options of the engine: precision of `pyels.engines.Cuda`, tolerance and index of
+    options     further options of the engine: precision of `pyels.engines.Cuda`, tolerance, index and dice of
                 `pyels.engines.Sampled`
     """
 

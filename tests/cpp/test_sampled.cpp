@@ -140,10 +140,11 @@ struct Indexes {
   }
 };
 
-std::vector<Partial> search(const Indexes& index, const Problem& problem, double tolerance, int threads = 1) {
+std::vector<Partial> search(const Indexes& index, const Problem& problem, double tolerance, int threads = 1,
+                            std::uint32_t dice = 0) {
   return run(
       [&](const Problem& a, pyels::Sink& sink) {
-        sampled_engine(a, {threads, tolerance}, index.lists, sink);
+        sampled_engine(a, {threads, tolerance, dice}, index.lists, sink);
       },
       problem);
 }
@@ -164,6 +165,7 @@ Level level(double sigma) { return {std::sqrt(1 - sigma * sigma), sigma}; }
 // 95% intervals are missed by a few of all pixels, bounds by none.
 void errors_are_as_stated() {
   std::int64_t estimated = 0, missed = 0;
+  std::uint32_t dice = 0;
   std::vector<Level> levels{level(0.7), level(0.99), level(0.1), level(0.3), level(0.5), level(0.9)};
   if (!large) levels.resize(2);
   for (const Case& work : all_kinds(levels)) {
@@ -171,7 +173,7 @@ void errors_are_as_stated() {
     const std::vector<Partial> oracle = run(pyels::reference_engine, work.problem());
     on_every_isa(work.text(), [&] {
       double largest = 0;
-      const std::vector<Partial> ours = search(index, work.problem(), 0.1);
+      const std::vector<Partial> ours = search(index, work.problem(), 0.1, 1, dice++);
       for (std::size_t b = 0; b < ours.size(); ++b)
         for (std::int64_t p = 0; p < ours[b].pixels; ++p) {
           const Partial& us = ours[b];
@@ -202,16 +204,17 @@ void threads_and_batches_change_no_bit() {
   for (const Case& work : all_kinds({level(0.2), level(0.6), level(0.95)})) {
     const Indexes index(work);
     on_every_isa(work.text(), [&] {
-      const std::vector<Partial> once = search(index, work.problem(), 0.03);
+      const std::uint32_t dice = 5;
+      const std::vector<Partial> once = search(index, work.problem(), 0.03, 1, dice);
       for (const int threads : {2, 5}) {
         if (!large && threads == 2) continue;
-        const std::vector<Partial> again = search(index, work.problem(), 0.03, threads);
+        const std::vector<Partial> again = search(index, work.problem(), 0.03, threads, dice);
         for (std::size_t b = 0; b < once.size(); ++b)
           check(identical(once[b], again[b]), std::to_string(threads) + " threads, query " + std::to_string(b));
       }
       for (std::size_t b = 0; b < once.size(); ++b) {
         const Problem one = only(work.problem(), static_cast<std::int64_t>(b));
-        check(identical(once[b], search(index, one, 0.03)[0]), "query " + std::to_string(b) + " alone");
+        check(identical(once[b], search(index, one, 0.03, 1, dice)[0]), "query " + std::to_string(b) + " alone");
       }
     });
   }
@@ -253,6 +256,28 @@ void certain_windows_replace_picked_ones() {
   check(std::abs(picked.y(0) - known.y(0)) < 1e-6 && picked.certain == known.certain, "of no pick");
 }
 
+// Independent ones: where a pixel is off with one of them says nothing of where it is with the other.
+void other_dice_err_elsewhere() {
+  double together = 0, ours = 0, theirs = 0;
+  for (const Case& work : all_kinds({level(0.7), level(0.9)})) {
+    const Indexes index(work);
+    const std::vector<Partial> oracle = run(pyels::reference_engine, work.problem());
+    const std::vector<Partial> one = search(index, work.problem(), 0.1),
+                               other = search(index, work.problem(), 0.1, 1, 1);
+    for (std::size_t b = 0; b < one.size(); ++b)
+      for (std::int64_t p = 0; p < one[b].pixels; ++p) {
+        if (one[b].chance[p] == 0 || other[b].chance[p] == 0) continue;
+        for (std::int64_t i = p; i < one[b].channels * one[b].pixels; i += one[b].pixels) {
+          const double exact = oracle[b].y[i] / oracle[b].s[p];
+          const double off = one[b].y[i] / one[b].s[p] - exact, off_again = other[b].y[i] / other[b].s[p] - exact;
+          together += off * off_again, ours += off * off, theirs += off_again * off_again;
+        }
+      }
+  }
+  std::printf("  correlation %.3f\n", together / std::sqrt(ours * theirs));
+  check(std::abs(together) < 0.2 * std::sqrt(ours * theirs), "errors are alike");
+}
+
 void extreme_noise_stays_finite() {
   const std::vector<Level> levels{{0, 1e-3}, {0, 1e3}, {1, 1e-9}, {1, 1e-3}, {1, 1e3}, {1e6, 1}, {1e-6, 1e-6}};
   for (const Case& work : all_kinds(levels)) {
@@ -274,5 +299,6 @@ int main(int count, char** arguments) {
                     {"threads and batches change no bit", threads_and_batches_change_no_bit},
                     {"pixels tell each other which windows are heavy", pixels_tell_each_other},
                     {"windows known replace those picked", certain_windows_replace_picked_ones},
+                    {"other dice err elsewhere", other_dice_err_elsewhere},
                     {"extreme noise stays finite", extreme_noise_stays_finite}});
 }

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from pyels import presets
 from pyels.bank import PatchBank
-from pyels.cli.machines import MachinesOptions, arguments_of, record_of_engine
+from pyels.cli.machines import MachinesOptions, SampledOptions, arguments_of, record_of_engine
 from pyels.cli.options import AT_LEAST_1, check, command, integers, option
 from pyels.cli.progress import StepBar
 from pyels.cli.settings import (
@@ -39,7 +39,14 @@ _RESULTS = ("report.json", "scatter.png", "pairs.png", "matrix.png", "steps.png"
 
 @dataclass(frozen=True, kw_only=True)
 class Compare(
-    NetworkOptions, GuidanceOptions, PictureOptions, LabelOptions, MachinesOptions, JobOptions, OutputOptions
+    NetworkOptions,
+    GuidanceOptions,
+    PictureOptions,
+    LabelOptions,
+    MachinesOptions,
+    SampledOptions,
+    JobOptions,
+    OutputOptions,
 ):
     steps: str | None = option(
         None,

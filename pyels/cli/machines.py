@@ -66,13 +66,15 @@ class EngineOptions(Settings):
         otherwise: str = "zeros",
         window: str | None = None,
         fold: str | None = None,
+        beside: Sequence[str] = (),
     ) -> Denoiser:
-        """The machine of a name; where it has a boundary, with the one asked for, or otherwise that of the command."""
+        """The machine of a name; where it has a boundary, with the one asked for, or otherwise that of the command.
+        Options that are not for it may be for those of the names `beside`."""
         if boundary is not None and name not in BOUNDED:
             raise ValueError(f"--boundary {boundary} was given, but only {in_words(BOUNDED)} have one")
         if window is not None and name not in WINDOWED:
             raise ValueError(f"--window {window} was given, but only {in_words(WINDOWED)} have a choice")
-        self.check_engine(name)
+        self.check_engine(name, *beside)
         own: dict[str, Any] = {"boundary": boundary or otherwise} if name in BOUNDED else {}
         if window == GAUSSIAN:
             own["window"] = Gaussian(1.0)  # until a step says another width
@@ -87,20 +89,24 @@ class EngineOptions(Settings):
         self, names: str, bank: PatchBank, threads: int | None, otherwise: str = "zeros"
     ) -> dict[str, Denoiser]:
         """The machines of an option --machines, by the names given there, some with a boundary, window or fold."""
-        machines = {}
-        for spec in dict.fromkeys(part.strip().lower() for part in names.split(",")):
+        machines: dict[str, Denoiser] = {}
+        specs = list(dict.fromkeys(part.strip().lower() for part in names.split(",")))
+        all_names = [spec.partition(":")[0] for spec in specs]
+        for spec in specs:
             if spec not in SPECS:
                 raise ValueError(f"--machines must be of {', '.join(SPECS)}, got {spec!r}")
             name, _, said = spec.partition(":")
-            of_it = {} if not said else _OF_SPECS.get(said, {"boundary": said})
-            machines[spec] = self.machine_of(name, bank, threads, otherwise=otherwise, **of_it)
+            of_it: dict[str, Any] = {} if not said else _OF_SPECS.get(said, {"boundary": said})
+            machines[spec] = self.machine_of(name, bank, threads, otherwise=otherwise, beside=all_names, **of_it)
         return machines
 
-    def check_engine(self, name: str) -> None:
-        """Raise ValueError where an option was given that does nothing for this machine, or that its engine lacks."""
+    def check_engine(self, *names: str) -> None:
+        """Raise ValueError where an option was given that does nothing for any of these machines, or that the engine
+        lacks."""
+        taken = not set(names).isdisjoint(BOUNDED)
         for one in fields(self):
             value = getattr(self, one.name)
-            if one.metadata["elsewhere"] and value != one.default and not (name in BOUNDED and self._has(one.name)):
+            if one.metadata["elsewhere"] and value != one.default and not (taken and self._has(one.name)):
                 raise ValueError(one.metadata["elsewhere"].format(value))
 
     def _has(self, name: str) -> bool:

@@ -334,6 +334,11 @@ def test_results_of_different_commands_do_not_mix(trained, tmp_path, capsys):
         (("--steps", 7), f"--patch-sizes has {STEPS} entries for 7 steps"),
         (("--network-steps", 0), "--network-steps must be at least 1"),
         (("--jobs", 0), "--jobs must be at least 1"),
+        (("--tolerance", 0.1), "--tolerance and --index are for --machine els with --engine sampled"),
+        (
+            ("--machines", "ls,is", "--engine", "sampled", "--index", "."),
+            "--tolerance and --index are for --machine els",
+        ),
         (("--threads", 0), "--threads must be at least 1"),
         (("--num", 0), "num must be at least 1"),
         (("--labels", "0,5"), "label 5: no images of this class"),

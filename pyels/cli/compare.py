@@ -68,8 +68,10 @@ def compare_command(given: Compare) -> None:
     95% bootstrap intervals, how often each machine is closer to the network than IS, and pearson_r of all with all),
     scatter.png (as the paper's figure 10), pairs.png (the network's and the first machine's pictures, best to worst),
     matrix.png, comparison.safetensors and run.json; with --per-step also steps.png, what the machines estimate at every
-    step, asked at the network's x and along their own trajectory. Of a bank of latents all measures are of latents, and
-    the pictures are decoded. A run that was stopped goes on after its last finished seed when the command is repeated.
+    step, asked at the network's x and along their own trajectory. With engine sampled ELS draws the first ten seeds
+    twice, with other dice, and the report says how much of the uncertainty of r comes from these. Of a bank of latents
+    all measures are of latents, and the pictures are decoded. A run that was stopped goes on after its last finished
+    seed when the command is repeated.
     """
     denoiser, bank, record, of_both = given.load()
     decode = given.decoder(bank)
@@ -189,7 +191,9 @@ def run_comparison(
     """
     seeds, labels = settings["seeds"], settings["labels"]
     counts = [contender.steps for contender in contenders.values()]
-    with StepBar(len(seeds), sum(counts) + per_step * sum(counts[1:])) as bar:
+    again = sum(contender.steps for contender in comparison.by_other_dice(contenders).values())
+    steps, more = sum(counts) + per_step * sum(counts[1:]), again * min(len(seeds), comparison.DRAWN_AGAIN)
+    with StepBar(len(seeds), steps, more=more) as bar:
         images = comparison.compare(contenders, bank, seeds, labels, schedule, out, settings, bar, jobs, per_step)
     report = comparison.report(images, [name for name in contenders if name != comparison.NETWORK], seeds)
     report |= {"labels": labels, "of": unit_of(bank)}
@@ -229,6 +233,8 @@ def table(report: dict[str, Any]) -> list[str]:
         lines.append(
             f"{machine.upper()} closer to the network than IS: {wins['share']:.0%} of seeds [{low:.0%}, {high:.0%}]"
         )
+    for machine, dice in report.get("dice", {}).items():
+        lines.append(f"{machine.upper()}: {_of_dice(dice, enough)}")
     matrix = report["matrix"]
     for i, network in enumerate(matrix["names"]):
         if comparison.is_network(network) and network != comparison.NETWORK:
@@ -239,3 +245,17 @@ def table(report: dict[str, Any]) -> list[str]:
             ]
             lines.append(f"pearson_r with {network}: {', '.join(others)}")
     return [*lines, *report["doubts"]]
+
+
+def _of_dice(dice: Mapping[str, Any], enough: bool) -> str:
+    low, high = dice["interval_95"]
+    sd = f"{dice['sd']:.2g}" + f" [{low:.2g}, {high:.2g}]" * enough
+    line, share = (
+        f"other dice of its engine move r by {sd} ({dice['seeds']} seeds drawn twice)",
+        dice["share_of_median"],
+    )
+    if enough and share is not None:
+        part = f"{share:.0%}" if share > 0.01 else "under 1%"
+        line += f", other seeds by {dice['sd_over_seeds']:.2g}; dice make {part} of the variance of the median"
+        line += ", within its interval"
+    return f"{line}; errors alike for all dice are not in this"

@@ -47,10 +47,11 @@ def _terminated(*_: Any) -> None:
 
 
 class StepBar:
-    """Progress in steps of denoisers over samples of `steps` steps each. May be told by several threads."""
+    """Progress in steps of denoisers over samples of `steps` steps each, and `more` of some of them. May be told by
+    several threads."""
 
-    def __init__(self, samples: int, steps: int, what: str = "sampling") -> None:
-        self._bar = tqdm(total=samples * steps, desc=what, unit="step", file=sys.stderr)
+    def __init__(self, samples: int, steps: int, what: str = "sampling", more: int = 0) -> None:
+        self._bar = tqdm(total=samples * steps + more, desc=what, unit="step", file=sys.stderr)
         self._steps = steps
         self._lock = threading.Lock()
 

@@ -14,31 +14,43 @@ _RESAMPLINGS = 10_000
 _RESAMPLED_AT_ONCE = 100
 
 
-def bootstrap(values: Tensor, statistic: Callable[[Tensor], Tensor]) -> Tensor:
-    """Percentile bootstrap: the central 95% of a statistic of resamplings of `values` (n, ..) with replacement.
-
-    The same values give the same interval. Of one value it is that value: a single sample says nothing of its spread.
+def resampled(values: Tensor, statistic: Callable[[Tensor], Tensor], size: int | None = None) -> Tensor:
+    """A statistic of resamplings of `values` (n, ..) with replacement, the same for the same values.
 
     Parameters
     ----------
-    statistic  of some resamplings (R, n, ..), along the second dimension: (R, ..) float64
+    statistic  of some resamplings (R, size, ..), along the second dimension: (R, ..) float64
+    size       of each of them; None: n
 
     Returns
     -------
-    (2, ..) its ends
+    (10000, ..) float64
     """
     generator = torch.Generator().manual_seed(0)
     drawn = []
     for _ in range(_RESAMPLINGS // _RESAMPLED_AT_ONCE):
-        chosen = torch.randint(len(values), (_RESAMPLED_AT_ONCE, len(values)), generator=generator)
+        chosen = torch.randint(len(values), (_RESAMPLED_AT_ONCE, size or len(values)), generator=generator)
         drawn.append(statistic(values[chosen]))
+    return torch.cat(drawn)
+
+
+def bootstrap(values: Tensor, statistic: Callable[[Tensor], Tensor]) -> Tensor:
+    """Percentile bootstrap: the ends, (2, ..), of the central 95% of what `resampled` gives.
+
+    Of one value it is that value: a single sample says nothing of its spread.
+    """
     ends = torch.tensor([0.025, 0.975], dtype=torch.float64, device=CPU)
-    return torch.cat(drawn).quantile(ends, dim=0)
+    return resampled(values, statistic).quantile(ends, dim=0)
+
+
+def median(values: Tensor) -> Tensor:
+    """Of resamplings (R, n), as `resampled` asks for it: (R,)."""
+    return values.quantile(0.5, dim=1)
 
 
 def median_interval(values: Tensor) -> list[float]:
     """Of the median of `values` (n,), by `bootstrap`."""
-    ends: list[float] = bootstrap(values, lambda some: some.quantile(0.5, dim=1)).tolist()
+    ends: list[float] = bootstrap(values, median).tolist()
     return ends
 
 

@@ -109,6 +109,30 @@ def test_report_says_what_was_measured():
     assert json.loads(json.dumps(report)) == report
 
 
+def test_the_share_of_dice_in_the_variance_of_the_median():
+    """Against what it is of 200 sets of 50 seeds, whose dice are thrown 20 times: 7%, where that of the mean is 1%."""
+    generator = torch.Generator().manual_seed(0)
+
+    def normal(*shape):
+        return torch.randn(shape, generator=generator, dtype=torch.float64)
+
+    seeds = normal(200, 50)
+    medians = torch.stack([(seeds + 0.1 * normal(200, 50)).quantile(0.5, dim=1) for _ in range(20)])
+    share = float(medians.var(0).mean() / medians.var(1).mean())
+    found = [comparison._of_dice(one + 0.1 * normal(50), one[:10] + 0.1 * normal(10)) for one in seeds[:20]]
+    assert sum(one["share_of_median"] for one in found) / 20 == pytest.approx(share, rel=0.25)
+    assert sum(one["sd"] ** 2 for one in found) / 20 == pytest.approx(0.01, rel=0.15)
+    assert sum(low < 0.1 < high for low, high in (one["interval_95"] for one in found)) >= 15
+    r = seeds[0]
+    none = comparison._of_dice(r, r[:10])
+    assert (none["seeds"], none["sd"], none["interval_95"]) == (10, 0, [0, 0])
+    assert none["sd_over_seeds"] == float(r.std())
+    assert none["share_of_median"] < 1e-20
+    one = comparison._of_dice(r[:1], r[:1] + 0.1)
+    assert (one["sd_over_seeds"], one["share_of_median"]) == (None, None)
+    assert one["sd"] == pytest.approx(0.1 / 2**0.5)
+
+
 @pytest.mark.slow
 def test_bootstrap_interval_covers_the_true_median():
     """Of 200 samples of 25 values each, the interval misses the true median of 0 in about 5%; 3% seen."""
@@ -216,6 +240,79 @@ def test_compare_command(trained, tmp_path, capsys):
     ):
         again = pyels.sample(denoiser, images["noise"], steps, "cosine", patch_sizes, labels)
         torch.testing.assert_close(again, images[name], atol=1e-5, rtol=0)
+
+
+def test_what_throws_dice(small):
+    sampled = {"engine": "sampled", "tolerance": 0.1}
+    machine = pyels.ELS(small, 3, **sampled)
+    other = comparison.other_dice(pyels.Guided(machine, 2))
+    assert (other.scale, other.denoiser.engine.dice, other.denoiser.engine.tolerance) == (2, 1, 0.1)
+    assert other.denoiser.engine._indexes is machine.engine._indexes
+    assert machine.engine.dice == 0
+    assert comparison.other_dice(other).denoiser.engine.dice == 0
+    assert other.settings() == {**machine.settings(), "dice": 1}
+    for exact in (pyels.ELS(small, 3), pyels.LS(small, 3, **sampled), pyels.IS(small, **sampled), pyels.Wiener(small)):
+        assert comparison.other_dice(exact) is None
+
+
+@pytest.fixture(scope="module")
+def larger(tmp_path_factory):
+    """A bank file with enough windows for engine sampled to sample among."""
+    path = tmp_path_factory.mktemp("larger") / "bank.npz"
+    make_bank(1000, (1, 12, 12), labels=[0, 1] * 500).save(path)
+    return path
+
+
+@pytest.mark.needs(package="faiss")
+def test_dice_are_thrown_twice(trained, larger, tmp_path, capsys, monkeypatch, one_thread):
+    monkeypatch.setattr(comparison, "DRAWN_AGAIN", 3)
+    options = ("--dataset", larger, "--patch-size", 5, "--steps", 3, "--labels", 0, "--machines", "els,ls,is")
+    sampled = (*options, "--engine", "sampled", "--tolerance", 0.1)
+    drawn, sample = [], comparison.sample
+
+    def counted(*given, stopped_at=None, **more):
+        drawn.append(given)
+        if len(drawn) == stopped_at:
+            raise KeyboardInterrupt
+        return sample(*given, **more)
+
+    def arguments(out, *options):
+        return ("compare", "--network", trained / "net", "--num", 5, "--out", tmp_path / out, *options)
+
+    monkeypatch.setattr(comparison, "sample", counted)
+    assert run_program(*arguments("whole", *sampled)) == 0
+    assert len(drawn) == 5 * 4 + 3
+    said = [line for line in capsys.readouterr().out.splitlines() if "other dice" in line]
+    assert len(said) == 1
+    assert said[0].startswith("ELS: other dice of its engine move r by ")
+    assert "(3 seeds drawn twice), other seeds by " in said[0]
+    report = json.loads((tmp_path / "whole" / "report.json").read_text())
+    images = read_tensors(tmp_path / "whole" / "comparison.safetensors")
+    assert list(report["dice"]) == ["els"]
+    again, record = images["other dice of els"], json.loads((tmp_path / "whole" / "run.json").read_text())
+    assert len(again) == report["dice"]["els"]["seeds"] == 3
+    assert "dice" not in record
+    machine = pyels.ELS(pyels.datasets.load(larger), 5, engine="sampled", tolerance=0.1, dice=1)
+    by_hand = pyels.sample(machine, images["noise"][:3], 3, labels=[0] * 3)
+    torch.testing.assert_close(again, by_hand, atol=1e-5, rtol=0)
+    assert (again - images["els"][:3]).abs().amax((1, 2, 3)).min() > 1e-3
+    r = [pyels.metrics.pearson_r(images["network"][:3], one[:3]) for one in (images["els"], again)]
+    assert report["dice"]["els"]["sd"] == pytest.approx(float(((r[0] - r[1]).square().mean() / 2).sqrt()))
+    # Stopped at the second drawing of the second seed, it goes on to the same.
+    drawn.clear()
+    monkeypatch.setattr(comparison, "sample", lambda *given, **more: counted(*given, stopped_at=10, **more))
+    assert run_program(*arguments("stopped", *sampled)) != 0
+    monkeypatch.setattr(comparison, "sample", counted)
+    assert run_program(*arguments("stopped", *sampled)) == 0
+    assert len(drawn) == 10 + 5 * 4 + 3 - 5
+    assert json.loads((tmp_path / "stopped" / "report.json").read_text()) == report
+    # By an exact engine nothing is drawn twice, nor said.
+    capsys.readouterr()
+    assert run_program(*arguments("exact", *options)) == 0
+    assert "dice of" not in capsys.readouterr().out
+    assert "dice" not in json.loads((tmp_path / "exact" / "report.json").read_text())
+    exact = read_tensors(tmp_path / "exact" / "comparison.safetensors")
+    assert set(exact) == {"noise", "network", "els", "ls", "is", "labels"}
 
 
 def test_every_step_and_all_with_all(trained, tmp_path, capsys):

@@ -25,7 +25,7 @@ from pyels.definition import Definition
 from pyels.engines import Sampled
 from pyels.engines.index.building import can_build
 from pyels.engines.index.file import describe
-from pyels.engines.index.learning import LEAST_MEMBERS, TRAINING_WINDOWS
+from pyels.engines.index.learning import TRAINING_WINDOWS
 from pyels.machines import ELS
 from pyels.posterior import Want
 from pyels.sampling import Level
@@ -40,6 +40,7 @@ BUILDING = {"top": 100}
 
 _TOP_DIRECTIONS = 32
 _TOP_LISTS = 4096
+_LEAST_MEMBERS = 256  # of a list, on average
 _TOP_LISTS_SEARCHED = 16
 _COMPRESSED_AT_ONCE = 1 << 18  # windows
 _GATHERED_AT_ONCE = 1 << 22  # values of windows that were found
@@ -136,7 +137,7 @@ def _top(bank: PatchBank, boundary: str, k: int, threads: int, folder: Path) -> 
         return windows(F.pad(images, (r,) * 4, mode="circular") if wraps else images, k).flatten(1)
 
     started = time.perf_counter()
-    lists = max(1, min(_TOP_LISTS, places * len(bank) // LEAST_MEMBERS))
+    lists = max(1, min(_TOP_LISTS, places * len(bank) // _LEAST_MEMBERS))
     directions = min(_TOP_DIRECTIONS, channels * k * k)
     search = faiss.index_factory(channels * k * k, f"PCA{directions},IVF{lists},SQ8")
     order = torch.randperm(len(bank), generator=torch.Generator().manual_seed(0))

@@ -12,9 +12,11 @@
 #include <memory>
 #include <numeric>
 
+#include "sampled/beside.h"
 #include "sampled/estimate.h"
 #include "sampled/prospects.h"
 #include "sampled/scan.h"
+#include "sampled/weigher.h"
 #include "sampled/windows.h"
 #include "sources.h"
 #include "threads.h"
@@ -33,11 +35,12 @@ constexpr float spare = 8, model_spare = 0.3f;
 // Where one window holds more than `heavy` of the weight, a search for neighbours is what is needed: then all of the
 // lists are looked at where, by the model, a window may hold 2^-near of it.
 constexpr double heavy = 0.02, near = 12;
-// A window that is unlike the others of its list may weigh more than the model allows for, and never be looked at. Where
-// few windows carry the weight, and not all were looked at, so large a part of the tolerance is added to its deviation.
+// A window that is unlike the others of its list may weigh more than the model allows for, and never be looked at; and
+// what was picked may be more alike than what was not. So large a part of the tolerance is added to a pixel's deviation,
+// unless all windows were looked at.
 constexpr double unseen = 0.05;
-// Pixels that are no further away, along both axes, tell each other which windows are heavy.
-constexpr std::int64_t around = 2;
+// A pixel is far from windows of which the nearest is so many standard deviations further than noise explains.
+constexpr double far = 4;
 // The error grows by few / n where the variance is that of n equal contributions.
 constexpr double few = 3;
 // A query is left to the exact engine where to look on would cost more than half of what that does: weighing a window
@@ -87,21 +90,13 @@ class Search {
     // All pixels of several queries, or a part of those of one.
     const std::int64_t part = std::min(pixels_together, std::ssize(places_));
     for (std::int64_t from = 0; from < std::ssize(places_); from += part) {
-      take_pixels(b0, b1, from, std::min(std::ssize(places_), from + part));
-      begin();
-      weigh_lists();
-      while (std::any_of(pixels_.begin(), pixels_.end(), [&](const Pixel& q) { return active(q); })) {
-        for (std::int64_t first = 0, behind = 0; first < std::ssize(pixels_); first = behind) {
-          behind = portion(first);
-          pick(first, behind);
-          evaluate(first, behind);
-        }
-        settle();
-      }
-      if (a_.pixels_uint8)
-        conclude(a_.pixels_uint8, scan_.distance_uint8);
-      else
-        conclude(a_.pixels_float, scan_.distance_float);
+      const std::int64_t to = std::min(std::ssize(places_), from + part);
+      pixels_.clear();
+      for (std::int64_t b = b0; b < b1; ++b)
+        for (std::int64_t i = from; i < to; ++i) pixels_.push_back(pixel(b, i));
+      look(to - from);
+      look_again(to - from);
+      conclude();
     }
   }
 
@@ -152,25 +147,54 @@ class Search {
     }
   }
 
-  // The pixels from .. to - 1 of the region, of queries b0 .. b1 - 1.
-  void take_pixels(std::int64_t b0, std::int64_t b1, std::int64_t from, std::int64_t to) {
+  // The i-th pixel of the region, of query b.
+  Pixel pixel(std::int64_t b, std::int64_t i) const {
     const std::int64_t r = a_.patch_size / 2;
-    pixels_.clear();
-    for (std::int64_t b = b0; b < b1; ++b) {
-      const float* query = queries_.data() + (b - b0) * a_.channels * layout_.channel;
-      const double ratio = alpha(b) / (a_.sigma[b] * layout_.unit);
-      for (std::int64_t i = from; i < to; ++i) {
-        const Place& place = places_[static_cast<std::size_t>(i)];
-        const std::int64_t rows_off = region_.inside() ? 0 : std::max<std::int64_t>(0, r - place.row);
-        const std::int64_t columns_off = region_.inside() ? 0 : std::max<std::int64_t>(0, r - place.column);
-        pixels_.push_back({.b = b,
-                           .number = i,
-                           .place = place,
-                           .overhang = region_.overhang(place.row, place.column),
-                           .x = query + (place.row + rows_off) * layout_.row + place.column + columns_off,
-                           .scale = 0.5 * ratio * ratio / ln2});
+    const double ratio = alpha(b) / (a_.sigma[b] * layout_.unit);
+    const Place& place = places_[static_cast<std::size_t>(i)];
+    const std::int64_t rows_off = region_.inside() ? 0 : std::max<std::int64_t>(0, r - place.row);
+    const std::int64_t columns_off = region_.inside() ? 0 : std::max<std::int64_t>(0, r - place.column);
+    return {.b = b,
+            .number = i,
+            .place = place,
+            .overhang = region_.overhang(place.row, place.column),
+            .x = queries_.data() + (b - b0_) * a_.channels * layout_.channel + (place.row + rows_off) * layout_.row +
+                 place.column + columns_off,
+            .scale = 0.5 * ratio * ratio / ln2};
+  }
+
+  // Estimates for pixels_, which are of so many of a query that are worked off together.
+  void look(std::int64_t together) {
+    begin();
+    weigh_lists();
+    while (std::any_of(pixels_.begin(), pixels_.end(), [&](const Pixel& q) { return active(q); })) {
+      for (std::int64_t first = 0, behind = 0; first < std::ssize(pixels_); first = behind) {
+        behind = portion(first);
+        pick(first, behind);
+        evaluate(first, behind);
       }
+      settle(together);
     }
+  }
+
+  // And once more for pixels that are further from all windows found than noise explains. Of how windows spread towards
+  // these the model knows less, and of which are nearest the descriptions, whose errors grow with the distance: more
+  // lists are looked at, and more windows weighed, of which fewer are preferred.
+  void look_again(std::int64_t together) {
+    std::vector<Pixel> again;
+    for (const Pixel& q : pixels_) {
+      if (exact_[static_cast<std::size_t>(q.b - b0_)]) continue;
+      const double deviations = std::min(1e3, prospects_.deviations(q, estimate(q).heaviest[0].log_w));
+      if (deviations < far) continue;
+      again.push_back(pixel(q.b, q.number));
+      again.back().wider = deviations * deviations;
+      again.back().tempering *= static_cast<float>(far / deviations);
+      again.back().picks *= deviations;
+    }
+    if (again.empty()) return;
+    pixels_.swap(again);
+    look(together);
+    pixels_.swap(again);
   }
 
   // Which lists can matter to which pixels, list by list.
@@ -220,26 +244,28 @@ class Search {
     };
     in_threads(options_.threads, list_shares, a_.interrupted, [&](auto take) {
       std::vector<Pick> buffer(64 * list_block);
+      std::vector<Entry*> looking;
       take([&](std::int64_t share, auto stop) {
         const std::int64_t part = std::ssize(buffer);
         for (std::int64_t l = share * lists_.count / list_shares; l < (share + 1) * lists_.count / list_shares; ++l) {
-          Entry* const entries = entries_.data() + first_entry_[static_cast<std::size_t>(l)];
-          const std::int64_t count = entries_.data() + first_entry_[static_cast<std::size_t>(l + 1)] - entries;
+          looking.clear();
           std::int64_t most = 0;
-          for (Entry* e = entries; e < entries + count; ++e)
-            if (wanted(*e)) {
-              prepare(pixels_[static_cast<std::size_t>(e->pixel)], *e);
-              most = std::max(most, members(*e));
-            }
+          for (std::int64_t i = first_entry_[static_cast<std::size_t>(l)];
+               i < first_entry_[static_cast<std::size_t>(l + 1)]; ++i) {
+            Entry& e = entries_[static_cast<std::size_t>(i)];
+            if (!wanted(e)) continue;
+            prepare(pixels_[static_cast<std::size_t>(e.pixel)], e);
+            most = std::max(most, members(e));
+            looking.push_back(&e);
+          }
           // From a block that the dice say to the end of the list, and on from its beginning.
           const std::int64_t start = prospects_.start(l), behind = prospects_.size(l) - start;
           for (const bool on : {false, true}) {
             const std::int64_t first = on ? 0 : start, run = on ? start : behind, before = on ? behind : 0;
             for (std::int64_t begin = 0; begin < std::min(run, most - before); begin += part)
-              for (std::int64_t i = 0; i < count; ++i) {
+              for (std::size_t i = 0; i < looking.size(); ++i) {
                 if ((i & 15) == 0 && stop()) return;
-                Entry& e = entries[i];
-                if (!wanted(e)) continue;
+                Entry& e = *looking[i];
                 const std::int64_t end = std::min({members(e) - before, run, begin + part});
                 if (begin < end)
                   look(buffer.data(), share, pixels_[static_cast<std::size_t>(e.pixel)], e,
@@ -363,10 +389,7 @@ class Search {
   // Weighs what was picked.
   void evaluate(std::int64_t from, std::int64_t to) {
     shares_.assign(static_cast<std::size_t>(image_shares * (to - from)), Estimate(a_.channels));
-    if (a_.pixels_uint8)
-      weigh(from, to, a_.pixels_uint8, scan_.distance_uint8);
-    else
-      weigh(from, to, a_.pixels_float, scan_.distance_float);
+    weigh(from, to);
     each_pixel(
         from, to,
         [&](Pixel& q, std::int64_t i, int) {
@@ -374,71 +397,41 @@ class Search {
           total = Estimate(a_.channels);
           for (std::int64_t share = 0; share < image_shares; ++share)
             total.add(shares_[static_cast<std::size_t>(share * (to - from) + i - from)]);
-          q.error = interval * with_doubts(total, q.search).error() / layout_.unit;
+          q.error = interval * with_doubts(total).error() / layout_.unit;
         },
         [] { return 0; });
   }
 
   // With the variance that it is known with.
-  Estimate with_doubts(Estimate total, bool search) const {
+  Estimate with_doubts(Estimate total) const {
     total.widen(few);
-    if (search && static_cast<double>(total.certain) < prospects_.windows())
+    if (static_cast<double>(total.certain) < prospects_.windows())
       total.allow_for(unseen * options_.tolerance * layout_.unit);
     return total;
   }
 
-  template <class T, class Distance>
-  void weigh(std::int64_t from, std::int64_t to, const T* pixels, Distance distance) {
+  void weigh(std::int64_t from, std::int64_t to) {
     in_threads(options_.threads, image_shares, a_.interrupted, [&](auto take) {
-      Weighing<T, Distance> weighing(*this, pixels, distance);
+      Weigher weigher(a_, region_, layout_);
       take([&](std::int64_t share, auto stop) {
         Estimate* estimates = shares_.data() + share * (to - from);
         for (std::int64_t lists = 0; lists < list_shares; ++lists) {
           const std::vector<Found>& some = found_[static_cast<std::size_t>(lists * image_shares + share)];
           for (std::size_t i = 0; i < some.size(); ++i) {
             if (i % 64 == 0 && stop()) return;
-            if (i + 4 < some.size()) weighing.windows.prefetch(some[i + 4].image, some[i + 4].place);
+            if (i + 4 < some.size()) weigher.prefetch(some[i + 4].image, some[i + 4].place);
             const Found& f = some[i];
-            const double log_w = weighing.log_weight(pixels_[static_cast<std::size_t>(f.pixel)], f.image, f.place);
+            const double log_w = weigher.log_weight(pixels_[static_cast<std::size_t>(f.pixel)], f.image, f.place);
             estimates[f.pixel - from].add(log_w, static_cast<double>(f.probability),
-                                          f.image * a_.height * a_.width + f.place, weighing.centre.data());
+                                          f.image * a_.height * a_.width + f.place, weigher.centre.data());
           }
         }
       });
     });
   }
 
-  // Of a thread that weighs windows.
-  template <class T, class Distance>
-  struct Weighing {
-    const Search& search;
-    const Windows<T> windows;
-    const Distance distance;
-    std::vector<T> buffer;
-    WindowPair pair;
-    std::vector<double> centre;  // (C), of the window that was weighed last
-
-    Weighing(const Search& of, const T* pixels, Distance by)
-        : search(of),
-          windows(of.a_, pixels, of.region_.inside()),
-          distance(by),
-          buffer(static_cast<std::size_t>(windows.room())),
-          pair{of.a_.channels, 0, 0, of.layout_.row, of.layout_.channel, 0, 0},
-          centre(static_cast<std::size_t>(of.a_.channels)) {}
-
-    double log_weight(const Pixel& q, std::int64_t image, std::int64_t place) {
-      const auto window = windows.at(image, place, buffer.data());
-      pair.rows = window.rows, pair.columns = window.columns;
-      pair.row = window.row, pair.channel = window.channel;
-      for (std::size_t c = 0; c < centre.size(); ++c)
-        centre[c] = static_cast<double>(window.first[static_cast<std::int64_t>(c) * window.channel + window.centre]) -
-                    search.layout_.zero;
-      return -q.scale * static_cast<double>(distance(pair, q.x, window.first));
-    }
-  };
-
   // Who is done, and how much more the others need. They either get there, or become too dear.
-  void settle() {
+  void settle(std::int64_t together) {
     std::vector<double> looked_at(pixels_.size(), 0.0);
     for (const Entry& e : entries_) looked_at[static_cast<std::size_t>(e.pixel)] += static_cast<double>(members(e));
     std::vector<double> cost(exact_.size(), 0.0);
@@ -456,51 +449,30 @@ class Search {
       if (!precise) q.picks *= std::clamp(std::isfinite(wanted) ? wanted : growth, 1.5, growth);
       cost[static_cast<std::size_t>(q.b - b0_)] += pick_cost * q.picks + look_cost * looked_at[i];
     }
-    const double pixels = static_cast<double>(pixels_.size()) / static_cast<double>(exact_.size());  // of a query
     for (std::size_t b = 0; b < cost.size(); ++b)
-      if (cost[b] > most_of_exact * prospects_.windows() * pixels) exact_[b] = true;
+      if (cost[b] > most_of_exact * prospects_.windows() * static_cast<double>(together)) exact_[b] = true;
   }
 
-  // Pixels side by side see nearly the same. Windows that are heavy for one are weighed for those around it too, moved
-  // along: for these they may be in lists of which the model says that nothing in them matters.
-  template <class T, class Distance>
-  void conclude(const T* pixels, Distance distance) {
+  // Windows that are heavy for one pixel are weighed for those around it too: for these they may be in lists of which the
+  // model says that nothing in them matters.
+  void conclude() {
     std::vector<Heaviest> heaviest;
     for (const Pixel& q : pixels_) heaviest.push_back(estimate(q).heaviest);
+    const HeavyBeside beside(a_, region_, pixels_, std::move(heaviest));
     const std::int64_t size = a_.height * a_.width;
     in_threads(options_.threads, std::ssize(pixels_), a_.interrupted, [&](auto take) {
-      Weighing<T, Distance> weighing(*this, pixels, distance);
+      Weigher weigher(a_, region_, layout_);
       take([&](std::int64_t i, auto) {
         const Pixel& q = pixels_[static_cast<std::size_t>(i)];
         if (exact_[static_cast<std::size_t>(q.b - b0_)]) return;
         Estimate& total = estimate(q);
-        for (const std::int64_t source : heavy_around(q, heaviest)) {
-          const double log_w = weighing.log_weight(q, source / size, source % size);
-          total.know(log_w, source, weighing.centre.data());
+        for (const std::int64_t source : beside.around_pixel(q)) {
+          const double log_w = weigher.log_weight(q, source / size, source % size);
+          total.know(log_w, source, weigher.centre.data());
         }
-        total = with_doubts(total, q.search || total.heaviest[0].log_w > total.m + std::log2(heavy * total.s));
+        total = with_doubts(total);
       });
     });
-  }
-
-  // The windows that are heavy for the pixels around one, moved along.
-  std::vector<std::int64_t> heavy_around(const Pixel& q, const std::vector<Heaviest>& heaviest) const {
-    const std::int64_t size = a_.height * a_.width;
-    std::vector<std::int64_t> sources;
-    for (std::size_t j = 0; j < pixels_.size(); ++j) {
-      const Pixel& other = pixels_[j];
-      const std::int64_t rows = q.place.row - other.place.row, columns = q.place.column - other.place.column;
-      const std::int64_t apart = std::max(std::abs(rows), std::abs(columns));
-      if (other.b != q.b || apart == 0 || apart > around) continue;
-      for (const Heavy& one : heaviest[j]) {
-        if (one.source < 0) break;
-        const std::int64_t place = region_.moved(one.source % size, rows, columns);
-        if (place >= 0) sources.push_back(one.source / size * size + place);
-      }
-    }
-    std::sort(sources.begin(), sources.end());
-    sources.erase(std::unique(sources.begin(), sources.end()), sources.end());
-    return sources;
   }
 
   void put(const Place& place, const Estimate& from, Partial& out) const {

@@ -6,8 +6,9 @@
 namespace pyels {
 namespace {
 
-// The model of a list: its windows spread alike in so many directions. Of the descriptions in lists whose weights it
-// predicts to be less than 2^-reach of the whole none is looked at.
+// The model of a list: its windows spread towards a pixel as along any of their values, of which a pixel's channels count
+// as one, since they go together; and around their mean in so many directions. Of the descriptions in lists whose weights
+// it predicts to be less than 2^-reach of the whole none is looked at.
 constexpr double directions = 32;
 constexpr float reach = 20;
 constexpr float nothing = -1e30f;  // log2 of no members
@@ -106,7 +107,7 @@ double Prospects::describe(Pixel& q, std::vector<float>& z) const {
     inside += static_cast<double>(z[static_cast<std::size_t>(i)]) * static_cast<double>(z[static_cast<std::size_t>(i)]);
 
   // In steps. Far from all windows, where differences need no longer fit, all are alike.
-  const double weight = tempering * q.scale;  // of a squared distance, in log2
+  const double weight = static_cast<double>(q.tempering) * q.scale;  // of a squared distance, in log2
   const auto step = [&](std::int64_t i) { return layout_.unit * static_cast<double>(lists_.step[i]); };
   const auto along = [&](std::int64_t i) { return static_cast<double>(z[static_cast<std::size_t>(i)]); };
   for (std::int64_t i = 0; i < leading; ++i)
@@ -130,9 +131,9 @@ void Prospects::model(const Pixel& q, double outside, Room& room) const {
   for (std::int64_t l = 0; l < count; l += lanes)
     scan_.point_distances(means_.get() + l * n, room.z.data(), usable(q), room.distances.data() + l);
   room.models.resize(static_cast<std::size_t>(count));
-  const double values = values_[static_cast<std::size_t>(q.overhang - 1)];
   const auto unit = static_cast<float>(layout_.unit * layout_.unit), scale = static_cast<float>(q.scale);
-  const auto apart = static_cast<float>(4 / values), alone = static_cast<float>(2 / std::min(directions, values));
+  const auto apart = static_cast<float>(4 * q.wider * static_cast<double>(channels_) / values(q)),
+             alone = static_cast<float>(2 / std::min(directions, values(q)));
   const float* spread = lists_.spread + (q.overhang - 1) * count;
   for (std::int64_t l = 0; l < count; ++l) {
     const auto i = static_cast<std::size_t>(l);
@@ -155,23 +156,22 @@ std::vector<Entry> Prospects::begin(Pixel& q, std::int32_t number, Room& room) c
   std::vector<Entry> entries;
   if (q.scale * static_cast<double>(nearest) * ln2 > most_nats) return entries;
 
-  double total = 0;  // of tempered weights, relative to 2^(tempering * least)
+  room.sums.clear();
+  float top = -infinity;
   for (std::size_t l = 0; l < room.models.size(); ++l) {
     const Model& m = room.models[l];
     if (m.sum() <= least - reach) continue;
-    const Model t = m.tempered();
-    entries.push_back({.pixel = number,
-                       .list = static_cast<std::int32_t>(l),
-                       .part = 1,
-                       .largest = m.largest(),
-                       .typical = t.typical()});
+    const Model t = m.tempered(q.tempering);
+    entries.push_back(
+        {.pixel = number, .list = static_cast<std::int32_t>(l), .largest = m.largest(), .typical = t.typical()});
     q.members += static_cast<double>(size(static_cast<std::int64_t>(l)));
-    total += static_cast<double>(std::exp2(std::max(-100.0f, t.sum() - tempering * least)));
+    room.sums.push_back(t.sum()), top = std::max(top, t.sum());
   }
-  for (Entry& e : entries) {
-    e.part = static_cast<float>(std::min(1.0, pilot_members / q.members));
-    e.typical -= tempering * least + static_cast<float>(std::log2(total));
-  }
+  double total = 0;  // of tempered weights, relative to 2^top
+  for (const float sum : room.sums) total += static_cast<double>(std::exp2(std::max(-100.0f, sum - top)));
+  const auto part = static_cast<float>(std::min(1.0, pilot_members / q.members));
+  const float log_total = top + static_cast<float>(std::log2(total));
+  for (Entry& e : entries) e.part = part, e.typical -= log_total;
   return entries;
 }
 

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <algorithm>
+#include <cmath>
 #include <cstdint>
 #include <limits>
 #include <vector>
@@ -18,9 +19,7 @@ constexpr double infinity = std::numeric_limits<double>::infinity();
 
 // 2^32 over the golden ratio: multiples of it, modulo 2^32, lie evenly.
 constexpr std::uint32_t golden = 0x9E3779B1u;
-constexpr double first_picks = 2500;  // windows that are weighed for a pixel in the first round
-// Windows are picked in proportion to their tempered weight, (weight by description) ^ tempering.
-constexpr float tempering = 0.75;
+constexpr double first_picks = 1000;  // windows that are weighed for a pixel in the first round
 
 struct Place {
   std::int64_t row, column;
@@ -42,7 +41,7 @@ struct QueryLayout {
 // What a query pixel knows of a list.
 struct Entry {
   std::int32_t pixel, list;
-  float part;                  // of its members, that is looked at
+  float part = 1;              // of its members, that is looked at
   float largest;               // by the model, log2
   float typical;               // by the model, log2 of a pick's probability, were there one pick in all
   float top = -1e30f;          // log2 of the largest tempered weight by description
@@ -56,6 +55,9 @@ struct Pixel {
   std::int64_t overhang;  // by how much its window overhangs a side; 1 inside
   const float* x;         // its window, C * rows * columns of the query's pixels over alpha, in the bank's units
   double scale;           // log2 w = -scale * squared distance, in these units
+  double wider = 1;       // by so much the variance of windows towards it is more than elsewhere
+  // Windows are picked in proportion to their tempered weight, (weight by description) ^ tempering.
+  float tempering = 0.75;
   bool done = false;
   bool search = false;                 // one window weighs more than `heavy`
   std::vector<std::int16_t> z{};       // along the leading directions, in steps
@@ -72,7 +74,7 @@ struct Model {
   float mean, sd;          // of log2 w; and in nats
   float furthest, log2_n;  // standard deviations to the furthest of n windows; log2 n
 
-  Model tempered() const { return {tempering * mean, tempering * sd, furthest, log2_n}; }
+  Model tempered(float tempering) const { return {tempering * mean, tempering * sd, furthest, log2_n}; }
   // log2 of the sum of weights: carried by windows as many standard deviations above the mean as there are nats in one,
   // or by the furthest.
   float sum() const {
@@ -91,13 +93,20 @@ class Prospects {
 
   // What a thread works in.
   struct Room {
-    std::vector<float> z{}, distances{};
+    std::vector<float> z{}, distances{}, sums{};
     std::vector<Model> models{};
   };
 
   // Describes a pixel, and returns its entries, the lists that can matter, in their order; none where float32 distances
   // would spoil the weights, which is then left to the exact engine.
   std::vector<Entry> begin(Pixel& q, std::int32_t number, Room& room) const;
+
+  // By how many standard deviations a pixel's heaviest window, of weight 2^log_w, is further away than noise explains:
+  // the squared distance to the window that it is made of, over sigma^2, has the chi-squared distribution.
+  double deviations(const Pixel& q, double log_w) const {
+    const double n = values(q);
+    return (-2 * ln2 * log_w - n) / std::sqrt(2 * n);
+  }
 
   std::int64_t size(std::int64_t l) const { return lists_.end[l] - lists_.begin[l]; }
   double windows() const { return windows_; }  // of all lists
@@ -111,6 +120,7 @@ class Prospects {
  private:
   double describe(Pixel& q, std::vector<float>& z) const;
   void model(const Pixel& q, double outside, Room& room) const;  // of every list
+  double values(const Pixel& q) const { return values_[static_cast<std::size_t>(q.overhang - 1)]; }
   // How many directions there are for such an overhang.
   std::int64_t usable(const Pixel& q) const {  // within bounds even if the index was written to
     return std::clamp<std::int64_t>(lists_.usable[q.overhang - 1] / 4 * 4, leading, lists_.directions_count);

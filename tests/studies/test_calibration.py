@@ -1,4 +1,4 @@
-"""Calibration by a share of the images; that by all of them is tested beside the comparisons."""
+"""Calibration by all images and by a share of them; its command is tested beside the comparisons."""
 
 import json
 from dataclasses import replace
@@ -10,10 +10,79 @@ from helpers import make_bank, run_program
 from torch.nn.functional import interpolate
 
 import pyels
+from pyels.adapters import NetworkDenoiser, from_pyels
 from pyels.files import read_tensors
-from pyels.studies.calibration import calibrate, share
+from pyels.sampling import Level
+from pyels.studies.calibration import calibrate, centre_gradient, fitting, share
 
 SIZES, STEPS, SIDE = (3, 5, 7, 9), 4, 12
+
+
+# ---- by all images
+
+
+def test_calibration_finds_the_size_of_a_machine_in_disguise(fashion):
+    """The 'network' is an ELS machine of size 5: calibration must say 5 at every step."""
+    bank = fashion[:30]
+    noise = torch.randn(3, 1, 28, 28, generator=torch.Generator().manual_seed(0))
+    found = calibrate(pyels.ELS(bank, 5), pyels.ELS(bank), noise, sizes=(3, 5, 7, 9), steps=4)
+    assert found.best == found.best_by_mse == [5, 5, 5, 5]
+    for schedule in ("edm", "flow"):
+        other = calibrate(pyels.ELS(bank, 5), pyels.ELS(bank), noise, sizes=(3, 5), steps=2, schedule=schedule)
+        assert float(other.mse[:, 1].max()) == 0
+    assert found.times == [0.25, 0.5, 0.75, 1.0]
+    assert found.cosine.shape == found.mse.shape == (4, 4)
+    assert float(found.mse[:, 1].max()) == 0
+    assert found.gradients is None
+
+
+@pytest.mark.parametrize("parameter", ["threshold", "width", "mass"])
+def test_calibration_finds_other_parameters_too(small, parameter):
+    maps = torch.rand(9, 8, 9, 8, generator=torch.Generator().manual_seed(0)) ** 4
+    make, own, sizes = {
+        "threshold": (lambda value: pyels.PCALocality(small, value), 0.2, (0.02, 0.2, 0.6)),
+        "width": (lambda value: pyels.LS(small, window=pyels.Gaussian(value)), 1.0, (0.5, 1.0, 2.0)),
+        "mass": (lambda value: pyels.PSPC(small, heatmaps=maps, mass=value), 0.5, (0.3, 0.5, 0.9)),
+    }[parameter]
+    noise = torch.randn(2, 1, 9, 8, generator=torch.Generator().manual_seed(0))
+    found = calibrate(make(own), make(sizes[0]), noise, sizes=sizes, steps=3)
+    assert found.best == found.best_by_mse == [own] * 3
+    assert found.record()["parameter"] == parameter
+    assert found.record()["values"] == [own] * 3
+    with pytest.raises(ValueError, match="Wiener has none of patch_size, threshold, width, mass"):
+        calibrate(make(own), pyels.Wiener(small), noise)
+    assert fitting(pyels.ELS(small, boundary="circular"), range(3, 13, 2)) == [3, 5, 7]
+
+
+def test_calibration_takes_each_sample_by_itself(small):
+    torch.manual_seed(0)
+    network = from_pyels(pyels.ResNet(width=4, depth=1))
+    noise, labels = torch.randn(5, 1, 9, 8), torch.tensor([0, 1, 2, 0, 1])
+    together = calibrate(network, pyels.ELS(small), noise, labels, (3, 5), 3)
+    for i in range(5):
+        alone = calibrate(network, pyels.ELS(small), noise[i : i + 1], labels[i : i + 1], (3, 5), 3)
+        torch.testing.assert_close(together.cosines[i], alone.cosines[0], atol=1e-6, rtol=0)
+        torch.testing.assert_close(together.mses[i], alone.mses[0], atol=1e-6, rtol=0)
+        torch.testing.assert_close(together.gradients[i], alone.gradients[0], atol=1e-6, rtol=1e-5)
+    assert torch.equal(together.cosine, together.cosines.sort(dim=0).values[2])
+    assert together.record()["patch_sizes"] == together.best
+
+
+def test_centre_gradient_is_that_of_finite_differences():
+    """A network that blurs: its gradient is the blur's kernel around the centre, in eps by way of x0."""
+    kernel = torch.tensor([[0.0, 1.0, 0.0], [2.0, 4.0, 2.0], [0.0, 1.0, 0.0]]) / 10
+    network = NetworkDenoiser(
+        lambda x, t, labels: torch.nn.functional.conv2d(x, kernel.expand(2, 1, 3, 3), padding=1, groups=2), "eps"
+    )
+    schedule = pyels.make_schedule("cosine")
+    level = Level(0.5, schedule.alpha(0.5), schedule.sigma(0.5))
+    found = centre_gradient(network, torch.randn(2, 2, 8, 6), level)
+    expected = torch.zeros(2, 8, 6)
+    expected[:, 3:6, 2:5] = kernel / 2  # of two channels of input, one counts
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
+
+
+# ---- by a share of them
 
 
 @pytest.fixture(scope="module")

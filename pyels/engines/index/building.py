@@ -71,6 +71,10 @@ def build(
             f"the bank's images have {numbered} pixels, and an index numbers at most {MOST_WINDOWS}; split the bank "
             "and merge the partial posteriors of its parts"
         )
+
+    def told(region: Region) -> Callable[[int], Any]:
+        return progress if region is Region.INSIDE else lambda windows: None
+
     started = time.perf_counter()
     threads = 1 if checks.forked else threads
     before = faiss.omp_get_max_threads()
@@ -80,16 +84,14 @@ def build(
             found: list[_Sorted] = []
             for region in reversed(regions(patch_size, wraps)):  # that with most work last
                 windows = Windows(region, bank.shape, patch_size, wraps)
-                told = progress if region is Region.INSIDE else lambda windows: None
-                found.append(_sorted(bank, which, windows, files.enter_context(_unnamed(path)), told))
+                found.append(_sorted(bank, which, windows, files.enter_context(_unnamed(path)), told(region)))
             shapes = {f"{one.prefix}{name}": kind for one in found for name, kind in one.kinds().items()}
             nbytes = sum(dtype.itemsize * math.prod(shape) for dtype, shape in shapes.values())
             metadata: dict[str, str] = {}
             with tensors_in_parts(path, shapes, metadata) as write:
                 for one in found:
-                    told = progress if one.windows.region is Region.INSIDE else lambda windows: None
                     with _unnamed(path) as file:
-                        _arrange(bank, which, one, file, write, threads, told)
+                        _arrange(bank, which, one, file, write, threads, told(one.windows.region))
                 bank.check_unchanged(after=True)
                 bank.check_unchanged()  # in memory
                 built = {

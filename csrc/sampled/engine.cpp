@@ -4,7 +4,8 @@
 // directions). From a query's distance to the means of lists follows which of them can matter; from the descriptions
 // in these, about how much each window weighs. Every window is then picked with a probability that grows with this, and
 // the exact weights w of those picked, each divided by its probability, sum up to estimates of sum w and sum w * centre,
-// with known variance (Estimate). More are picked until the error of the mean is below the tolerance.
+// with known variance (Estimate). More are picked until the error of the mean is below the tolerance. Pixels that are
+// far from all windows are looked at again, and pixels tell those beside them what is heavy.
 #include "sampled/engine.h"
 
 #include <algorithm>
@@ -37,10 +38,11 @@ constexpr float spare = 8, model_spare = 0.3f;
 constexpr double heavy = 0.02, near = 12;
 // A window that is unlike the others of its list may weigh more than the model allows for, and never be looked at; and
 // what was picked may be more alike than what was not. So large a part of the tolerance is added to a pixel's deviation,
-// unless all windows were looked at.
+// unless all windows were weighed.
 constexpr double unseen = 0.05;
-// A pixel is far from windows of which the nearest is so many standard deviations further than noise explains.
-constexpr double far = 4;
+// A pixel is far from windows of which the nearest is so many standard deviations further than noise explains; beyond
+// furthest it makes no difference.
+constexpr double far = 4, furthest = 1000;
 // The error grows by few / n where the variance is that of n equal contributions.
 constexpr double few = 3;
 // A query is left to the exact engine where to look on would cost more than half of what that does: weighing a window
@@ -94,8 +96,8 @@ class Search {
       pixels_.clear();
       for (std::int64_t b = b0; b < b1; ++b)
         for (std::int64_t i = from; i < to; ++i) pixels_.push_back(pixel(b, i));
-      look(to - from);
-      look_again(to - from);
+      search(to - from);
+      search_again(to - from);
       conclude();
     }
   }
@@ -110,7 +112,8 @@ class Search {
 
  private:
   double alpha(std::int64_t b) const { return std::max(a_.alpha[b], 1e-9); }  // at 0, x / alpha would be infinite
-  bool active(const Pixel& q) const { return !q.done && !exact_[static_cast<std::size_t>(q.b - b0_)]; }
+  bool is_exact(const Pixel& q) const { return exact_[static_cast<std::size_t>(q.b - b0_)]; }
+  bool active(const Pixel& q) const { return !q.done && !is_exact(q); }
   std::size_t number_of_estimate(std::int64_t b, std::int64_t place) const {
     return static_cast<std::size_t>((b - b0_) * std::ssize(places_) + place);
   }
@@ -163,8 +166,8 @@ class Search {
             .scale = 0.5 * ratio * ratio / ln2};
   }
 
-  // Estimates for pixels_, which are of so many of a query that are worked off together.
-  void look(std::int64_t together) {
+  // Estimates for pixels_. The exact engine, if a query is left to it, has so many pixels of it to evaluate.
+  void search(std::int64_t of_query) {
     begin();
     weigh_lists();
     while (std::any_of(pixels_.begin(), pixels_.end(), [&](const Pixel& q) { return active(q); })) {
@@ -173,28 +176,50 @@ class Search {
         pick(first, behind);
         evaluate(first, behind);
       }
-      settle(together);
+      settle(of_query);
     }
   }
 
   // And once more for pixels that are further from all windows found than noise explains. Of how windows spread towards
   // these the model knows less, and of which are nearest the descriptions, whose errors grow with the distance: more
-  // lists are looked at, and more windows weighed, of which fewer are preferred.
-  void look_again(std::int64_t together) {
+  // lists are looked at, and more windows weighed, of which fewer are preferred. What was heavy in the first search stays.
+  void search_again(std::int64_t of_query) {
     std::vector<Pixel> again;
+    std::vector<Heaviest> heaviest;
+    std::vector<double> cost(exact_.size(), 0.0);
     for (const Pixel& q : pixels_) {
-      if (exact_[static_cast<std::size_t>(q.b - b0_)]) continue;
-      const double deviations = std::min(1e3, prospects_.deviations(q, estimate(q).heaviest[0].log_w));
+      const Estimate& found = estimate(q);
+      if (is_exact(q) || static_cast<double>(found.certain) == prospects_.windows()) continue;
+      const double deviations = std::min(furthest, prospects_.deviations(q, found.heaviest[0].log_w));
       if (deviations < far) continue;
-      again.push_back(pixel(q.b, q.number));
-      again.back().wider = deviations * deviations;
-      again.back().tempering *= static_cast<float>(far / deviations);
-      again.back().picks *= deviations;
+      Pixel next = pixel(q.b, q.number);
+      next.wider = deviations * deviations;
+      next.tempering *= static_cast<float>(far / deviations);
+      next.picks = std::min(prospects_.windows(), std::max(q.picks, first_picks * deviations));
+      cost[static_cast<std::size_t>(q.b - b0_)] += pick_cost * next.picks;
+      again.push_back(std::move(next));
+      heaviest.push_back(found.heaviest);
     }
     if (again.empty()) return;
+    leave_what_is_too_dear(cost, of_query);
     pixels_.swap(again);
-    look(together);
+    search(of_query);
+    in_threads(options_.threads, std::ssize(pixels_), a_.interrupted, [&](auto take) {
+      Weigher weigher(a_, region_, layout_);
+      take([&](std::int64_t i, auto) {
+        const Pixel& q = pixels_[static_cast<std::size_t>(i)];
+        if (is_exact(q)) return;
+        for (const Heavy& one : heaviest[static_cast<std::size_t>(i)])
+          if (one.source >= 0) know(q, one.source, weigher);
+      });
+    });
     pixels_.swap(again);
+  }
+
+  void know(const Pixel& q, std::int64_t source, Weigher& weigher) {
+    const std::int64_t size = a_.height * a_.width;
+    const double log_w = weigher.log_weight(q, source / size, source % size);
+    estimate(q).know(log_w, source, weigher.centre.data());
   }
 
   // Which lists can matter to which pixels, list by list.
@@ -431,7 +456,7 @@ class Search {
   }
 
   // Who is done, and how much more the others need. They either get there, or become too dear.
-  void settle(std::int64_t together) {
+  void settle(std::int64_t of_query) {
     std::vector<double> looked_at(pixels_.size(), 0.0);
     for (const Entry& e : entries_) looked_at[static_cast<std::size_t>(e.pixel)] += static_cast<double>(members(e));
     std::vector<double> cost(exact_.size(), 0.0);
@@ -449,8 +474,13 @@ class Search {
       if (!precise) q.picks *= std::clamp(std::isfinite(wanted) ? wanted : growth, 1.5, growth);
       cost[static_cast<std::size_t>(q.b - b0_)] += pick_cost * q.picks + look_cost * looked_at[i];
     }
+    leave_what_is_too_dear(cost, of_query);
+  }
+
+  // To the exact engine: queries whose pixels would cost so much.
+  void leave_what_is_too_dear(const std::vector<double>& cost, std::int64_t of_query) {
     for (std::size_t b = 0; b < cost.size(); ++b)
-      if (cost[b] > most_of_exact * prospects_.windows() * static_cast<double>(together)) exact_[b] = true;
+      if (cost[b] > most_of_exact * prospects_.windows() * static_cast<double>(of_query)) exact_[b] = true;
   }
 
   // Windows that are heavy for one pixel are weighed for those around it too: for these they may be in lists of which the
@@ -459,18 +489,13 @@ class Search {
     std::vector<Heaviest> heaviest;
     for (const Pixel& q : pixels_) heaviest.push_back(estimate(q).heaviest);
     const HeavyBeside beside(a_, region_, pixels_, std::move(heaviest));
-    const std::int64_t size = a_.height * a_.width;
     in_threads(options_.threads, std::ssize(pixels_), a_.interrupted, [&](auto take) {
       Weigher weigher(a_, region_, layout_);
       take([&](std::int64_t i, auto) {
         const Pixel& q = pixels_[static_cast<std::size_t>(i)];
-        if (exact_[static_cast<std::size_t>(q.b - b0_)]) return;
-        Estimate& total = estimate(q);
-        for (const std::int64_t source : beside.around_pixel(q)) {
-          const double log_w = weigher.log_weight(q, source / size, source % size);
-          total.know(log_w, source, weigher.centre.data());
-        }
-        total = with_doubts(total);
+        if (is_exact(q)) return;
+        for (const std::int64_t source : beside.around_pixel(q)) know(q, source, weigher);
+        estimate(q) = with_doubts(estimate(q));
       });
     });
   }

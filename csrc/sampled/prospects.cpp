@@ -17,9 +17,10 @@ constexpr double most_nats = 3000;
 // So many windows, a part of every list, are weighed by description at first.
 constexpr double pilot_members = 5e4;
 
-// From the query's own pixels, so that others do not matter to it; of other dice another one.
+// From the query's own pixels, so that others do not matter to it; of other dice another one, and where it is searched
+// again, as what was found before must not say what is picked then.
 std::uint32_t seed(const Pixel& q, std::uint32_t dice) {
-  std::uint32_t hash = 2166136261u ^ dice * golden;
+  std::uint32_t hash = 2166136261u ^ dice * golden ^ (q.wider > 1 ? ~golden : 0);
   for (std::int16_t value : q.z) hash = (hash ^ static_cast<std::uint16_t>(value)) * 16777619u;
   return hash;
 }

@@ -19,7 +19,7 @@ constexpr double infinity = std::numeric_limits<double>::infinity();
 
 // 2^32 over the golden ratio: multiples of it, modulo 2^32, lie evenly.
 constexpr std::uint32_t golden = 0x9E3779B1u;
-constexpr double first_picks = 1000;  // windows that are weighed for a pixel in the first round
+constexpr double first_picks = 1000;  // windows that are weighed for a pixel at first
 
 struct Place {
   std::int64_t row, column;

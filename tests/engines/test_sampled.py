@@ -52,16 +52,17 @@ def compare(bank, boundary, tolerance, folder, batch=2, levels=LEVELS, images=No
     return torch.stack(measured), torch.stack(stated), torch.stack(certified)
 
 
-def check_error(measured, stated, certified, tolerance):
-    """Bounds hold, 95% intervals miss in at most 5% of the pixels of every level, one in 10,000 by ten times, and no
-    search ended above the tolerance."""
+def check_error(measured, stated, certified, tolerance, by_ten=1e-4):
+    """Bounds hold. Other errors are beyond their 95% interval in at most 5% of the pixels of every level, and beyond ten
+    times that in a share `by_ten`; 99.9% end within the tolerance (where others tell of a heavy patch, one may not)."""
     assert (measured <= stated)[certified].all()
     estimated = ~certified
     assert estimated.any()
+    assert stated[estimated].min() >= tolerance / 8
     missed = (estimated & (measured > stated)).sum((1, 2, 3)) / estimated.sum((1, 2, 3)).clamp(min=1)
     assert missed.max() <= 0.05
-    assert (measured > 10 * stated).float().mean() <= 1e-4
-    assert stated.max() <= tolerance + 2e-4  # rounding comes on top
+    assert (measured > 10 * stated).float().mean() <= by_ten
+    assert (stated > tolerance + 2e-4).float().mean() <= 1e-3  # rounding comes on top
 
 
 @pytest.fixture(scope="module")
@@ -84,9 +85,17 @@ def test_error_on_cifar10(shared, tmp_path):
 
 @pytest.mark.slow
 def test_error_far_from_all_patches(fashion, tmp_path):
-    """Of images that are not in the bank many windows have none near, where noise is far below what their size is for."""
-    levels, images = ((0.05, 7), (0.1, 9), (0.2, 9)), fashion[-2:]
-    check_error(*compare(fashion[:2000], "zeros", 0.05, tmp_path, 2, levels, images), 0.05)
+    """Of images that are not in the bank many windows have none near, where noise is below what their size is for."""
+    bank, images, levels = fashion[:3000], fashion[-2:], ((0.05, 5), (0.1, 5), (0.2, 7))
+    results = compare(bank, "zeros", 0.05, tmp_path, 2, levels, images)
+    check_error(*results, 0.05, 1e-3)  # 0.0002; 0.0021 without the second search
+    assert ((~results[2]).float().mean((1, 2, 3)) > 0.2).all()
+    for i, (t, k) in enumerate(levels):  # four standard deviations of chi-squared, inside
+        alpha, sigma = level(t)
+        exact = pyels.ELS(bank, k).posterior(noisy(images, alpha, sigma, 2, seed=i), alpha, sigma)
+        heaviest = exact.log_evidence + np.log(len(bank) * (29 - k) ** 2) + exact.source_weight.log()
+        far = -2 * heaviest > k * k + 4 * np.sqrt(2 * k * k)
+        assert (far & ~results[2][i])[:, k // 2 : -(k // 2), k // 2 : -(k // 2)].sum() > 20
 
 
 @pytest.mark.slow
@@ -94,6 +103,21 @@ def test_error_far_from_all_patches_in_colour(shared, tmp_path):
     bank = pyels.PatchBank.load(shared / "data" / "cifar10-subset.npz")
     levels = ((0.05, 3), (0.1, 3), (0.15, 5), (0.2, 5))
     check_error(*compare(bank[:1000], "zeros", 0.05, tmp_path, 4, levels, bank[-4:]), 0.05)
+
+
+@pytest.mark.slow
+def test_far_pixels_of_each_image_as_if_alone_and_any_number_of_threads(fashion, tmp_path):
+    """Small images, of which several are worked off together."""
+    bank = pyels.PatchBank(fashion.read(torch.arange(6000))[:, :, 6:22, 6:22])
+    alpha, sigma = level(0.1)
+    x = alpha * bank.read(torch.arange(3)).flip(-1) + sigma * torch.randn(3, 1, 16, 16)
+    options = {"engine": "faiss", "index": tmp_path, "tolerance": 0.05}
+    together = pyels.ELS(bank[:5500], 5, threads=1, **options).posterior(x, alpha, sigma)
+    assert (~together.certified).float().mean() > 0.3
+    for i in range(3):
+        alone = pyels.ELS(bank[:5500], 5, threads=2, **options).posterior(x[i : i + 1], alpha, sigma)
+        assert torch.equal(alone.mean[0], together.mean[i])
+        assert torch.equal(alone.error[0], together.error[i])
 
 
 @pytest.mark.slow

@@ -53,7 +53,7 @@ def compare(bank, boundary, tolerance, folder, batch=2, levels=LEVELS, images=No
 
 
 def check_error(measured, stated, certified, tolerance, by_ten=1e-4):
-    """Bounds hold. Other errors are beyond their 95% interval in at most 5% of the pixels of every level, and beyond ten
+    """Bounds hold. Other errors are beyond their 95% interval in at most 5% of the pixels of every level, beyond ten
     times that in a share `by_ten`; 99.9% end within the tolerance (where others tell of a heavy patch, one may not)."""
     assert (measured <= stated)[certified].all()
     estimated = ~certified

@@ -1,10 +1,10 @@
 """Lists of similar windows: what engine "sampled" looks into.
 
 Every window of a bank belongs to one inverted list, that of the nearest of up to some thousand centres, which k-means
-finds among the coordinates of windows along their leading principal directions (faiss, Douze et al., arXiv 2401.08281). The
-index holds no pixels. Of each window it holds its number, its coordinates along the leading directions in 8 bits, and
-those along further ones in 2, in at most 30 bytes: enough to tell about how far a query is from it. Exact distances are
-computed from the images.
+finds among the coordinates of windows along their leading principal directions (faiss, Douze et al., arXiv 2401.08281).
+The index holds no pixels. Of each window it holds its number, its coordinates along the leading directions in 8 bits,
+and those along further ones in 2, in at most 30 bytes: enough to tell about how far a query is from it. Exact distances
+are computed from the images.
 
 Where pixels whose windows overhang the border meet such windows alone, every side of the images has lists of its own,
 of the windows that overhang it by one row or column. Windows that overhang by more are parts of these: one list serves

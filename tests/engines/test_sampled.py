@@ -52,9 +52,9 @@ def compare(bank, boundary, tolerance, folder, batch=2, levels=LEVELS, images=No
     return torch.stack(measured), torch.stack(stated), torch.stack(certified)
 
 
-def check_error(measured, stated, certified, tolerance, by_ten=1e-4):
+def check_error(measured, stated, certified, tolerance, by_ten=1e-4, above=0.0):
     """Bounds hold. Other errors are beyond their 95% interval in at most 5% of the pixels of every level, beyond ten
-    times that in a share `by_ten`; 99.9% end within the tolerance (where others tell of a heavy patch, one may not)."""
+    times that in a share `by_ten`. All but a share end within the tolerance: others may tell of a heavy patch."""
     assert (measured <= stated)[certified].all()
     estimated = ~certified
     assert estimated.any()
@@ -62,7 +62,7 @@ def check_error(measured, stated, certified, tolerance, by_ten=1e-4):
     missed = (estimated & (measured > stated)).sum((1, 2, 3)) / estimated.sum((1, 2, 3)).clamp(min=1)
     assert missed.max() <= 0.05
     assert (measured > 10 * stated).float().mean() <= by_ten
-    assert (stated > tolerance + 2e-4).float().mean() <= 1e-3  # rounding comes on top
+    assert (stated > tolerance + 2e-4).float().mean() <= above  # rounding comes on top
 
 
 @pytest.fixture(scope="module")
@@ -88,7 +88,7 @@ def test_error_far_from_all_patches(fashion, tmp_path):
     """Of images that are not in the bank many windows have none near, where noise is below what their size is for."""
     bank, images, levels = fashion[:3000], fashion[-2:], ((0.05, 5), (0.1, 5), (0.2, 7))
     results = compare(bank, "zeros", 0.05, tmp_path, 2, levels, images)
-    check_error(*results, 0.05, 1e-3)  # 0.0002; 0.0021 without the second search
+    check_error(*results, 0.05, by_ten=1e-3, above=1e-3)  # by ten: 0.0002; 0.0021 without the second search
     assert ((~results[2]).float().mean((1, 2, 3)) > 0.2).all()
     for i, (t, k) in enumerate(levels):  # four standard deviations of chi-squared, inside
         alpha, sigma = level(t)
